@@ -1,0 +1,43 @@
+//! `cargo xtask ...`: how people drive zvmm.
+
+mod debian;
+mod demo;
+mod guests;
+mod illumos;
+mod lab;
+mod paths;
+mod test;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, runs and checks zvmm")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot a stock Debian guest with disk and network and show its console
+    Demo(demo::Options),
+    /// Run the tests: the gate lane, or with --full everything
+    Test(test::Options),
+    /// Run lab scenarios: real guests under an emulated machine with nested virtualization
+    Lab(lab::Options),
+    /// Build the bare-metal guests that run on any /dev/kvm
+    Guests(guests::Options),
+    /// Type-check and lint the workspace for x86_64-unknown-illumos
+    IllumosCheck(illumos::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Demo(options) => demo::run(options),
+        Command::Test(options) => test::run(options),
+        Command::Lab(options) => lab::run(options),
+        Command::Guests(options) => guests::run(options),
+        Command::IllumosCheck(options) => illumos::run(options),
+    }
+}
