@@ -1,0 +1,153 @@
+//! virtio: the contract between transports, devices and the workers that run queues.
+//!
+//! ```text
+//! vCPU ── register access ──► transport ── start / stop / kick ──► QueueRunner ──► VirtioWorker::step ──► back end
+//!                                ▲                                                      │
+//!                                └───────────── VirtioInterrupt ◄──── used ring ◄───────┘
+//! ```
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::park::Parked;
+
+/// Where a driver put one virtqueue and how far it has got (virtio 1.3 §2.7): all a worker needs to start it, and all
+/// that is left of it when it stops. Start and stop with this state are reset, pause, save and restore alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// Entries in the ring: a power of two up to the device's maximum.
+    pub size: u16,
+    /// Guest address of the descriptor table, 16-byte aligned.
+    pub desc_table: u64,
+    /// Guest address of the available ring (driver area), 2-byte aligned.
+    pub avail_ring: u64,
+    /// Guest address of the used ring (device area), 4-byte aligned.
+    pub used_ring: u64,
+    /// Index of the next available entry the device will look at.
+    pub next_avail: u16,
+    /// Index of the next used entry the device will write.
+    pub next_used: u16,
+}
+
+/// The registers' view of a device: what the transport asks. Called on vCPU threads; never blocks.
+pub trait VirtioDevice: Send + Sync {
+    /// Device type (virtio 1.3 §5): 1 network, 2 block, 3 console, 4 entropy.
+    fn device_type(&self) -> u16;
+
+    /// Feature bits offered, ring features included; the transport adds `VIRTIO_F_VERSION_1` and drops what the legacy
+    /// interface cannot carry.
+    fn features(&self) -> u64;
+
+    /// Largest size of each queue; its length is the number of queues.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// Reads device configuration space at `offset`; bytes beyond its end read zero.
+    fn read_config(&self, offset: u32, data: &mut [u8]);
+
+    /// Writes device configuration space at `offset`; read-only fields and bytes beyond the end are left alone.
+    fn write_config(&self, offset: u32, data: &[u8]);
+
+    /// Length of the device configuration space in bytes.
+    fn config_len(&self) -> u32;
+
+    /// Changes whenever a multi-byte configuration field may have changed (virtio 1.3 §2.5).
+    fn config_generation(&self) -> u8 {
+        0
+    }
+}
+
+/// Why a device asks the driver to reset it (virtio 1.3 §2.1.2 DEVICE_NEEDS_RESET).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeedsReset {
+    /// The queue that broke the rules.
+    pub queue: u16,
+    /// What it did, for the operator's log.
+    pub reason: String,
+}
+
+/// How a worker reaches the guest: implemented by the transport. Never blocks.
+pub trait VirtioInterrupt: Send + Sync {
+    /// Used buffers were published on `queue` and the driver wants to know.
+    fn queue_used(&self, queue: u16);
+
+    /// The device configuration changed.
+    fn config_changed(&self);
+
+    /// The driver broke the ring: sets DEVICE_NEEDS_RESET and notifies (legacy: silence until status 0).
+    fn needs_reset(&self, why: &NeedsReset);
+}
+
+/// A device's queues going live (DRIVER_OK).
+pub struct Activation {
+    /// The features the driver accepted.
+    pub features: u64,
+    /// Whether the driver uses the legacy interface (virtio 1.3 §7.4): no `VIRTIO_F_VERSION_1`.
+    pub legacy: bool,
+    /// The enabled queues by index.
+    pub queues: Vec<(u16, QueueState)>,
+    /// How the workers reach the guest.
+    pub interrupt: Arc<dyn VirtioInterrupt>,
+}
+
+/// Where a device's queues run: worker threads in the process, in-line in tests and under the fuzzer. Called by the
+/// transport on vCPU threads; never blocks.
+pub trait QueueRunner: Send + Sync {
+    /// Starts the queues. Called only when all queues are stopped.
+    fn start(&self, activation: Activation);
+
+    /// Stops every queue and forgets their state (device reset). In-flight back-end requests are cancelled at once;
+    /// `done` completes when no engine can touch guest memory any more. Completes at once when nothing runs.
+    fn reset(&self, done: Parked);
+
+    /// Tells the worker of `queue` that the driver notified it. An index without a queue is ignored.
+    fn kick(&self, queue: u16);
+}
+
+/// What a worker wants next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Call `step` again at once after looking at control messages: there is more to do (a budget ended the round, so
+    /// that one busy queue can neither starve a stop nor loop for ever).
+    pub again: bool,
+    /// Wake when the back end's descriptor is readable (a TAP with a frame waiting).
+    pub want_readable: bool,
+    /// Wake when the back end's descriptor is writable.
+    pub want_writable: bool,
+}
+
+/// The part of a device that runs one or more queues: a state machine over guest memory `M`, driven by whoever calls
+/// it. It owns its back end; a back end that completes asynchronously wakes the same worker.
+pub trait VirtioWorker<M>: Send {
+    /// The queues this worker serves, by index.
+    fn queues(&self) -> &[u16];
+
+    /// Takes over one of its queues. An invalid layout (outside memory, misaligned) is reported through `interrupt`
+    /// as needs-reset and leaves the queue dead until the reset.
+    fn start(&mut self, mem: &M, queue: u16, state: QueueState, activation: &WorkerActivation);
+
+    /// Does what can be done without waiting: pops, submits, collects completions, publishes. Called after start, on
+    /// every kick and whenever the back end has something to say.
+    fn step(&mut self, mem: &M) -> Step;
+
+    /// Begins to stop all queues: takes no new chains, cancels what the back end can cancel.
+    fn begin_stop(&mut self, mem: &M);
+
+    /// Whether nothing in flight can touch guest memory any more; collects completions. `abandon` says whether
+    /// completions are thrown away (reset) or still published (pause).
+    fn poll_stopped(&mut self, mem: &M, abandon: bool) -> bool;
+
+    /// Gives back the state of a stopped queue, `None` where it was not running.
+    fn take_state(&mut self, queue: u16) -> Option<QueueState>;
+}
+
+/// What [`VirtioWorker::start`] needs beside the queue.
+#[derive(Clone)]
+pub struct WorkerActivation {
+    /// Accepted features.
+    pub features: u64,
+    /// Whether the driver is a legacy one.
+    pub legacy: bool,
+    /// How the worker reaches the guest.
+    pub interrupt: Arc<dyn VirtioInterrupt>,
+}
