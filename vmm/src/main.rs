@@ -1,1 +1,3 @@
+//! The `zvmm` process.
+
 fn main() {}
