@@ -1,0 +1,46 @@
+//! illumos's side of every service. The zone has no `/dev/poll`, `/dev/eventfd` or `/dev/urandom`, so nothing here
+//! opens a device node.
+
+use std::io;
+
+use crate::check;
+pub(crate) use crate::pipe::PipeEvent as Event;
+
+/// # Safety
+/// `fds` points to `count` pollfds that the call may change.
+pub(crate) unsafe fn poll(fds: *mut libc::pollfd, count: usize, timeout_ns: Option<u64>) -> i32 {
+    let timeout_ms =
+        timeout_ns.map_or(-1, |timeout_ns| i32::try_from(timeout_ns.div_ceil(1_000_000)).unwrap_or(i32::MAX));
+    // SAFETY: the caller vouches for the slice.
+    unsafe { libc::poll(fds, count as libc::nfds_t, timeout_ms) }
+}
+
+/// The calling thread, in the calls that name one.
+const P_MYID: libc::id_t = -1;
+
+/// The calling thread is bound to one CPU, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    before: libc::processorid_t,
+}
+
+impl Bound {
+    pub(crate) fn to(cpus: &[usize]) -> io::Result<Self> {
+        let &[cpu] = cpus else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "illumos binds a thread to exactly one CPU"));
+        };
+        let cpu = libc::processorid_t::try_from(cpu)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("the host has no CPU {cpu}")))?;
+        let mut before = libc::PBIND_NONE;
+        // SAFETY: binds the calling thread; `before` receives what it was bound to.
+        check(unsafe { libc::processor_bind(libc::P_LWPID, P_MYID, cpu, &mut before) })?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // SAFETY: binds the calling thread; the old binding is not asked for.
+        unsafe { libc::processor_bind(libc::P_LWPID, P_MYID, self.before, std::ptr::null_mut()) };
+    }
+}

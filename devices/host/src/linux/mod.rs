@@ -1,0 +1,93 @@
+//! Linux's side of every service.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, RawFd};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::check;
+
+#[derive(Debug)]
+pub(crate) struct Event(EventFd);
+
+impl Event {
+    pub(crate) fn new() -> io::Result<Self> {
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Self)
+    }
+
+    pub(crate) fn wake(&self) {
+        // Fails only where the counter is full, and then the event is signalled.
+        let _ = self.0.write(1);
+    }
+
+    pub(crate) fn clear(&self) -> bool {
+        self.0.read().is_ok()
+    }
+
+    pub(crate) fn event_fd(&self) -> &EventFd {
+        &self.0
+    }
+}
+
+impl AsRawFd for Event {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// # Safety
+/// `fds` points to `count` pollfds that the call may change.
+pub(crate) unsafe fn poll(fds: *mut libc::pollfd, count: usize, timeout_ns: Option<u64>) -> i32 {
+    let timeout = timeout_ns.map(|timeout_ns| libc::timespec {
+        tv_sec: i64::try_from(timeout_ns / 1_000_000_000).unwrap_or(i64::MAX),
+        tv_nsec: i64::try_from(timeout_ns % 1_000_000_000).unwrap_or(0),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), |timeout| timeout as *const _);
+    // SAFETY: the caller vouches for the slice; the timeout is null or valid during the call.
+    unsafe { libc::ppoll(fds, count as libc::nfds_t, timeout, std::ptr::null()) }
+}
+
+/// The calling thread is allowed on some CPUs only, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    before: libc::cpu_set_t,
+}
+
+impl Bound {
+    pub(crate) fn to(cpus: &[usize]) -> io::Result<Self> {
+        // SAFETY: all-zero is the empty set.
+        let (mut before, mut wanted): (libc::cpu_set_t, libc::cpu_set_t) = unsafe { mem::zeroed() };
+        for &cpu in cpus {
+            if cpu >= libc::CPU_SETSIZE as usize {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the host has no CPU {cpu}")));
+            }
+            // SAFETY: the number fits the set.
+            unsafe { libc::CPU_SET(cpu, &mut wanted) };
+        }
+        let size = mem::size_of::<libc::cpu_set_t>();
+        // SAFETY: both sets are valid and of the size given; 0 is the calling thread.
+        unsafe {
+            check(libc::sched_getaffinity(0, size, &mut before))?;
+            check(libc::sched_setaffinity(0, size, &wanted))?;
+            // The kernel drops CPUs the host does not have as long as one remains; a silent half would mislead.
+            let mut allowed: libc::cpu_set_t = mem::zeroed();
+            check(libc::sched_getaffinity(0, size, &mut allowed))?;
+            if let Some(cpu) = cpus.iter().find(|&&cpu| !libc::CPU_ISSET(cpu, &allowed)) {
+                drop(Self { before });
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("CPU {cpu} is absent or not allowed to this process"),
+                ));
+            }
+        }
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // SAFETY: the set is valid and was the thread's own.
+        unsafe { libc::sched_setaffinity(0, mem::size_of::<libc::cpu_set_t>(), &self.before) };
+    }
+}
