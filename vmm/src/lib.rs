@@ -1,1 +1,3 @@
-//! .
+//! The zvmm process: one hardware virtual machine.
+
+pub mod config;

@@ -1,0 +1,236 @@
+//! The devices a guest can be given.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::values::{BadValue, Mac, Slot, as_text};
+
+/// The most virtqueues one disk may have.
+pub const MAX_DISK_QUEUES: u16 = 32;
+
+/// Longest serial number that fits a virtio-blk device id (virtio 1.3 §5.2.6: 20 bytes).
+pub const MAX_DISK_SERIAL: usize = 20;
+
+/// A virtio-blk disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Image file or block device with the raw contents.
+    pub path: PathBuf,
+    /// Name in logs, counters and on the control socket; `disk0`, `disk1`, … by position when not given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// The guest may not write.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Place on PCI bus 0; see [`super::SlotPlan`] for where it goes when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
+    /// What the guest reads as the disk's serial number, at most [`MAX_DISK_SERIAL`] printable ASCII bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Number of virtqueues, each with its own worker thread; the smaller of 4 and the vCPUs when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Descriptors a queue, a power of two.
+    #[serde(default = "default_queue_size")]
+    pub queue_size: u16,
+}
+
+impl DiskConfig {
+    /// A writable disk with default settings.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            id: String::new(),
+            read_only: false,
+            slot: None,
+            serial: None,
+            queues: None,
+            queue_size: default_queue_size(),
+        }
+    }
+
+    /// The number of virtqueues, the default applied.
+    pub fn queue_count(&self, vcpus: u8) -> u16 {
+        self.queues.unwrap_or_else(|| u16::from(vcpus).clamp(1, 4))
+    }
+}
+
+/// A virtio-net interface on a TAP device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Name of the host's TAP interface.
+    pub tap: String,
+    /// The guest's own address.
+    pub mac: Mac,
+    /// Name in logs, counters and on the control socket; `net0`, `net1`, … by position when not given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// Place on PCI bus 0; see [`super::SlotPlan`] for where it goes when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
+    /// Descriptors a queue, a power of two.
+    #[serde(default = "default_queue_size")]
+    pub queue_size: u16,
+}
+
+/// 256 is what qemu offers by default, so drivers are well used to it; a power of two as the split ring asks
+/// (virtio 1.3 §2.7).
+pub(super) fn default_queue_size() -> u16 {
+    256
+}
+
+/// A virtio-rng entropy source, fed by the host's `getrandom`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RngConfig {
+    /// Place on PCI bus 0; see [`super::SlotPlan`] for where it goes when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
+}
+
+/// A virtio-console with one port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleConfig {
+    /// What the port is connected to.
+    pub backend: SerialBackend,
+    /// Place on PCI bus 0; see [`super::SlotPlan`] for where it goes when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Slot>,
+}
+
+/// The debug port: one I/O port whose written bytes go to the host (0xE9 of Bochs, 0x402 of SeaBIOS and OVMF).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DebugPortConfig {
+    /// What the port writes to.
+    pub backend: SerialBackend,
+    /// I/O port address.
+    #[serde(default = "default_debug_port")]
+    pub port: u16,
+}
+
+/// Where SeaBIOS and OVMF write their debug messages.
+pub(super) fn default_debug_port() -> u16 {
+    0x402
+}
+
+/// What a serial line of the guest is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SerialBackend {
+    /// The terminal or pipe this process was started on. Ctrl-A x leaves.
+    Stdio,
+    /// A file: output is appended, there is no input.
+    File(PathBuf),
+    /// A listening unix socket that serves one client at a time.
+    Socket(PathBuf),
+    /// A new pseudo terminal, whose name is logged.
+    Pty,
+    /// Nothing: output is discarded, there is no input.
+    Null,
+}
+
+impl FromStr for SerialBackend {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let (kind, path) = match text.split_once(':') {
+            Some((kind, path)) => (kind, Some(path)),
+            None => (text, None),
+        };
+        match (kind, path) {
+            ("stdio", None) => Ok(Self::Stdio),
+            ("pty", None) => Ok(Self::Pty),
+            ("null", None) => Ok(Self::Null),
+            ("file", Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            ("socket", Some(path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
+            ("file" | "socket", _) => Err(BadValue(format!("'{text}' has no path; write {kind}:PATH"))),
+            ("stdio" | "pty" | "null", Some(_)) => Err(BadValue(format!("'{kind}' takes no path"))),
+            _ => Err(BadValue(format!(
+                "'{text}' is not a serial back end; they are stdio, file:PATH, socket:PATH, pty and null"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for SerialBackend {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdio => formatter.write_str("stdio"),
+            Self::File(path) => write!(formatter, "file:{}", path.display()),
+            Self::Socket(path) => write!(formatter, "socket:{}", path.display()),
+            Self::Pty => formatter.write_str("pty"),
+            Self::Null => formatter.write_str("null"),
+        }
+    }
+}
+
+as_text!(SerialBackend, "a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"pty\" or \"null\"");
+
+/// `#[serde(with)]` for the four COM ports: in JSON an object with the keys `com1` to `com4`.
+pub mod com_ports {
+    use super::SerialBackend;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Ports {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        com1: Option<SerialBackend>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        com2: Option<SerialBackend>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        com3: Option<SerialBackend>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        com4: Option<SerialBackend>,
+    }
+
+    /// Writes the ports that are configured.
+    pub fn serialize<S: Serializer>(ports: &[Option<SerialBackend>; 4], serializer: S) -> Result<S::Ok, S::Error> {
+        let [com1, com2, com3, com4] = ports.clone();
+        Ports { com1, com2, com3, com4 }.serialize(serializer)
+    }
+
+    /// Reads the ports that are given.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[Option<SerialBackend>; 4], D::Error> {
+        let Ports { com1, com2, com3, com4 } = Ports::deserialize(deserializer)?;
+        Ok([com1, com2, com3, com4])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_back_end_survives_being_written_and_read() {
+        for text in ["stdio", "file:/var/log/com1", "socket:/run/vm:1", "pty", "null"] {
+            assert_eq!(text.parse::<SerialBackend>().map(|backend| backend.to_string()), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_serial_back_end_that_is_unknown_or_lacks_its_path_is_refused() {
+        for (text, problem) in [
+            ("stdoi", "'stdoi' is not a serial back end"),
+            ("file", "write file:PATH"),
+            ("socket:", "write socket:PATH"),
+            ("pty:/dev/pts/1", "'pty' takes no path"),
+        ] {
+            let error = text.parse::<SerialBackend>().unwrap_err().to_string();
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_disk_has_a_queue_for_each_vcpu_up_to_four() {
+        let disk = DiskConfig::new("disk");
+        assert_eq!([1, 2, 4, 16].map(|vcpus| disk.queue_count(vcpus)), [1, 2, 4, 4]);
+        assert_eq!(DiskConfig { queues: Some(8), ..disk }.queue_count(1), 8);
+    }
+}
