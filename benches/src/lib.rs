@@ -1,1 +1,1 @@
-//! .
+//! Benches of the hot paths, and the floors they are measured against.

@@ -1,0 +1,154 @@
+//! The VM: memory slots, interrupt controllers, doorbells.
+
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::Arc;
+
+use arch::cpu::CpuidEntry;
+use arch::layout;
+use devices::GuestRam;
+use devices::interrupt::{IrqLine, MsiSource};
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, KVMIO, kvm_irqchip,
+    kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl;
+
+use super::irq::{KvmIrqLine, KvmMsiSource, Routing};
+use super::vcpu::KvmVcpu;
+use super::{HypervisorError, call};
+use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vcpu, Vm, VmSpec};
+
+vmm_sys_util::ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
+
+/// One VM on Linux KVM.
+pub struct KvmVm {
+    fd: Arc<VmFd>,
+    ram: GuestRam,
+    routing: Arc<Routing>,
+}
+
+impl KvmVm {
+    /// Creates the VM in the order that is cheapest: a memory slot set after the irqchip stalls for milliseconds.
+    pub fn create(kvm: &Kvm, spec: &VmSpec) -> Result<Self, HypervisorError> {
+        let fd = Arc::new(kvm.create_vm().map_err(|error| call("KVM_CREATE_VM", error))?);
+        let ram = devices_host::ram::allocate(&spec.ram, &spec.ram_options)
+            .map_err(|error| HypervisorError::Memory(error.to_string()))?;
+        for (slot, region) in (0..).zip(ram.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the mapping belongs to `ram`, which lives in the same struct as the VM's descriptor and is never
+            // unmapped before it; nothing else in the process relies on the contents being stable.
+            unsafe { fd.set_user_memory_region(slot) }
+                .map_err(|error| call("KVM_SET_USER_MEMORY_REGION", error))?;
+        }
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(|error| call("KVM_SET_IDENTITY_MAP_ADDR", error))?;
+        fd.set_tss_address(layout::KVM_TSS as usize).map_err(|error| call("KVM_SET_TSS_ADDR", error))?;
+        fd.create_irq_chip().map_err(|error| call("KVM_CREATE_IRQCHIP", error))?;
+        fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
+            .map_err(|error| call("KVM_CREATE_PIT2", error))?;
+        let routing = Routing::install(fd.clone())?;
+        Ok(Self { fd, ram, routing })
+    }
+}
+
+impl Vm for KvmVm {
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn tsc_khz(&self) -> Option<u32> {
+        // SAFETY: the ioctl takes no argument; kernels that know it on vCPUs only answer with an error.
+        let khz = unsafe { ioctl(&*self.fd, KVM_GET_TSC_KHZ()) };
+        u32::try_from(khz).ok().filter(|&khz| khz > 0)
+    }
+
+    fn create_vcpu(&self, id: u8, cpuid: &[CpuidEntry]) -> Result<Box<dyn Vcpu>, HypervisorError> {
+        Ok(Box::new(KvmVcpu::create(&self.fd, id, cpuid)?))
+    }
+
+    fn irq_line(&self, gsi: u32) -> Arc<dyn IrqLine> {
+        Arc::new(KvmIrqLine::new(self.fd.clone(), gsi))
+    }
+
+    fn msi_source(&self) -> Arc<dyn MsiSource> {
+        Arc::new(KvmMsiSource::new(self.fd.clone(), self.routing.clone()))
+    }
+
+    fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>> {
+        Some(Arc::new(Ioeventfds(self.fd.clone())))
+    }
+
+    fn reset_irqchip(&self) -> Result<(), HypervisorError> {
+        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            match chip_id {
+                KVM_IRQCHIP_IOAPIC => {
+                    chip.chip.ioapic.base_address = layout::IOAPIC;
+                    for entry in &mut {
+                        // SAFETY: the chip id above says which union member KVM reads.
+                        unsafe { &mut chip.chip.ioapic }.redirtbl.iter_mut()
+                    } {
+                        entry.bits = 1 << 16;
+                    }
+                }
+                KVM_IRQCHIP_PIC_MASTER => chip.chip.pic.elcr_mask = 0xf8,
+                _ => chip.chip.pic.elcr_mask = 0xde,
+            }
+            self.fd.set_irqchip(&chip).map_err(|error| call("KVM_SET_IRQCHIP", error))?;
+        }
+        let mut pit = kvm_pit_state2 { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        for (index, channel) in (0..).zip(&mut pit.channels) {
+            channel.count = 0x10000;
+            channel.mode = 0xff;
+            channel.gate = u8::from(index != 2);
+        }
+        self.fd.set_pit2(&pit).map_err(|error| call("KVM_SET_PIT2", error))
+    }
+}
+
+struct Ioeventfds(Arc<VmFd>);
+
+impl Ioeventfds {
+    fn with<R>(event: RawFd, use_it: impl FnOnce(&EventFd) -> R) -> R {
+        // SAFETY: the descriptor is open and stays the caller's: ManuallyDrop keeps this borrowed view from closing it.
+        let event = ManuallyDrop::new(unsafe { EventFd::from_raw_fd(event) });
+        debug_assert!(event.as_raw_fd() >= 0);
+        use_it(&event)
+    }
+}
+
+impl HardwareDoorbells for Ioeventfds {
+    fn bind(&self, at: DoorbellAddress, event: RawFd) -> Result<(), HypervisorError> {
+        Self::with(event, |event| match at {
+            DoorbellAddress::Mmio(address) => {
+                self.0.register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            }
+            DoorbellAddress::Pio { port, value } => {
+                self.0.register_ioevent(event, &IoEventAddress::Pio(port.into()), value)
+            }
+        })
+        .map_err(|error| call("KVM_IOEVENTFD", error))
+    }
+
+    fn unbind(&self, at: DoorbellAddress, event: RawFd) -> Result<(), HypervisorError> {
+        Self::with(event, |event| match at {
+            DoorbellAddress::Mmio(address) => {
+                self.0.unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            }
+            DoorbellAddress::Pio { port, value } => {
+                self.0.unregister_ioevent(event, &IoEventAddress::Pio(port.into()), value)
+            }
+        })
+        .map_err(|error| call("KVM_IOEVENTFD", error))
+    }
+}

@@ -1,0 +1,257 @@
+//! What the machine needs of a hypervisor, and one folder a backend.
+//!
+//! The traits are shaped by the narrowest backend (`bhyve`): guest RAM may belong to the kernel, so creating a VM gives
+//! the memory back; every exit, writes included, is answered on the *next* entry, so exits are answered through an
+//! [`ExitHandler`] while the vCPU is out and a backend keeps the answer until an entry has consumed it; irqfd, ioeventfd
+//! and an immediate-exit flag exist on Linux KVM only, so an interrupt line, an MSI source and a doorbell are objects
+//! whose kernel shortcut is the backend's own business.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use arch::cpu::CpuidEntry;
+use arch::regs::BootCpu;
+use devices::GuestRam;
+use devices::bus::Access;
+use devices::interrupt::{IrqLine, MsiSource};
+use devices::park::Parked;
+
+#[cfg(target_os = "linux")]
+pub mod kvm;
+
+/// What went wrong between the process and the hypervisor. Every variant ends the guest or prevents its start; the
+/// message names the call and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// The hypervisor cannot be had on this host at all.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The hypervisor lacks something the machine is built on.
+    #[error("{hypervisor} lacks {capability}, needed for {purpose}: use a newer host kernel")]
+    MissingCapability {
+        /// Name of the backend.
+        hypervisor: &'static str,
+        /// The missing capability.
+        capability: &'static str,
+        /// What it is needed for.
+        purpose: &'static str,
+    },
+    /// Guest memory could not be had.
+    #[error("memory: {0}")]
+    Memory(String),
+    /// A call failed that should not fail.
+    #[error("{call}: {source}")]
+    Call {
+        /// The failing call.
+        call: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The vCPU cannot go on.
+    #[error("vcpu{vcpu}: {what}")]
+    Vcpu {
+        /// The vCPU.
+        vcpu: u8,
+        /// What the hypervisor said.
+        what: String,
+    },
+}
+
+/// What this host's hypervisor can do, as far as the machine's shape depends on it.
+#[derive(Clone, Debug)]
+pub struct HostCapabilities {
+    /// Name for logs and `query-status`.
+    pub name: &'static str,
+    /// Most vCPUs of one VM.
+    pub max_vcpus: u32,
+    /// Width of guest-physical addresses.
+    pub phys_bits: u8,
+    /// Whether the local APIC has a TSC-deadline timer.
+    pub tsc_deadline: bool,
+    /// Hypervisor leaves the guest gets.
+    pub hypervisor_leaves: arch::cpu::HypervisorLeaves,
+    /// Whether the kernel answers ports 0x70/0x71, so that the machine must not.
+    pub rtc_in_kernel: bool,
+    /// Whether the kernel answers the ACPI PM timer port, so that the machine must not.
+    pub pm_timer_in_kernel: bool,
+}
+
+/// What a VM is made of, before devices.
+#[derive(Clone, Debug)]
+pub struct VmSpec {
+    /// Ranges of guest RAM: address and length in bytes.
+    pub ram: Vec<(u64, u64)>,
+    /// How the RAM is backed.
+    pub ram_options: devices_host::ram::RamOptions,
+}
+
+/// A way to run VMs on this host.
+pub trait Hypervisor: Send + Sync {
+    /// What it can do.
+    fn capabilities(&self) -> &HostCapabilities;
+
+    /// CPUID leaves the host supports for guests: the basis of [`arch::cpu::build_cpuid`].
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, HypervisorError>;
+
+    /// Creates a VM with its memory, interrupt controllers and PIT; no vCPU yet.
+    fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, HypervisorError>;
+}
+
+/// One virtual machine.
+pub trait Vm: Send + Sync {
+    /// The guest's RAM.
+    fn ram(&self) -> &GuestRam;
+
+    /// Frequency of the guest's time-stamp counter, where the hypervisor tells.
+    fn tsc_khz(&self) -> Option<u32>;
+
+    /// Creates vCPU `id` (its APIC id too) with its CPUID table, in the state after power-on.
+    fn create_vcpu(&self, id: u8, cpuid: &[CpuidEntry]) -> Result<Box<dyn Vcpu>, HypervisorError>;
+
+    /// The interrupt line into IOAPIC pin `gsi`, and into the PIC where `gsi` < 16.
+    fn irq_line(&self, gsi: u32) -> Arc<dyn IrqLine>;
+
+    /// A new message-signalled interrupt, without a message.
+    fn msi_source(&self) -> Arc<dyn MsiSource>;
+
+    /// Kernel doorbells, where the hypervisor has them.
+    fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>>;
+
+    /// Puts the interrupt controllers and the timer chip into their power-on state. All vCPUs are out.
+    fn reset_irqchip(&self) -> Result<(), HypervisorError>;
+}
+
+/// A guest address whose write the kernel turns into a wake-up without a return to the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DoorbellAddress {
+    /// Any write to this guest-physical address.
+    Mmio(u64),
+    /// A 16-bit write of `value` to `port`.
+    Pio {
+        /// The port.
+        port: u16,
+        /// The value that rings.
+        value: u16,
+    },
+}
+
+/// Doorbells in the kernel (ioeventfd). Optional: without them the bus write wakes the worker.
+pub trait HardwareDoorbells: Send + Sync {
+    /// From now on a write to `at` signals `event`. The descriptor is an eventfd and must outlive the binding.
+    fn bind(&self, at: DoorbellAddress, event: RawFd) -> Result<(), HypervisorError>;
+
+    /// Undoes [`bind`](Self::bind).
+    fn unbind(&self, at: DoorbellAddress, event: RawFd) -> Result<(), HypervisorError>;
+}
+
+/// Answers what the guest asks of the process. Called on the vCPU's own thread, outside every lock of the backend.
+pub trait ExitHandler {
+    /// `in` from a port: fills `data` (1, 2 or 4 bytes).
+    fn port_in(&mut self, port: u16, data: &mut [u8]) -> Access;
+    /// `out` to a port.
+    fn port_out(&mut self, port: u16, data: &[u8]) -> Access;
+    /// A read of guest-physical memory that is not RAM.
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]) -> Access;
+    /// A write to guest-physical memory that is not writable RAM.
+    fn mmio_write(&mut self, address: u64, data: &[u8]) -> Access;
+    /// RDMSR the hypervisor does not know; `None` injects #GP.
+    fn rdmsr(&mut self, code: u32) -> Option<u64>;
+    /// WRMSR the hypervisor does not know; `false` injects #GP.
+    fn wrmsr(&mut self, code: u32, value: u64) -> bool;
+    /// Counts a return from the guest by its kind.
+    fn count(&mut self, exit: ExitKind);
+}
+
+/// Kinds of returns to the process, for the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum ExitKind {
+    /// `in` from a port.
+    PortIn,
+    /// `out` to a port.
+    PortOut,
+    /// Read of a memory-mapped register.
+    MmioRead,
+    /// Write of a memory-mapped register.
+    MmioWrite,
+    /// RDMSR or WRMSR.
+    Msr,
+    /// A kick or a signal.
+    Kicked,
+    /// HLT that reached the process.
+    Halt,
+    /// Anything else.
+    Other,
+}
+
+impl ExitKind {
+    /// All kinds, in the order of their discriminants.
+    pub const ALL: [(Self, &'static str); 8] = [
+        (Self::PortIn, "port_in"),
+        (Self::PortOut, "port_out"),
+        (Self::MmioRead, "mmio_read"),
+        (Self::MmioWrite, "mmio_write"),
+        (Self::Msr, "msr"),
+        (Self::Kicked, "kicked"),
+        (Self::Halt, "halt"),
+        (Self::Other, "other"),
+    ];
+}
+
+/// Why [`Vcpu::run`] came back to the vCPU loop.
+#[derive(Debug)]
+pub enum Stop {
+    /// The hypervisor says the guest wants a reset.
+    Reset,
+    /// The hypervisor says the guest powered off.
+    PowerOff,
+    /// All vCPUs are halted for ever.
+    Halt,
+    /// Triple fault.
+    TripleFault,
+    /// Somebody kicked this vCPU, or a signal came: look at the control state and run again.
+    Kicked,
+    /// An access is accepted but not finished: do not enter the guest before the token completes.
+    Parked(Parked),
+}
+
+/// Makes a vCPU leave the guest, from any thread.
+pub trait Kick: Send + Sync {
+    /// The next or current [`Vcpu::run`] returns [`Stop::Kicked`] soon. Never lost, never blocks.
+    fn kick(&self);
+}
+
+/// How a vCPU starts after power-on or reset.
+#[derive(Clone, Debug)]
+pub enum VcpuStart {
+    /// The boot processor, with these registers.
+    Boot(Box<BootCpu>),
+    /// An application processor: waits for INIT and SIPI.
+    WaitForSipi,
+}
+
+/// One virtual CPU. All calls come from its own thread, once it has one.
+pub trait Vcpu: Send {
+    /// Puts the CPU into its power-on state, then applies `start`.
+    fn reset(&mut self, start: &VcpuStart) -> Result<(), HypervisorError>;
+
+    /// Tells the hypervisor which thread runs this vCPU, so that kicks find it. Called once on that thread.
+    fn bind_to_current_thread(&mut self);
+
+    /// Runs the guest until something is left to decide. Port, memory and MSR exits are answered through `io` and do
+    /// not come back unless they park.
+    fn run(&mut self, io: &mut dyn ExitHandler) -> Result<Stop, HypervisorError>;
+
+    /// Finishes an exit whose answer has not reached the guest yet, without running guest code: state may be read
+    /// afterwards.
+    fn quiesce(&mut self) -> Result<(), HypervisorError>;
+
+    /// How other threads get it out of the guest.
+    fn kicker(&self) -> Arc<dyn Kick>;
+
+    /// Injects a non-maskable interrupt.
+    fn inject_nmi(&mut self) -> Result<(), HypervisorError>;
+
+    /// Tells a paravirtual clock that the guest stood still, so that its watchdogs do not bark.
+    fn note_pause(&mut self);
+}
