@@ -6,6 +6,11 @@
 //!                                └───────────── VirtioInterrupt ◄──── used ring ◄───────┘
 //! ```
 
+pub mod blk;
+pub mod counters;
+pub mod net;
+pub mod queue;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,87 @@
+//! What a queue has done, for whoever operates the machine.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Counters of one queue, written by its worker and read by anybody at any time.
+        #[derive(Debug, Default)]
+        pub struct QueueCounters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        /// [`QueueCounters`] at one moment. Fields are read one after the other, so sums over a running queue may be
+        /// off by what happened in between.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        pub struct QueueCountersSnapshot {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl QueueCounters {
+            /// All counters now.
+            pub fn snapshot(&self) -> QueueCountersSnapshot {
+                QueueCountersSnapshot { $($name: self.$name.get(),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Notifications from the driver.
+    kicks,
+    /// Chains taken from the available ring.
+    chains,
+    /// Chains returned through the used ring.
+    completions,
+    /// Interrupts sent.
+    interrupts_sent,
+    /// Published batches the driver wanted no interrupt for.
+    interrupts_suppressed,
+    /// Rings or chains that broke a rule: each is a needs-reset or a request without room for its answer.
+    malformed,
+    /// Requests that failed, by the guest's fault or the back end's.
+    errors,
+    /// Frames lost.
+    dropped,
+    /// Payload bytes from the guest.
+    bytes_from_guest,
+    /// Payload bytes to the guest.
+    bytes_to_guest,
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn count(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_shows_every_count() {
+        let counters = QueueCounters::default();
+        counters.kicks.count();
+        counters.bytes_to_guest.add(512);
+        let expected = QueueCountersSnapshot { kicks: 1, bytes_to_guest: 512, ..Default::default() };
+        assert_eq!(counters.snapshot(), expected);
+    }
+}

@@ -1,0 +1,83 @@
+//! What a network link has to offer: the seam between virtio-net and whatever carries the frames.
+
+use crate::virtio::queue::GuestRange;
+
+/// Bytes of the virtio-net header as back ends see it: `struct virtio_net_hdr_v1`, whatever layout the driver uses
+/// (virtio 1.3 §5.1.6).
+pub const HEADER_BYTES: usize = 12;
+
+/// The most guest ranges a frame is handed over in, so that a vector of them, the header and a spill buffer stay below
+/// the 1024 that `readv` and `writev` take.
+pub const MAX_FRAME_RANGES: usize = 512;
+
+/// `struct virtio_net_hdr_v1`, little endian: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset and
+/// num_buffers. `num_buffers` is the device's to fill; back ends ignore it.
+pub type Header = [u8; HEADER_BYTES];
+
+/// What the guest can take in received frames, and so what the link may leave unfinished in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Partial checksums (`VIRTIO_NET_F_GUEST_CSUM`).
+    pub csum: bool,
+    /// Large TCP over IPv4 segments (`VIRTIO_NET_F_GUEST_TSO4`).
+    pub tso4: bool,
+    /// Large TCP over IPv6 segments (`VIRTIO_NET_F_GUEST_TSO6`).
+    pub tso6: bool,
+    /// Large segments with ECN (`VIRTIO_NET_F_GUEST_ECN`).
+    pub ecn: bool,
+}
+
+/// What became of a frame given to [`NetBackend::send`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It is on its way; its memory is free.
+    Done,
+    /// The link takes nothing right now. The same frame is offered again when the link is writable.
+    WouldBlock,
+}
+
+/// What [`NetBackend::receive`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A frame of this many bytes, the header not counted.
+    Frame {
+        /// Bytes of the frame: first in the guest ranges, and from where they end in the spill buffer. More than both
+        /// together hold means that the frame was cut.
+        len_bytes: usize,
+    },
+    /// No frame is waiting.
+    WouldBlock,
+}
+
+/// How a link failed. A frame lost to it is counted and forgotten, as on any network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetError {
+    /// The host refused, with this `errno` of the host.
+    #[error("the link failed with errno {0}")]
+    Host(i32),
+    /// Guest memory could not be reached.
+    #[error("guest memory could not be reached")]
+    Memory,
+}
+
+/// A link, as one worker sees it. Nothing here blocks, and nothing keeps the ranges after the call.
+///
+/// `M` is the guest memory the ranges point into; all of them lie inside it.
+pub trait NetBackend<M: ?Sized>: Send {
+    /// Sends one frame. `header` is the driver's, copied once and brought to the 12-byte layout; it is not validated
+    /// beyond its layout. At most [`MAX_FRAME_RANGES`] ranges.
+    fn send(&mut self, mem: &M, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError>;
+
+    /// Receives one frame: its header into `header`, its bytes into `into`, and what does not fit there into `spill`.
+    /// At most [`MAX_FRAME_RANGES`] ranges, possibly none.
+    fn receive(
+        &mut self,
+        mem: &M,
+        header: &mut Header,
+        into: &[GuestRange],
+        spill: &mut [u8],
+    ) -> Result<Received, NetError>;
+
+    /// Says what received frames may look like from now on. Called when a driver takes over the receive queue.
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError>;
+}

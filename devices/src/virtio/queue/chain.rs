@@ -1,0 +1,75 @@
+//! A descriptor chain, parsed once and owned.
+
+/// A piece of guest memory that was inside guest memory when its chain was popped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestRange {
+    /// First guest address.
+    pub addr: u64,
+    /// Length in bytes, never zero in a chain.
+    pub len: u32,
+}
+
+/// A descriptor chain the driver made available: the snapshot everything downstream works on.
+///
+/// The ranges were checked against guest memory, readable ones come before writable ones, and their total is at most
+/// 4 GiB. Zero-length descriptors are counted while parsing and then left out.
+///
+/// A chain is a linear value, the queue's claim that a request is in flight: it goes back through
+/// [`Queue::push`](super::Queue::push) or [`Queue::unpop`](super::Queue::unpop), or is given up explicitly with
+/// [`abandon`](Self::abandon) when the queue is reset. Dropping one would lose the driver's buffer for ever, which a
+/// debug assertion reports.
+#[derive(Debug)]
+#[must_use = "a chain must be pushed back, unpopped or abandoned"]
+pub struct Chain {
+    pub(super) head: u16,
+    pub(super) ranges: Vec<GuestRange>,
+    /// How many of `ranges` are device-readable; the rest is device-writable.
+    pub(super) readable: usize,
+    pub(super) readable_bytes: u64,
+    pub(super) writable_bytes: u64,
+    pub(super) settled: bool,
+}
+
+impl Chain {
+    /// Index of the first descriptor: the chain's identity while it is in flight.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// What the device may read, in order.
+    pub fn readable(&self) -> &[GuestRange] {
+        self.ranges.get(..self.readable).unwrap_or_default()
+    }
+
+    /// What the device may write, in order.
+    pub fn writable(&self) -> &[GuestRange] {
+        self.ranges.get(self.readable..).unwrap_or_default()
+    }
+
+    /// Total of the readable part in bytes, at most 2³².
+    pub fn readable_bytes(&self) -> u64 {
+        self.readable_bytes
+    }
+
+    /// Total of the writable part in bytes, at most 2³².
+    pub fn writable_bytes(&self) -> u64 {
+        self.writable_bytes
+    }
+
+    /// Gives the chain up without returning it to the driver: the queue it came from is being reset.
+    pub fn abandon(mut self) {
+        self.settled = true;
+    }
+
+    /// Marks the chain as returned and hands its vector back for the next one.
+    pub(super) fn settle(mut self) -> Vec<GuestRange> {
+        self.settled = true;
+        std::mem::take(&mut self.ranges)
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        debug_assert!(self.settled || std::thread::panicking(), "chain {} was dropped while in flight", self.head);
+    }
+}

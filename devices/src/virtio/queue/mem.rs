@@ -1,0 +1,136 @@
+//! The words of a ring, behind a trait.
+//!
+//! The queue's protocol is a conversation over a handful of shared words. Reaching them through [`RingMem`] lets the
+//! same queue run over guest memory, over a model checker's atomics and over an adversarial memory that answers
+//! differently when it is asked twice.
+
+use std::sync::atomic::{self, Ordering};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+/// An access that does not lie wholly inside guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("guest range {addr:#x}+{len:#x} is not inside guest memory")]
+pub struct OutsideMemory {
+    /// First guest address.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// One descriptor as it was read: a snapshot the guest cannot change any more (virtio 1.3 §2.7.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Guest address of the buffer, or of the indirect table.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u32,
+    /// `VIRTQ_DESC_F_*`.
+    pub flags: u16,
+    /// Index of the next descriptor where `VIRTQ_DESC_F_NEXT` is set.
+    pub next: u16,
+}
+
+impl Descriptor {
+    /// Another descriptor follows.
+    pub const NEXT: u16 = 1;
+    /// The buffer is device-writable (otherwise device-readable).
+    pub const WRITE: u16 = 2;
+    /// The buffer is a table of descriptors.
+    pub const INDIRECT: u16 = 4;
+    /// Bytes a descriptor takes in its table.
+    pub const SIZE: u64 = 16;
+
+    /// Decodes the 16 little-endian bytes of a table entry.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        let word = u128::from_le_bytes(bytes);
+        // Truncating casts pick the fields out of the little-endian word.
+        Self { addr: word as u64, len: (word >> 64) as u32, flags: (word >> 96) as u16, next: (word >> 112) as u16 }
+    }
+
+    /// Encodes the descriptor as a table entry.
+    pub fn to_bytes(self) -> [u8; 16] {
+        let word = u128::from(self.addr)
+            | u128::from(self.len) << 64
+            | u128::from(self.flags) << 96
+            | u128::from(self.next) << 112;
+        word.to_le_bytes()
+    }
+}
+
+/// The accesses a queue makes to the memory it shares with the driver. Words are little endian in memory
+/// (virtio 1.3 §1.4; x86 guests of the legacy interface agree) and native here.
+pub trait RingMem {
+    /// Loads a 16-bit word; `addr` is 2-byte aligned.
+    fn load_u16(&self, addr: u64, order: Ordering) -> Result<u16, OutsideMemory>;
+
+    /// Stores a 16-bit word; `addr` is 2-byte aligned.
+    fn store_u16(&self, addr: u64, value: u16, order: Ordering) -> Result<(), OutsideMemory>;
+
+    /// Reads one descriptor, once. Needs no ordering of its own: the acquiring load of the available index orders it.
+    fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory>;
+
+    /// Writes one used element. Needs no ordering of its own: the releasing store of the used index orders it.
+    fn write_used(&self, addr: u64, id: u32, len: u32) -> Result<(), OutsideMemory>;
+
+    /// Whether the whole range lies inside guest memory.
+    fn contains(&self, addr: u64, len: u64) -> bool;
+
+    /// A memory fence between accesses to this memory.
+    fn fence(&self, order: Ordering) {
+        atomic::fence(order);
+    }
+}
+
+impl<M: GuestMemory + ?Sized> RingMem for M {
+    #[inline]
+    fn load_u16(&self, addr: u64, order: Ordering) -> Result<u16, OutsideMemory> {
+        self.load(GuestAddress(addr), order).map(u16::from_le).map_err(|_| OutsideMemory { addr, len: 2 })
+    }
+
+    #[inline]
+    fn store_u16(&self, addr: u64, value: u16, order: Ordering) -> Result<(), OutsideMemory> {
+        self.store(value.to_le(), GuestAddress(addr), order).map_err(|_| OutsideMemory { addr, len: 2 })
+    }
+
+    #[inline]
+    fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory> {
+        let mut bytes = [0; 16];
+        self.read_slice(&mut bytes, GuestAddress(addr)).map_err(|_| OutsideMemory { addr, len: Descriptor::SIZE })?;
+        Ok(Descriptor::from_bytes(bytes))
+    }
+
+    #[inline]
+    fn write_used(&self, addr: u64, id: u32, len: u32) -> Result<(), OutsideMemory> {
+        let element = u64::from(id) | u64::from(len) << 32;
+        self.write_slice(&element.to_le_bytes(), GuestAddress(addr)).map_err(|_| OutsideMemory { addr, len: 8 })
+    }
+
+    #[inline]
+    fn contains(&self, addr: u64, len: u64) -> bool {
+        usize::try_from(len).is_ok_and(|len| self.check_range(GuestAddress(addr), len, Permissions::ReadWrite))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestMemoryMmap;
+
+    #[test]
+    fn a_descriptor_survives_the_trip_through_its_table_entry() {
+        let desc = Descriptor { addr: 0x1122_3344_5566_7788, len: 0x99aa_bbcc, flags: 0xddee, next: 0x1234 };
+        assert_eq!(Descriptor::from_bytes(desc.to_bytes()), desc);
+        assert_eq!(desc.to_bytes()[..9], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0xcc]);
+    }
+
+    #[test]
+    fn accesses_outside_guest_memory_are_refused_not_clipped() {
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0x1000), 0x1000)]).unwrap();
+        assert_eq!(mem.load_u16(0x2000, Ordering::Relaxed), Err(OutsideMemory { addr: 0x2000, len: 2 }));
+        assert_eq!(mem.read_descriptor(0x1ff8), Err(OutsideMemory { addr: 0x1ff8, len: 16 }));
+        assert_eq!(mem.write_used(0x1ffc, 0, 0), Err(OutsideMemory { addr: 0x1ffc, len: 8 }));
+        assert!(mem.contains(0x1000, 0x1000) && !mem.contains(0x1000, 0x1001) && !mem.contains(0xfff, 2));
+        assert!(!mem.contains(u64::MAX, 2) && !mem.contains(u64::MAX - 1, u64::MAX));
+    }
+}

@@ -1,0 +1,19 @@
+//! Virtqueues: from the driver's rings to owned chains and back.
+//!
+//! [`Queue::pop`] reads each descriptor exactly once and returns an owned [`Chain`], *empty*, or the rule the driver
+//! broke. Nothing downstream reads a descriptor again, so the guest cannot change its mind between check and use.
+//! Request code sees a [`Reader`] and a [`Writer`], never addresses.
+
+mod chain;
+mod error;
+mod io;
+mod mem;
+mod split;
+#[cfg(test)]
+mod tests;
+
+pub use chain::{Chain, GuestRange};
+pub use error::QueueError;
+pub use io::{ChainError, Reader, Writer};
+pub use mem::{Descriptor, OutsideMemory, RingMem};
+pub use split::{F_EVENT_IDX, F_INDIRECT_DESC, Queue};
