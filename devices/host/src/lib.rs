@@ -18,9 +18,11 @@ compile_error!("devices-host supports Linux and illumos");
 
 pub mod clock;
 pub mod event;
+pub mod iovec;
 #[cfg(any(target_os = "illumos", test))]
 mod pipe;
 pub mod poll;
+pub mod ram;
 pub mod random;
 pub mod thread;
 

@@ -4,6 +4,8 @@
 use std::io;
 
 use crate::check;
+pub(crate) mod ram;
+
 pub(crate) use crate::pipe::PipeEvent as Event;
 
 /// # Safety

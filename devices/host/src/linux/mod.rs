@@ -8,6 +8,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::check;
 
+pub(crate) mod ram;
+
 #[derive(Debug)]
 pub(crate) struct Event(EventFd);
 

@@ -1,0 +1,305 @@
+//! Guest memory in vectored I/O: the kernel reads and writes the guest's pages directly.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use crate::check;
+
+/// Vectors one call takes (POSIX `IOV_MAX` of Linux and illumos). Longer lists go out in several calls.
+const MAX_VECTORS: usize = 1024;
+
+/// Bytes one call moves at most: Linux stops at 2 GiB less a page, illumos refuses more than 2 GiB.
+const MAX_CALL_BYTES: usize = 1 << 30;
+
+/// A piece of guest memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuestRange {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+/// A range that is not guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("guest range {address:#x}+{len:#x} is outside guest memory", address = .0.address, len = .0.len)]
+pub struct OutsideMemory(pub GuestRange);
+
+/// Room for vectors, kept between requests so that filling it allocates nothing.
+#[derive(Debug, Default)]
+pub struct VectorBuffer {
+    vectors: Vec<libc::iovec>,
+}
+
+// SAFETY: outside of `fill` the pointers in it are never followed; they are only left-over room.
+unsafe impl Send for VectorBuffer {}
+
+impl VectorBuffer {
+    /// Room for `vectors` vectors.
+    #[must_use]
+    pub fn with_capacity(vectors: usize) -> Self {
+        Self { vectors: Vec::with_capacity(vectors) }
+    }
+
+    /// The host's view of `ranges`, in order; empty ranges are left out, and a range that spans two regions of guest
+    /// memory becomes two vectors.
+    ///
+    /// # Errors
+    /// The first range that is not wholly guest memory.
+    pub fn fill<'a>(
+        &'a mut self,
+        mem: &'a GuestMemoryMmap<()>,
+        ranges: impl IntoIterator<Item = GuestRange>,
+    ) -> Result<Vectors<'a>, OutsideMemory> {
+        self.vectors.clear();
+        let mut len_bytes = 0usize;
+        for range in ranges {
+            let len = range.len as usize;
+            if len == 0 {
+                continue;
+            }
+            for slice in mem.get_slices(GuestAddress(range.address), len) {
+                let slice = slice.map_err(|_| OutsideMemory(range))?;
+                // The guard is of no consequence for mapped memory: the mapping lives as long as `mem`.
+                let pointer = slice.ptr_guard_mut().as_ptr();
+                self.vectors.push(libc::iovec { iov_base: pointer.cast(), iov_len: slice.len() });
+                len_bytes = len_bytes.saturating_add(slice.len());
+            }
+        }
+        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData })
+    }
+}
+
+/// Vectors that point into guest memory, which stays mapped while they exist. What is moved is taken off the front.
+#[derive(Debug)]
+pub struct Vectors<'a> {
+    vectors: &'a mut [libc::iovec],
+    /// Bytes left to move.
+    len_bytes: usize,
+    _memory: PhantomData<&'a GuestMemoryMmap<()>>,
+}
+
+impl Vectors<'_> {
+    /// Bytes left to move.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Fills all of guest memory named from `file` at `offset`, in as many calls as it takes.
+    ///
+    /// # Errors
+    /// What the system says, and `UnexpectedEof` where the file ends before; some memory may have been written.
+    pub fn read_exact_at(mut self, file: BorrowedFd<'_>, mut offset: u64) -> io::Result<()> {
+        while self.len_bytes > 0 {
+            let (vectors, count) = self.next_call();
+            // SAFETY: every vector is a piece of mapped guest memory. The guest may access it at the same time; nobody
+            // in this process holds a reference to it.
+            let moved = retry_at(offset, |at| unsafe { libc::preadv(file.as_raw_fd(), vectors, count, at) })?;
+            if moved == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.advance(moved);
+            offset += moved as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes all of guest memory named to `file` at `offset`, in as many calls as it takes.
+    ///
+    /// # Errors
+    /// What the system says; some of it may have been written.
+    pub fn write_all_at(mut self, file: BorrowedFd<'_>, mut offset: u64) -> io::Result<()> {
+        while self.len_bytes > 0 {
+            let (vectors, count) = self.next_call();
+            // SAFETY: as in `read_exact_at`, and the kernel only reads.
+            let moved = retry_at(offset, |at| unsafe { libc::pwritev(file.as_raw_fd(), vectors, count, at) })?;
+            if moved == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.advance(moved);
+            offset += moved as u64;
+        }
+        Ok(())
+    }
+
+    /// One read into guest memory: a frame from a TAP device, bytes from a socket. How many bytes came.
+    ///
+    /// # Errors
+    /// `WouldBlock` where nothing is there; what the system says. `InvalidInput` beyond 1024 vectors, because a frame
+    /// cannot come in two calls.
+    pub fn read(&mut self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let (vectors, count) = self.only_call()?;
+        // SAFETY: as in `read_exact_at`.
+        let moved = crate::retry(|| unsafe { libc::readv(file.as_raw_fd(), vectors, count) })?;
+        let moved = usize::try_from(moved).unwrap_or(0);
+        self.advance(moved);
+        Ok(moved)
+    }
+
+    /// One write of guest memory. How many bytes went.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn write(&mut self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let (vectors, count) = self.only_call()?;
+        // SAFETY: as in `write_all_at`.
+        let moved = crate::retry(|| unsafe { libc::writev(file.as_raw_fd(), vectors, count) })?;
+        let moved = usize::try_from(moved).unwrap_or(0);
+        self.advance(moved);
+        Ok(moved)
+    }
+
+    fn only_call(&self) -> io::Result<(*const libc::iovec, libc::c_int)> {
+        if self.vectors.len() > MAX_VECTORS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "more pieces than one system call takes"));
+        }
+        Ok((self.vectors.as_ptr(), self.vectors.len() as libc::c_int))
+    }
+
+    /// As many vectors as one call takes.
+    fn next_call(&self) -> (*const libc::iovec, libc::c_int) {
+        let mut bytes = 0usize;
+        let mut count = 0;
+        for vector in self.vectors.iter().take(MAX_VECTORS) {
+            bytes = bytes.saturating_add(vector.iov_len);
+            if bytes > MAX_CALL_BYTES && count > 0 {
+                break;
+            }
+            count += 1;
+        }
+        (self.vectors.as_ptr(), count)
+    }
+
+    /// Takes `moved` bytes off the front.
+    fn advance(&mut self, moved: usize) {
+        let mut left = moved.min(self.len_bytes);
+        self.len_bytes -= left;
+        let mut done = 0;
+        for vector in self.vectors.iter_mut() {
+            if left < vector.iov_len {
+                vector.iov_base = vector.iov_base.wrapping_byte_add(left);
+                vector.iov_len -= left;
+                break;
+            }
+            left -= vector.iov_len;
+            done += 1;
+        }
+        self.vectors = &mut std::mem::take(&mut self.vectors)[done..];
+    }
+}
+
+/// Calls until no signal interrupts; the offset as the call wants it.
+fn retry_at(offset: u64, mut call: impl FnMut(libc::off_t) -> isize) -> io::Result<usize> {
+    let at = libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    loop {
+        match check(call(at)) {
+            Ok(moved) => return Ok(usize::try_from(moved).unwrap_or(0)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, SeekFrom, Write};
+    use std::os::fd::AsFd;
+
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+    use vmm_sys_util::tempfile::TempFile;
+
+    use super::*;
+
+    fn memory() -> GuestMemoryMmap<()> {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000), (GuestAddress(0x10000), 0x10000)]).unwrap()
+    }
+
+    fn range(address: u64, len: u32) -> GuestRange {
+        GuestRange { address, len }
+    }
+
+    #[test]
+    fn ranges_outside_memory_are_refused_and_name_themselves() {
+        let (mem, mut buffer) = (memory(), VectorBuffer::default());
+        for bad in [range(0x20000, 1), range(0x1ffff, 2), range(u64::MAX, 1), range(u64::MAX, u32::MAX)] {
+            let error = buffer.fill(&mem, [range(0, 16), bad]).unwrap_err();
+            assert_eq!(error, OutsideMemory(bad));
+        }
+        let error = buffer.fill(&mem, [range(0x20000, 1)]).unwrap_err();
+        assert_eq!(error.to_string(), "guest range 0x20000+0x1 is outside guest memory");
+        assert_eq!(buffer.fill(&mem, [range(u64::MAX, 0)]).unwrap().len_bytes(), 0);
+    }
+
+    #[test]
+    fn a_range_across_two_regions_is_read_whole() {
+        let (mem, mut buffer) = (memory(), VectorBuffer::default());
+        let mut file = TempFile::new().unwrap().into_file();
+        let bytes: Vec<u8> = (0..=255).cycle().take(0x2000).collect();
+        file.write_all(&bytes).unwrap();
+        let vectors = buffer.fill(&mem, [range(0xf000, 0x2000)]).unwrap();
+        vectors.read_exact_at(file.as_fd(), 0).unwrap();
+        let mut read = vec![0; 0x2000];
+        mem.read_slice(&mut read, GuestAddress(0xf000)).unwrap();
+        assert_eq!(read, bytes);
+    }
+
+    #[test]
+    fn a_file_that_ends_early_is_an_error() {
+        let (mem, mut buffer) = (memory(), VectorBuffer::default());
+        let file = TempFile::new().unwrap().into_file();
+        file.set_len(100).unwrap();
+        let error = buffer.fill(&mem, [range(0, 512)]).unwrap().read_exact_at(file.as_fd(), 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let vectors = buffer.fill(&mem, [range(0, 1)]).unwrap();
+        assert_eq!(vectors.read_exact_at(file.as_fd(), u64::MAX).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn more_pieces_than_one_call_takes_are_all_moved() {
+        let (mem, mut buffer) = (memory(), VectorBuffer::default());
+        let mut file = TempFile::new().unwrap().into_file();
+        let bytes: Vec<u8> = (0..3000u32).map(|n| (n * 7) as u8).collect();
+        mem.write_slice(&bytes, GuestAddress(0x100)).unwrap();
+        let pieces = || (0..3000).map(|n| range(0x100 + n, 1));
+        buffer.fill(&mem, pieces()).unwrap().write_all_at(file.as_fd(), 5).unwrap();
+        let mut written = Vec::new();
+        file.seek(SeekFrom::Start(5)).unwrap();
+        file.read_to_end(&mut written).unwrap();
+        assert_eq!(written, bytes);
+        let error = buffer.fill(&mem, pieces()).unwrap().write(file.as_fd()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    proptest! {
+        #[test]
+        fn moving_in_any_steps_reaches_every_byte_once(
+            lens in prop::collection::vec(0u32..40, 1..20),
+            steps in prop::collection::vec(1usize..50, 1..60),
+        ) {
+            let (mem, mut buffer) = (memory(), VectorBuffer::default());
+            let mut address = 0;
+            let ranges: Vec<_> = lens.iter().map(|&len| { address += 64; range(address, len) }).collect();
+            let expected: Vec<u64> =
+                ranges.iter().flat_map(|range| (0..u64::from(range.len)).map(|n| range.address + n)).collect();
+            let base = mem.get_host_address(GuestAddress(0)).unwrap() as usize;
+            let mut vectors = buffer.fill(&mem, ranges).unwrap();
+            let mut seen = Vec::new();
+            for step in steps {
+                let mut left = step;
+                for vector in vectors.vectors.iter() {
+                    let take = left.min(vector.iov_len);
+                    seen.extend((0..take).map(|n| (vector.iov_base as usize + n - base) as u64));
+                    left -= take;
+                }
+                vectors.advance(step);
+            }
+            prop_assert_eq!(&seen[..], &expected[..seen.len()]);
+            prop_assert_eq!(vectors.len_bytes(), expected.len() - seen.len());
+        }
+    }
+}
