@@ -1,0 +1,215 @@
+//! Which CPU the guest sees: `host`, a named baseline, and flags added or taken away.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::CpuError;
+use super::features::{self, Feature};
+
+/// What the flags start from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    /// All the hypervisor offers, less what [`HOST_MASKED`] lists.
+    Host,
+    /// The psABI level x86-64-v2.
+    V2,
+    /// The psABI level x86-64-v3.
+    V3,
+}
+
+const BASES: &[(&str, Base)] = &[("host", Base::Host), ("x86-64-v2", Base::V2), ("x86-64-v3", Base::V3)];
+
+/// A CPU model: parsed from `host`, `host,-avx512f,+pmu`, `x86-64-v2`, `x86-64-v3,-rdrand`.
+///
+/// * `host` is everything the hypervisor offers except nested virtualization (`vmx`, `svm`), the performance counters
+///   (`pmu`) and the invariant TSC (`invtsc`): each of them ties a guest to its host or costs exits, so it must be asked
+///   for.
+/// * `x86-64-v2` and `x86-64-v3` are the levels of the System V psABI, with nothing of the host beside them, so that a
+///   guest can move between hosts of one vendor. A host that lacks a flag of the level is refused.
+/// * `-flag` takes a flag away together with everything that needs it; `+flag` adds one the host offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuModel {
+    pub(super) base: Base,
+    pub(super) add: Vec<Feature>,
+    pub(super) remove: Vec<Feature>,
+    pub(super) pmu: bool,
+    text: String,
+}
+
+impl Default for CpuModel {
+    fn default() -> Self {
+        Self { base: Base::Host, add: Vec::new(), remove: Vec::new(), pmu: false, text: "host".to_owned() }
+    }
+}
+
+impl fmt::Display for CpuModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for CpuModel {
+    type Err = CpuError;
+
+    fn from_str(text: &str) -> Result<Self, CpuError> {
+        let mut parts = text.split(',').map(str::trim);
+        let base_name = parts.next().unwrap_or_default();
+        let wanted = base_name.to_ascii_lowercase().replace('_', "-");
+        let base =
+            BASES.iter().find(|(name, _)| *name == wanted).map(|(_, base)| *base).ok_or_else(|| {
+                CpuError::UnknownModel { name: base_name.to_owned(), nearest: nearest_model(&wanted) }
+            })?;
+        let mut model = Self { base, text: text.to_owned(), ..Self::default() };
+        for part in parts {
+            let (add, name) = match (part.strip_prefix('+'), part.strip_prefix('-')) {
+                (Some(name), _) => (true, name),
+                (_, Some(name)) => (false, name),
+                _ => return Err(CpuError::FlagWithoutSign(part.to_owned())),
+            };
+            if features::normalise(name) == features::PMU {
+                model.pmu = add;
+                continue;
+            }
+            let list = if add { &mut model.add } else { &mut model.remove };
+            list.extend(features::by_name(name)?);
+        }
+        if let Some(feature) = model.add.iter().find(|feature| model.remove.contains(feature)) {
+            return Err(CpuError::FlagBothWays(feature.name()));
+        }
+        Ok(model)
+    }
+}
+
+fn nearest_model(name: &str) -> &'static str {
+    let score = |candidate: &str| strsim::jaro_winkler(candidate, name);
+    BASES.iter().map(|(base, _)| *base).max_by(|a, b| score(a).total_cmp(&score(b))).unwrap_or("host")
+}
+
+impl Base {
+    pub(super) fn name(self) -> &'static str {
+        BASES.iter().find(|(_, base)| *base == self).map_or("?", |(name, _)| name)
+    }
+
+    /// Flags the host must have and the guest gets; `None` for `host`.
+    pub(super) fn required(self) -> Option<impl Iterator<Item = Feature>> {
+        let level: &[&str] = match self {
+            Self::Host => return None,
+            Self::V2 => &[],
+            Self::V3 => V3,
+        };
+        Some(V2.iter().chain(level).filter_map(|name| features::single(name)))
+    }
+
+    /// Leaf 1 EAX: a fixed model of the vendor, so that moving a guest does not change it. `None` keeps the host's.
+    pub(super) fn signature(self, vendor: crate::msr::Vendor) -> Option<u32> {
+        use crate::msr::Vendor;
+        match (self, vendor) {
+            (Self::Host, _) | (_, Vendor::Other) => None,
+            // Family 6 model 26 stepping 3 (Nehalem) and model 60 stepping 4 (Haswell).
+            (Self::V2, Vendor::Intel) => Some(0x0001_06a3),
+            (Self::V3, Vendor::Intel) => Some(0x0003_06c4),
+            // Family 23 model 1 stepping 2 (first Zen): the oldest AMD line that has both levels.
+            (_, Vendor::Amd) => Some(0x0080_0f12),
+        }
+    }
+}
+
+/// x86-64-v2 of the psABI ("Micro-Architecture Levels"), its x86-64 part spelled out, with what any 64-bit kernel
+/// expects of the system side.
+const V2: &[&str] = &[
+    "fpu", "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "sep", "mtrr", "pge", "mca", "cmov", "pat", "pse36",
+    "clflush", "mmx", "fxsr", "sse", "sse2", "syscall", "nx", "lm", "cx16", "lahf_lm", "popcnt", "pni", "ssse3",
+    "sse4_1", "sse4_2",
+];
+
+/// What x86-64-v3 adds.
+const V3: &[&str] = &["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"];
+
+/// Flags that describe the virtual machine rather than the CPU: a baseline keeps them where the machine has them.
+pub(super) const OF_THE_MACHINE: &[&str] =
+    &["ht", "cmp_legacy", "topoext", "arat", "x2apic", "tsc_deadline_timer", "hypervisor"];
+
+/// Off in `host` unless asked for.
+pub(super) const HOST_MASKED: &[&str] = &["vmx", "svm", "invtsc"];
+
+/// Part of the performance monitoring unit.
+pub(super) const PMU_FLAGS: &[&str] = &["pdcm", "perfctr_core", "perfctr_nb", "perfctr_l2", "perfmon_v2"];
+
+/// Never offered: their state or their leaves are not carried by this VMM, whatever the hypervisor says it could do.
+pub(super) const NEVER: &[&str] = &[
+    "pn",
+    "dts",
+    "acpi",
+    "tm",
+    "pbe",
+    "dtes64",
+    "monitor",
+    "ds_cpl",
+    "smx",
+    "est",
+    "tm2",
+    "xtpr",
+    "dca",
+    "sgx",
+    "sgx_lc",
+    "cqm",
+    "rdt_a",
+    "intel_pt",
+    "tme",
+    "kl",
+    "enqcmd",
+    "uintr",
+    "hybrid_cpu",
+    "pconfig",
+    "arch_lbr",
+    "extapic",
+    "ibs",
+    "skinit",
+    "wdt",
+    "lwp",
+    "nodeid_msr",
+    "ptsc",
+    "mwaitx",
+    "irperf",
+    "amd_ppin",
+    "cppc",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_of_the_lists_exists() {
+        for list in [V2, V3, OF_THE_MACHINE, HOST_MASKED, PMU_FLAGS, NEVER] {
+            for name in list {
+                assert!(features::single(name).is_some(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn models_parse_with_their_flags() {
+        let model: CpuModel = "host,-avx512f,+pmu".parse().unwrap();
+        assert_eq!(model.remove, features::by_name("avx512f").unwrap());
+        assert!(model.pmu);
+        assert_eq!(model.to_string(), "host,-avx512f,+pmu");
+        assert_eq!("X86-64-V3".parse::<CpuModel>().unwrap().base, Base::V3);
+    }
+
+    #[test]
+    fn wrong_models_and_flags_are_answered_with_the_nearest() {
+        let message = |text: &str| text.parse::<CpuModel>().unwrap_err().to_string();
+        assert_eq!(
+            message("x86-64-v4"),
+            "unknown CPU model 'x86-64-v4': did you mean 'x86-64-v3'? (models: host, x86-64-v2, x86-64-v3)"
+        );
+        assert_eq!(
+            message("hots"),
+            "unknown CPU model 'hots': did you mean 'host'? (models: host, x86-64-v2, x86-64-v3)"
+        );
+        assert_eq!(message("host,-avx512g"), "unknown CPU flag 'avx512g': did you mean 'avx512f'?");
+        assert_eq!(message("host,avx"), "CPU flag 'avx' has no sign: write '+avx' to add it or '-avx' to take it away");
+        assert_eq!(message("host,+avx,-avx"), "CPU flag 'avx' is both added and taken away");
+    }
+}
