@@ -32,12 +32,19 @@ enum Command {
     IllumosCheck(illumos::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> std::process::ExitCode {
+    let result = match Cli::parse().command {
         Command::Demo(options) => demo::run(options),
         Command::Test(options) => test::run(options),
         Command::Lab(options) => lab::run(options),
         Command::Guests(options) => guests::run(options),
         Command::IllumosCheck(options) => illumos::run(options),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
     }
 }

@@ -1,0 +1,63 @@
+//! Exits, memory and CPU time of a VMM process.
+
+use std::fs;
+use std::time::Instant;
+
+use anyhow::Context as _;
+
+use crate::job::Sample;
+
+/// Mappings of at least this size are guest memory.
+const GUEST_MAPPING_KIB: u64 = 100 * 1024;
+
+/// Reads `/proc/PID` and KVM's debugfs folder.
+///
+/// # Errors
+/// When the process is gone.
+pub fn take(pid: u32, start: Instant) -> anyhow::Result<Sample> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the VMM is gone")?;
+    // The second field may hold blanks; it ends with the last parenthesis.
+    let fields: Vec<u64> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect())
+        .unwrap_or_default();
+    let field = |n: usize| fields.get(n - 3).copied().unwrap_or(0);
+    // proc(5): 14 utime and 15 stime in ticks of 1/100 s, 20 num_threads.
+    let mut sample = Sample {
+        at_ms: u64::try_from(start.elapsed().as_millis())?,
+        cpu_ms: (field(14) + field(15)) * 10,
+        threads: field(20),
+        ..Sample::default()
+    };
+    let mut size_kib = 0;
+    for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
+        let value = || line.split_whitespace().nth(1).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+        if line.starts_with("Size:") {
+            size_kib = value();
+        } else if line.starts_with("Pss:") {
+            if size_kib >= GUEST_MAPPING_KIB {
+                sample.guest_kib += value();
+            } else {
+                sample.pss_kib += value();
+            }
+        }
+    }
+    // The folder carries the id of the thread that created the VM, which need not be the first.
+    let threads: Vec<String> = fs::read_dir(format!("/proc/{pid}/task"))?
+        .flatten()
+        .map(|entry| format!("{}-", entry.file_name().to_string_lossy()))
+        .collect();
+    for folder in fs::read_dir("/sys/kernel/debug/kvm").into_iter().flatten().flatten() {
+        let name = folder.file_name().to_string_lossy().into_owned();
+        if !threads.iter().any(|thread| name.starts_with(thread)) {
+            continue;
+        }
+        for file in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+            let value = fs::read_to_string(file.path()).ok().and_then(|v| v.trim().parse::<u64>().ok());
+            if let Some(value) = value {
+                *sample.kvm.entry(file.file_name().to_string_lossy().into_owned()).or_default() += value;
+            }
+        }
+    }
+    Ok(sample)
+}

@@ -1,0 +1,252 @@
+//! What the outer machine is given: the tools disk (VMMs, kernels, guests) and its own initial RAM file system. Made once
+//! and kept until something it was made of changes.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::images::{self, Initramfs};
+use super::job::Job;
+use super::kernel::{self, Kernel, Which};
+use crate::{debian, paths};
+
+/// Modules of the outer machine.
+const OUTER_MODULES: [&str; 7] = ["irqbypass", "kvm", "kvm-amd", "tun", "virtio_pci", "virtio_blk", "virtio_net"];
+
+/// Modules of the guests.
+const GUEST_MODULES: [&str; 10] = [
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio-rng",
+    "evdev",
+    "button",
+    "failover",
+    "ptp_kvm",
+];
+
+/// Packages of the Debian guest root: a sysvinit system with a shell, no service that is not needed to check a VMM.
+const ROOT_PACKAGES: [&str; 21] = [
+    "base-files",
+    "base-passwd",
+    "bash",
+    "coreutils",
+    "dash",
+    "debianutils",
+    "e2fsprogs",
+    "findutils",
+    "gawk",
+    "grep",
+    "hostname",
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "mount",
+    "netcat-openbsd",
+    "procps",
+    "sed",
+    "sysvinit-core",
+    "util-linux",
+    "acpid",
+];
+
+const OUTER_INIT: &str = include_str!("../../files/outer-init.sh");
+const GUEST_INIT: &str = include_str!("../../files/guest-init.sh");
+const GUEST_SHELL: &str = include_str!("../../files/guest-shell.sh");
+const POWER_BUTTON: &str = "#!/bin/sh\necho LAB-POWER-BUTTON > /dev/console\npoweroff -f\n";
+/// Files laid over the Debian guest root: path, mode, content.
+const ROOT_FILES: [(&str, u32, &str); 6] = [
+    ("etc/inittab", 0o644, include_str!("../../files/root/inittab")),
+    ("etc/lab/start", 0o755, include_str!("../../files/root/start")),
+    ("etc/lab/stop", 0o755, include_str!("../../files/root/stop")),
+    ("etc/lab/shell", 0o755, include_str!("../../files/root/shell")),
+    ("etc/acpi/events/power", 0o644, "event=button/power.*\naction=/sbin/shutdown -h -P now\n"),
+    ("etc/hostname", 0o644, "lab\n"),
+];
+
+/// What an outer boot needs, ready on this machine's disk.
+pub struct Content {
+    /// The outer machine's kernel.
+    pub outer_kernel: PathBuf,
+    /// The ext4 image mounted on `/tools`.
+    pub tools: PathBuf,
+    /// Where qemu for the outer machine was unpacked.
+    pub qemu: PathBuf,
+    busybox: Vec<u8>,
+    outer_modules: Vec<(String, Vec<u8>)>,
+}
+
+/// Where things are on the tools disk.
+pub mod at {
+    use super::Which;
+
+    /// The Debian guest root.
+    pub const ROOT_IMAGE: &str = "/tools/debian-root.img";
+
+    /// A kernel, as bzImage or as ELF image.
+    #[must_use]
+    pub fn kernel(which: Which, elf: bool) -> String {
+        format!("/tools/{}-{}", if elf { "vmlinux" } else { "vmlinuz" }, which.name())
+    }
+
+    /// The guests' initial RAM file system for a kernel.
+    #[must_use]
+    pub fn initrd(which: Which) -> String {
+        format!("/tools/initrd-{}", which.name())
+    }
+}
+
+/// Fetches and builds everything that is missing or out of date.
+///
+/// # Errors
+/// When a package cannot be had or an image cannot be made.
+pub fn prepare() -> anyhow::Result<Content> {
+    let lab = paths::lab();
+    fs::create_dir_all(&lab)?;
+    let lock = fs::File::create(lab.join(".content.lock"))?;
+    lock.lock().context("cannot take the lock of the lab's images")?;
+
+    let qemu = debian::unpack("qemu", &["qemu-system-x86", "seabios"])?;
+    let busybox_root = debian::unpack("busybox", &["busybox-static"])?;
+    let busybox = fs::read(debian::program_path(&busybox_root, "busybox")?)?;
+    let kernels = Which::ALL.map(kernel::get).into_iter().collect::<anyhow::Result<Vec<Kernel>>>()?;
+    let outer = &kernels[0];
+
+    let tools = lab.join("tools.img");
+    let stamp_path = lab.join("tools.stamp");
+    let stamp = stamp(&kernels)?;
+    if !tools.exists() || fs::read_to_string(&stamp_path).ok().as_ref() != Some(&stamp) {
+        eprintln!("lab: making the tools disk");
+        let _ = fs::remove_file(&stamp_path);
+        make_tools(&tools, &qemu, &busybox, &kernels)?;
+        fs::write(&stamp_path, stamp)?;
+    }
+    Ok(Content {
+        outer_kernel: outer.bzimage.clone(),
+        outer_modules: outer.modules(&OUTER_MODULES)?,
+        tools,
+        qemu,
+        busybox,
+    })
+}
+
+impl Content {
+    /// The outer machine's initial RAM file system with a job, the runner and zvmm (when it was built).
+    ///
+    /// # Errors
+    /// When a program cannot be read.
+    pub fn outer_initrd(&self, job: &Job, runner: &Path, zvmm: Option<&Path>) -> anyhow::Result<Vec<u8>> {
+        let mut fs = Initramfs::new()?;
+        fs.file("bin/busybox", &self.busybox)?;
+        fs.link("bin/sh", "busybox")?;
+        fs.file("init", OUTER_INIT.as_bytes())?;
+        fs.modules(&self.outer_modules)?;
+        fs.file("job.json", &serde_json::to_vec(job)?)?;
+        let mut program = |name: &str, path: &Path| -> anyhow::Result<()> {
+            let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            fs.file(&format!("bin/{name}"), &content)
+        };
+        program("lab-runner", runner)?;
+        if let Some(zvmm) = zvmm {
+            program("zvmm", zvmm)?;
+        }
+        fs.finish()
+    }
+}
+
+/// Everything the tools disk is made of, in a few lines of text: when it changes, so must the disk.
+fn stamp(kernels: &[Kernel]) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for kernel in kernels {
+        writeln!(text, "{}", kernel.release)?;
+    }
+    for set in ["qemu", "busybox", "e2fsprogs", "root"] {
+        text += &fs::read_to_string(paths::lab().join("debian").join(format!("{set}.json"))).unwrap_or_default();
+    }
+    writeln!(text, "{ROOT_PACKAGES:?} {GUEST_MODULES:?} {GUEST_INIT} {GUEST_SHELL} {POWER_BUTTON} {ROOT_FILES:?}")?;
+    // The code that makes it: this program's own source files.
+    for file in [include_str!("content.rs"), include_str!("images.rs")] {
+        writeln!(text, "{}", file.len())?;
+    }
+    Ok(text)
+}
+
+fn make_tools(tools: &Path, qemu: &Path, busybox: &[u8], kernels: &[Kernel]) -> anyhow::Result<()> {
+    let stage = paths::lab().join("stage");
+    debian::remove_tree(&stage)?;
+    fs::create_dir_all(&stage)?;
+    for kernel in kernels {
+        let which = kernel.which;
+        let place = |path: String| stage.join(path.trim_start_matches("/tools/"));
+        fs::copy(&kernel.bzimage, place(at::kernel(which, false)))?;
+        fs::copy(&kernel.vmlinux, place(at::kernel(which, true)))?;
+        fs::write(place(at::initrd(which)), guest_initrd(kernel, busybox)?)?;
+    }
+    images::stage_program(qemu, "qemu-system-x86_64", &stage, "/tools")?;
+    let e2fsprogs = debian::unpack("e2fsprogs", &["e2fsprogs"])?;
+    images::stage_program(&e2fsprogs, "e2fsck", &stage, "/tools")?;
+    for folder in ["qemu", "seabios"] {
+        let to = stage.join("share").join(folder);
+        fs::create_dir_all(&to)?;
+        for file in ["bios-256k.bin", "bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin", "kvmvapic.bin", "qboot.rom"] {
+            let from = qemu.join("usr/share").join(folder).join(file);
+            if from.is_file() {
+                fs::copy(&from, to.join(file))?;
+            }
+        }
+    }
+    make_debian_root(&stage.join(at::ROOT_IMAGE.trim_start_matches("/tools/")))?;
+    // Room for what scenarios copy and create.
+    images::ext4(&stage, tools, 1024)?;
+    debian::remove_tree(&stage)
+}
+
+fn guest_initrd(kernel: &Kernel, busybox: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut fs = Initramfs::new()?;
+    fs.file("bin/busybox", busybox)?;
+    fs.link("bin/sh", "busybox")?;
+    fs.file("init", GUEST_INIT.as_bytes())?;
+    fs.file("shell.sh", GUEST_SHELL.as_bytes())?;
+    fs.file("etc/acpi/PWRF/00000080", POWER_BUTTON.as_bytes())?;
+    fs.modules(&kernel.modules(&GUEST_MODULES)?)?;
+    fs.finish()
+}
+
+/// A Debian root file system of unpacked packages with the few files that maintainer scripts would have made.
+fn make_debian_root(image: &Path) -> anyhow::Result<()> {
+    let packages = debian::unpack("root", &ROOT_PACKAGES)?;
+    let root = paths::lab().join("root.stage");
+    debian::remove_tree(&root)?;
+    images::copy_tree(&packages, &root)?;
+    for waste in ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/bash-completion"] {
+        debian::remove_tree(&root.join(waste))?;
+    }
+    for folder in ["proc", "sys", "dev", "run", "tmp", "root", "etc/acpi/events", "etc/lab"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    for name in ["passwd", "group"] {
+        fs::copy(root.join("usr/share/base-passwd").join(format!("{name}.master")), root.join("etc").join(name))?;
+    }
+    let sh = root.join("usr/bin/sh");
+    if !sh.exists() {
+        std::os::unix::fs::symlink("dash", sh)?;
+    }
+    if !root.join("usr/bin/awk").exists() {
+        std::os::unix::fs::symlink("gawk", root.join("usr/bin/awk"))?;
+    }
+    if !root.join("usr/bin/nc").exists() {
+        std::os::unix::fs::symlink("nc.openbsd", root.join("usr/bin/nc"))?;
+    }
+    for (path, mode, content) in ROOT_FILES {
+        let path = root.join(path);
+        fs::write(&path, content)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    }
+    images::ext4(&root, image, 64)?;
+    debian::remove_tree(&root)
+}

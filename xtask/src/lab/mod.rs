@@ -1,0 +1,118 @@
+//! The lab: stock guests inside an emulated machine with nested virtualization.
+
+mod content;
+mod images;
+mod job;
+mod kernel;
+mod outer;
+mod scenarios;
+mod vmm;
+
+use std::time::Duration;
+
+use job::{Job, Outcome};
+use scenarios::Scenario;
+use vmm::Vmm;
+
+/// Options of `cargo xtask lab`.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Scenarios to run, by name or beginning of a name; all of them when none is given
+    scenarios: Vec<String>,
+    /// The VMM to run them with
+    #[arg(long, value_enum, default_value = "zvmm")]
+    vmm: Vmm,
+    /// List the scenarios and end
+    #[arg(long)]
+    list: bool,
+}
+
+/// Runs `cargo xtask lab`.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    let all = scenarios::all();
+    if options.list {
+        for scenario in &all {
+            println!("{:<24} {}", scenario.name, scenario.about);
+        }
+        return Ok(());
+    }
+    let chosen = choose(all, &options.scenarios)?;
+    let failures = run_scenarios(&chosen, options.vmm)?;
+    anyhow::ensure!(
+        failures.is_empty(),
+        "{} of {} scenarios failed: {}",
+        failures.len(),
+        chosen.len(),
+        failures.join(", ")
+    );
+    Ok(())
+}
+
+fn choose(all: Vec<Scenario>, names: &[String]) -> anyhow::Result<Vec<Scenario>> {
+    if names.is_empty() {
+        return Ok(all);
+    }
+    for name in names {
+        anyhow::ensure!(
+            all.iter().any(|s| s.name.starts_with(name.as_str())),
+            "no scenario `{name}`; `cargo xtask lab --list` shows them"
+        );
+    }
+    Ok(all.into_iter().filter(|s| names.iter().any(|n| s.name.starts_with(n.as_str()))).collect())
+}
+
+/// Runs scenarios, as few outer boots as possible, prints a line for each, and returns the names of those that failed.
+pub fn run_scenarios(chosen: &[Scenario], vmm: Vmm) -> anyhow::Result<Vec<String>> {
+    let content = content::prepare()?;
+    let runner = outer::build_static("xtask", "lab-runner")?;
+    let zvmm = if vmm.is_zvmm() { Some(outer::build_static("zvmm", "zvmm")?) } else { None };
+    let mut failures = Vec::new();
+    for cpus in [1, 2] {
+        let group: Vec<&Scenario> = chosen.iter().filter(|s| s.outer_cpus == cpus).collect();
+        if group.is_empty() {
+            continue;
+        }
+        let job = Job { runs: group.iter().map(|s| s.run(vmm)).collect() };
+        let limit = job.runs.iter().map(|run| run.limit_s).sum::<u64>() + 60;
+        let shape = outer::Shape {
+            name: format!("{}-{cpus}cpu", vmm.name()),
+            cpus,
+            memory_mib: 3072,
+            limit: Duration::from_secs(limit),
+        };
+        println!("lab: {} scenarios with {} in an outer machine with {cpus} CPU", group.len(), vmm.name());
+        let report = outer::boot(&shape, &content, &job, &runner, zvmm.as_deref())?;
+        for scenario in group {
+            let verdict = match report.outcomes.iter().find(|o| o.name == scenario.name) {
+                None => Err(anyhow::anyhow!("the outer machine ended before it")),
+                Some(outcome) => judge(scenario, outcome),
+            };
+            match verdict {
+                Ok(wall_ms) => println!("ok      {:<24} {:.1} s", scenario.name, wall_ms as f64 / 1e3),
+                Err(error) => {
+                    println!("FAILED  {:<24} {error:#}", scenario.name);
+                    failures.push(scenario.name.clone());
+                }
+            }
+        }
+        println!(
+            "lab: outer machine {} after {:.0} s; console log: {}",
+            if report.done { "done" } else { "cut off" },
+            report.wall.as_secs_f64(),
+            report.log.display()
+        );
+    }
+    Ok(failures)
+}
+
+fn judge(scenario: &Scenario, outcome: &Outcome) -> anyhow::Result<u64> {
+    if let Some(failure) = &outcome.failure {
+        anyhow::bail!(
+            "{failure}{}{}",
+            if outcome.stderr.is_empty() { "" } else { "; stderr: " },
+            outcome.stderr.trim()
+        );
+    }
+    (scenario.check)(outcome)?;
+    Ok(outcome.wall_ms)
+}

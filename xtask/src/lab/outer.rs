@@ -1,0 +1,140 @@
+//! The outer machine: qemu's emulator with nested SVM, booted with a job.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use super::content::Content;
+use super::job::{DONE, Job, Outcome};
+use crate::{debian, paths};
+
+/// How an outer machine is made.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Names its log files.
+    pub name: String,
+    /// vCPUs of the outer machine: one gives steadier figures, two are needed for guests with several.
+    pub cpus: u32,
+    /// Its memory, MiB.
+    pub memory_mib: u64,
+    /// The whole boot is cut off after this time.
+    pub limit: Duration,
+}
+
+/// What came back from an outer boot.
+pub struct Report {
+    /// One for each run that was finished.
+    pub outcomes: Vec<Outcome>,
+    /// Whether the runner said that it was done.
+    pub done: bool,
+    /// The outer machine's console, with the guests' lines.
+    pub log: PathBuf,
+    /// How long the boot took.
+    pub wall: Duration,
+}
+
+/// Boots an outer machine and runs a job in it. A run that fails is in the report, not an error.
+///
+/// # Errors
+/// When the outer machine cannot be started.
+pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Option<&Path>) -> anyhow::Result<Report> {
+    let logs = paths::lab().join("logs");
+    fs::create_dir_all(&logs)?;
+    let file = |suffix: &str| logs.join(format!("{}.{suffix}", shape.name));
+    let (log, results, initrd) = (file("log"), file("results"), file("initrd"));
+    for old in [&log, &results] {
+        let _ = fs::remove_file(old);
+    }
+    fs::write(&initrd, content.outer_initrd(job, runner, zvmm)?)?;
+
+    let mut qemu = debian::command(&content.qemu, "qemu-system-x86_64")?;
+    // Debian ships the emulator itself as a module.
+    qemu.env("QEMU_MODULE_DIR", content.qemu.join("usr/lib/x86_64-linux-gnu/qemu"));
+    for folder in ["qemu", "seabios"] {
+        qemu.arg("-L").arg(content.qemu.join("usr/share").join(folder));
+    }
+    qemu.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"]);
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    qemu.arg("-smp").arg(shape.cpus.to_string()).arg("-m").arg(format!("{}M", shape.memory_mib));
+    qemu.arg("-serial").arg(format!("file:{}", log.display()));
+    qemu.arg("-serial").arg(format!("file:{}", results.display()));
+    qemu.arg("-kernel").arg(&content.outer_kernel).arg("-initrd").arg(&initrd);
+    qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr rdinit=/init"]);
+    // Scenarios may write to the disk; the next boot finds it as it was.
+    qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", content.tools.display()));
+    qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+
+    let start = Instant::now();
+    let child = qemu.spawn().context("cannot start the outer machine")?;
+    let mut guard = Guard(child);
+    let status = loop {
+        if let Some(status) = guard.0.try_wait()? {
+            break Some(status);
+        }
+        if start.elapsed() > shape.limit {
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let wall = start.elapsed();
+    if let Some(status) = status
+        && !status.success()
+    {
+        use std::io::Read as _;
+        let mut said = String::new();
+        if let Some(stderr) = guard.0.stderr.as_mut() {
+            stderr.read_to_string(&mut said)?;
+        }
+        bail!("the outer machine ended with {status}: {}", said.trim_end());
+    }
+    drop(guard);
+    let _ = fs::remove_file(&initrd);
+    let text = String::from_utf8_lossy(&fs::read(&results).unwrap_or_default()).into_owned();
+    let mut report = Report { outcomes: Vec::new(), done: false, log, wall };
+    for line in text.lines().map(str::trim) {
+        if line == DONE {
+            report.done = true;
+        } else if !line.is_empty()
+            && let Ok(outcome) = serde_json::from_str(line)
+        {
+            report.outcomes.push(outcome);
+        }
+    }
+    Ok(report)
+}
+
+/// Ends the outer machine when it goes out of scope: no run may outlive xtask's own way out.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Builds a program of the workspace as a static executable, so that it runs in the outer machine without libraries.
+/// Returns its path.
+///
+/// # Errors
+/// When cargo fails.
+pub fn build_static(package: &str, binary: &str) -> anyhow::Result<PathBuf> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let target_dir = paths::lab().join("cargo");
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--release", "--quiet", "--package", package, "--bin", binary, "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .current_dir(paths::workspace())
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cannot build {binary}");
+    }
+    Ok(target_dir.join(TARGET).join("release").join(binary))
+}

@@ -1,0 +1,525 @@
+//! The scenarios: what each guest is, what is done with it, and what must be seen.
+
+use anyhow::{Context as _, ensure};
+
+use super::content::at;
+use super::job::{Outcome, Run, Step, pattern};
+use super::kernel::Which;
+use super::vmm::{Machine, QMP, Vmm};
+
+/// Kernel options of every guest: a panic resets at once. Each line on the serial port costs the nested emulator 40 ms,
+/// hence `quiet`.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+/// Seconds a small guest may take to its shell in the nested emulator.
+const BOOT_S: u64 = 90;
+const SIGTERM: i32 = 15;
+/// Lines of 64 bytes that are typed into the serial port.
+const TYPED_LINES: u32 = 512;
+
+/// One test of the lab.
+pub struct Scenario {
+    /// Its name.
+    pub name: String,
+    /// What it shows.
+    pub about: String,
+    /// vCPUs the outer machine needs.
+    pub outer_cpus: u32,
+    /// The run, for a VMM.
+    pub build: Box<dyn Fn(Vmm) -> Script>,
+    /// What must be true afterwards.
+    pub check: fn(&Outcome) -> anyhow::Result<()>,
+}
+
+impl Scenario {
+    /// The run of this scenario with a VMM.
+    #[must_use]
+    pub fn run(&self, vmm: Vmm) -> Run {
+        (self.build)(vmm).finish(&self.name, vmm)
+    }
+}
+
+/// A run under construction.
+pub struct Script {
+    machine: Machine,
+    before: Vec<String>,
+    after: Vec<String>,
+    steps: Vec<Step>,
+    limit_s: u64,
+}
+
+impl Script {
+    fn new() -> Self {
+        Self {
+            machine: Machine {
+                cpus: 1,
+                memory_mib: 256,
+                kernel: at::kernel(Which::Stable, false),
+                initrd: at::initrd(Which::Stable),
+                cmdline: CMDLINE.to_owned(),
+                disks: Vec::new(),
+                nics: Vec::new(),
+                cpu: "host".to_owned(),
+                reset_ends: false,
+            },
+            before: vec![format!("rm -f {QMP}")],
+            after: Vec::new(),
+            steps: Vec::new(),
+            limit_s: 60 + BOOT_S,
+        }
+    }
+
+    fn kernel(mut self, which: Which, elf: bool) -> Self {
+        self.machine.kernel = at::kernel(which, elf);
+        self.machine.initrd = at::initrd(which);
+        self
+    }
+
+    fn cmdline(mut self, more: &str) -> Self {
+        self.machine.cmdline = format!("{} {more}", self.machine.cmdline);
+        self
+    }
+
+    fn limit(mut self, seconds: u64) -> Self {
+        self.limit_s = seconds;
+        self
+    }
+
+    /// The Debian root on a fresh copy of its disk, checked afterwards.
+    fn debian_root(mut self) -> Self {
+        self.before.push(format!("cp {} /tools/root-copy.img", at::ROOT_IMAGE));
+        self.after.push("/tools/bin/e2fsck -f -n /tools/root-copy.img".to_owned());
+        self.after.push("rm -f /tools/root-copy.img".to_owned());
+        self.machine.disks.push("/tools/root-copy.img".to_owned());
+        self.machine.memory_mib = 512;
+        self.cmdline("root=/dev/vda")
+    }
+
+    /// Network interface `n`, on TAP device `tap<n>` with the address 10.0.<n>.1 on the host's side.
+    fn nic(mut self) -> Self {
+        let n = self.machine.nics.len();
+        self.before.push(format!("tunctl -t tap{n} && ip addr add 10.0.{n}.1/24 dev tap{n} && ip link set tap{n} up"));
+        self.after.push(format!("tunctl -d tap{n}"));
+        self.machine.nics.push((format!("tap{n}"), format!("52:54:00:12:34:{:02x}", 0x56 + n)));
+        self
+    }
+
+    fn before(mut self, command: &str) -> Self {
+        self.before.push(command.to_owned());
+        self
+    }
+
+    fn step(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    fn expect(self, text: &str, within_s: u64) -> Self {
+        self.step(Step::Expect { text: text.to_owned(), within_s })
+    }
+
+    fn ready(self) -> Self {
+        self.expect("LAB-READY", BOOT_S)
+    }
+
+    fn guest(self, command: &str) -> Self {
+        self.guest_within(command, 30)
+    }
+
+    fn guest_within(self, command: &str, within_s: u64) -> Self {
+        self.step(Step::Guest { command: command.to_owned(), within_s })
+    }
+
+    fn send(self, text: &str) -> Self {
+        self.step(Step::Send { text: text.to_owned() })
+    }
+
+    fn shell(self, command: &str) -> Self {
+        self.step(Step::Shell { command: command.to_owned() })
+    }
+
+    fn sample(self, name: &str) -> Self {
+        self.step(Step::Sample { name: name.to_owned() })
+    }
+
+    fn qmp(self, execute: &str) -> Self {
+        self.step(Step::Qmp { socket: QMP.to_owned(), execute: execute.to_owned() })
+    }
+
+    fn power_off(self) -> Self {
+        self.send("poweroff -f\n").step(Step::Exit { within_s: 30, status: Some(0) })
+    }
+
+    fn finish(self, name: &str, vmm: Vmm) -> Run {
+        let mut machine = self.machine;
+        if vmm == Vmm::QemuMicrovm {
+            // It has neither a keyboard controller nor a reset register.
+            machine.cmdline += " reboot=t";
+        }
+        Run {
+            name: name.to_owned(),
+            before: self.before,
+            command: vmm.command(&machine),
+            steps: self.steps,
+            after: self.after,
+            limit_s: self.limit_s,
+        }
+    }
+}
+
+/// All scenarios, in the order they run.
+#[must_use]
+pub fn all() -> Vec<Scenario> {
+    let mut list = Vec::new();
+    boots(&mut list);
+    topologies(&mut list);
+    memories(&mut list);
+    devices(&mut list);
+    life_cycle(&mut list);
+    list
+}
+
+fn add(
+    list: &mut Vec<Scenario>,
+    name: &str,
+    about: &str,
+    build: impl Fn(Vmm) -> Script + 'static,
+    check: fn(&Outcome) -> anyhow::Result<()>,
+) {
+    list.push(Scenario {
+        name: name.to_owned(),
+        about: about.to_owned(),
+        outer_cpus: 1,
+        build: Box::new(build),
+        check,
+    });
+}
+
+const BANNER: &str = "dmesg | head -n 1";
+/// Messages of level 4 (warning) and more urgent.
+const WARNINGS: &str = "dmesg -r | grep '^<[0-4]>'";
+
+fn boots(list: &mut Vec<Scenario>) {
+    for which in Which::ALL {
+        for elf in [false, true] {
+            let form = if elf { "elf" } else { "bzimage" };
+            add(
+                list,
+                &format!("boot-{}-{form}", which.name()),
+                &format!("Debian's {} cloud kernel as {form} reaches a shell and powers off", which.name()),
+                move |_| {
+                    Script::new()
+                        .kernel(which, elf)
+                        .ready()
+                        .sample("ready")
+                        .guest(BANNER)
+                        .guest(WARNINGS)
+                        .power_off()
+                },
+                |outcome| {
+                    let banner = output(outcome, BANNER)?.contains("Linux version");
+                    ensure!(banner, "no kernel banner in the guest's log");
+                    Ok(())
+                },
+            );
+        }
+    }
+}
+
+const TOPOLOGY: &str = "for c in /sys/devices/system/cpu/cpu[0-9]*; do \
+    echo ${c##*cpu} $(cat $c/topology/physical_package_id $c/topology/core_id $c/topology/thread_siblings_list); done";
+
+fn topologies(list: &mut Vec<Scenario>) {
+    for cpus in [2_u32, 4, 16] {
+        add(
+            list,
+            &format!("vcpus-{cpus}"),
+            &format!("{cpus} vCPUs are online, each a core of its own"),
+            move |_| {
+                let mut script = Script::new()
+                    .limit(60 + BOOT_S + 10 * u64::from(cpus))
+                    .step(Step::Expect { text: "LAB-READY".to_owned(), within_s: BOOT_S + 8 * u64::from(cpus) })
+                    .guest("nproc")
+                    .guest("cat /sys/devices/system/cpu/online")
+                    .guest(TOPOLOGY)
+                    .guest(WARNINGS)
+                    .power_off();
+                script.machine.cpus = cpus;
+                // The nested emulator gets XSAVE wrong.
+                script.machine.cpu = "host,-xsave".to_owned();
+                script
+            },
+            |outcome| {
+                let cpus: u32 = outcome.name.rsplit('-').next().unwrap_or_default().parse()?;
+                let online: u32 = output(outcome, "nproc")?.trim().parse()?;
+                ensure!(online == cpus, "{online} of {cpus} vCPUs are online");
+                let mut cores = std::collections::BTreeSet::new();
+                for line in output(outcome, TOPOLOGY)?.lines().filter(|line| !line.trim().is_empty()) {
+                    let words: Vec<&str> = line.split_whitespace().collect();
+                    let [cpu, package, core, siblings] = words[..] else {
+                        anyhow::bail!("no topology in `{line}`");
+                    };
+                    ensure!(siblings == cpu, "vCPU {cpu} shares its core with {siblings}");
+                    ensure!(cores.insert((package.to_owned(), core.to_owned())), "two vCPUs are core {core}");
+                }
+                ensure!(cores.len() == cpus as usize, "{} cores for {cpus} vCPUs", cores.len());
+                Ok(())
+            },
+        );
+        if let Some(last) = list.last_mut() {
+            last.outer_cpus = 2;
+        }
+    }
+}
+
+fn memories(list: &mut Vec<Scenario>) {
+    for mib in [128_u64, 512, 5120] {
+        add(
+            list,
+            &format!("memory-{mib}"),
+            &format!("a guest of {mib} MiB finds its memory"),
+            move |_| {
+                let mut script = Script::new().ready().guest("cat /proc/meminfo").guest("cat /proc/iomem").power_off();
+                script.machine.memory_mib = mib;
+                script
+            },
+            |outcome| {
+                let mib: u64 = outcome.name.rsplit('-').next().unwrap_or_default().parse()?;
+                let text = output(outcome, "cat /proc/meminfo")?;
+                let total_kib: u64 = text
+                    .lines()
+                    .find_map(|line| line.strip_prefix("MemTotal:"))
+                    .and_then(|rest| rest.split_whitespace().next())
+                    .context("no MemTotal")?
+                    .parse()?;
+                // The kernel's own text and tables are not counted: about 50 MiB and 1.6 % of the rest.
+                let total = total_kib / 1024;
+                ensure!(total <= mib && total + 56 + mib / 40 >= mib, "the guest of {mib} MiB sees {total} MiB");
+                Ok(())
+            },
+        );
+    }
+}
+
+const SIZES: &str = "cat /sys/block/vda/size /sys/block/vdb/size";
+const PLACES: &str = "cd /sys/class; readlink -f block/vda/device block/vdb/device net/eth0/device net/eth1/device";
+const ADDRESSES: &str = "cat /sys/class/net/eth0/address /sys/class/net/eth1/address";
+
+fn devices(list: &mut Vec<Scenario>) {
+    add(
+        list,
+        "disk-root",
+        "a Debian root on virtio-blk reaches a shell, is written to, and is clean after power-off",
+        |_| {
+            Script::new()
+                .debian_root()
+                .limit(240)
+                .expect("LAB-READY", 150)
+                .guest("findmnt -n -o SOURCE,FSTYPE,OPTIONS /")
+                .guest("cat /etc/debian_version; lscpu; lsblk")
+                .guest_within("dd if=/dev/urandom of=/var/tmp/data bs=64k count=256 conv=fsync 2>&1", 60)
+                .guest_within("sha256sum /var/tmp/data | tee /var/tmp/sum; echo 3 > /proc/sys/vm/drop_caches", 60)
+                .guest_within("sha256sum -c /var/tmp/sum && rm -r /usr/share/terminfo /usr/share/perl*", 60)
+                .send("shutdown -h -P now\n")
+                .expect("LAB-DOWN poweroff", 60)
+                .step(Step::Exit { within_s: 30, status: Some(0) })
+        },
+        |outcome| {
+            let root = output(outcome, "findmnt -n -o SOURCE,FSTYPE,OPTIONS /")?;
+            ensure!(root.trim().starts_with("/dev/vda ext4 rw"), "the root file system is {root}");
+            Ok(())
+        },
+    );
+    add(
+        list,
+        "tcp-100mb",
+        "100 MB each way over TCP arrive as they were sent",
+        |_| {
+            let data = "(cat /tools/vmlinux-6.1 /tools/vmlinux-6.1 | head -c 100000000)";
+            let mut script = Script::new()
+                .nic()
+                .limit(300)
+                .before(&format!("{data} | md5sum | cut -c1-32 > /tmp/want"))
+                .before(&format!("{data} | nc -l -p 5001 > /dev/null &"))
+                .before("nc -l -p 5002 | md5sum | cut -c1-32 > /tmp/got &")
+                .ready()
+                .guest("ip addr add 10.0.0.2/24 dev eth0 && ip link set eth0 up && ping -c 3 10.0.0.1")
+                .guest_within("nc 10.0.0.1 5001 < /dev/null > /tmp/data", 100)
+                .guest_within("md5sum /tmp/data | cut -c1-32", 60)
+                .guest_within("nc 10.0.0.1 5002 < /tmp/data", 100)
+                .shell("sleep 1; cat /tmp/want /tmp/got; cmp /tmp/want /tmp/got")
+                .shell("cat /tmp/want")
+                .power_off();
+            script.machine.memory_mib = 512;
+            script
+        },
+        |outcome| {
+            let sent = output(outcome, "cat /tmp/want")?;
+            let received = output(outcome, "md5sum /tmp/data | cut -c1-32")?;
+            ensure!(sent.trim() == received.trim(), "the guest received something else: {received} is not {sent}");
+            Ok(())
+        },
+    );
+    add(
+        list,
+        "two-disks-two-nics",
+        "two disks and two network interfaces keep their names over a reboot",
+        |_| {
+            let mut script = Script::new()
+                .nic()
+                .nic()
+                .limit(60 + 2 * BOOT_S)
+                .before("truncate -s 8M /tmp/a.img; truncate -s 16M /tmp/b.img")
+                .ready()
+                .guest(SIZES)
+                .guest(ADDRESSES)
+                .guest(PLACES)
+                .send("reboot -f\n")
+                .ready()
+                .guest(SIZES)
+                .guest(ADDRESSES)
+                .guest(PLACES)
+                .power_off();
+            script.machine.disks = vec!["/tmp/a.img".to_owned(), "/tmp/b.img".to_owned()];
+            script
+        },
+        |outcome| {
+            for (command, want) in [(SIZES, "16384 32768"), (ADDRESSES, "52:54:00:12:34:56 52:54:00:12:34:57")] {
+                for found in outputs(outcome, command) {
+                    let found = found.split_whitespace().collect::<Vec<_>>().join(" ");
+                    ensure!(found == want, "`{command}` shows {found}, not {want}");
+                }
+            }
+            let places = outputs(outcome, PLACES);
+            ensure!(places.len() == 2 && places[0] == places[1], "devices moved over the reboot: {places:?}");
+            Ok(())
+        },
+    );
+    add(
+        list,
+        "serial-input",
+        "32 KiB typed at full speed arrive without loss",
+        |_| {
+            Script::new()
+                .ready()
+                .send(&format!(
+                    "stty raw -echo; echo LAB\"\"-GO; head -c {} > /tmp/in; stty sane -echo; echo LAB\"\"-GOT; cat /tmp/in\n",
+                    64 * TYPED_LINES
+                ))
+                .expect("LAB-GO\n", 20)
+                .step(Step::SendPattern { lines: TYPED_LINES })
+                .expect("LAB-GOT\n", 60)
+                .guest_within("true", 60)
+                .power_off()
+        },
+        |outcome| {
+            let start = outcome.lines.iter().position(|(_, line)| line == "LAB-GOT").context("no LAB-GOT")? + 1;
+            for n in 0..TYPED_LINES {
+                let want = pattern(n);
+                let got = outcome.lines.get(start + n as usize).map(|(_, line)| line.as_str());
+                ensure!(got == Some(want.trim_end()), "line {n} arrived as {got:?}");
+            }
+            Ok(())
+        },
+    );
+}
+
+fn life_cycle(list: &mut Vec<Scenario>) {
+    add(
+        list,
+        "reboot-5",
+        "five reboots from inside the guest, then power-off",
+        |_| {
+            let mut script = Script::new().limit(60 + 6 * BOOT_S).ready();
+            for _ in 0..5 {
+                script = script.send("reboot -f\n").ready();
+            }
+            script.power_off()
+        },
+        |_| Ok(()),
+    );
+    add(
+        list,
+        "sigterm",
+        "SIGTERM is the power button: a Debian guest shuts down cleanly",
+        |vmm| {
+            let script =
+                Script::new().debian_root().limit(240).expect("LAB-READY", 150).guest("touch /var/tmp/unsynced");
+            // For qemu SIGTERM is the plug, not the button.
+            let script = if vmm.is_zvmm() {
+                script.step(Step::Signal { number: SIGTERM }).step(Step::Signal { number: SIGTERM })
+            } else {
+                script.qmp("system_powerdown")
+            };
+            script.expect("LAB-DOWN poweroff", 60).step(Step::Exit { within_s: 30, status: Some(0) })
+        },
+        |_| Ok(()),
+    );
+    add(
+        list,
+        "panic",
+        "a kernel panic with panic=-1 resets the guest",
+        |_| {
+            let mut script = Script::new()
+                .ready()
+                .send("echo c > /proc/sysrq-trigger\n")
+                .expect("Kernel panic", 30)
+                .step(Step::Exit { within_s: 30, status: None });
+            script.machine.reset_ends = true;
+            script
+        },
+        |_| Ok(()),
+    );
+    for (name, more) in [("pause", ""), ("pause-tsc", "no-kvmclock")] {
+        add(
+            list,
+            name,
+            "a second of pause leaves the guest's realtime within 50 ms of the host's",
+            move |_| {
+                Script::new()
+                    .cmdline(more)
+                    .ready()
+                    .guest("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+                    .step(Step::ClockOffset { name: "before".to_owned() })
+                    .qmp("stop")
+                    .step(Step::Sleep { ms: 1000 })
+                    .qmp("cont")
+                    .step(Step::ClockOffset { name: "after".to_owned() })
+                    .power_off()
+            },
+            |outcome| {
+                let offset = |name: &str| outcome.offsets_ms.get(name).copied().context("no clock reading");
+                let moved = offset("after")? - offset("before")?;
+                ensure!(moved.abs() < 50.0, "the guest's clock is {moved:.0} ms off after the pause");
+                Ok(())
+            },
+        );
+    }
+}
+
+/// The outputs of a command that ran several times.
+fn outputs<'a>(outcome: &'a Outcome, command: &str) -> Vec<&'a str> {
+    outcome.outputs.iter().filter(|(c, _)| c == command).map(|(_, output)| output.as_str()).collect()
+}
+
+fn output<'a>(outcome: &'a Outcome, command: &str) -> anyhow::Result<&'a str> {
+    outputs(outcome, command).first().copied().with_context(|| format!("`{command}` was not run"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_has_a_name_of_its_own_and_ends_its_guest() {
+        let all = all();
+        let mut names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        for scenario in &all {
+            let run = scenario.run(Vmm::Zvmm);
+            assert!(matches!(run.steps.last(), Some(Step::Exit { .. })), "{} ends nothing", scenario.name);
+        }
+    }
+}
