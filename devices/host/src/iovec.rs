@@ -34,7 +34,7 @@ pub struct VectorBuffer {
     vectors: Vec<libc::iovec>,
 }
 
-// SAFETY: outside of `fill` the pointers in it are never followed; they are only left-over room.
+// SAFETY: outside of the calls that fill it, the pointers in it are never followed; they are only left-over room.
 unsafe impl Send for VectorBuffer {}
 
 impl VectorBuffer {
@@ -55,6 +55,16 @@ impl VectorBuffer {
         ranges: impl IntoIterator<Item = GuestRange>,
     ) -> Result<Vectors<'a>, OutsideMemory> {
         self.vectors.clear();
+        let len_bytes = self.extend(mem, ranges)?;
+        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData })
+    }
+
+    /// Appends vectors for `ranges`; their length in bytes.
+    fn extend(
+        &mut self,
+        mem: &GuestMemoryMmap<()>,
+        ranges: impl IntoIterator<Item = GuestRange>,
+    ) -> Result<usize, OutsideMemory> {
         let mut len_bytes = 0usize;
         for range in ranges {
             let len = range.len as usize;
@@ -69,7 +79,7 @@ impl VectorBuffer {
                 len_bytes = len_bytes.saturating_add(slice.len());
             }
         }
-        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData })
+        Ok(len_bytes)
     }
 }
 
@@ -112,11 +122,23 @@ impl Vectors<'_> {
     ///
     /// # Errors
     /// What the system says; some of it may have been written.
-    pub fn write_all_at(mut self, file: BorrowedFd<'_>, mut offset: u64) -> io::Result<()> {
+    pub fn write_all_at(self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        self.write_all_with(offset, |vectors, count, at| {
+            // SAFETY: `write_all_with` passes vectors of mapped guest memory; the kernel only reads them.
+            unsafe { libc::pwritev(file.as_raw_fd(), vectors, count, at) }
+        })
+    }
+
+    /// Writes all with `call`, which gets vectors that are valid during the call, their count and the file offset, and
+    /// answers as pwritev(2) does.
+    pub(crate) fn write_all_with(
+        mut self,
+        mut offset: u64,
+        mut call: impl FnMut(*const libc::iovec, libc::c_int, libc::off_t) -> isize,
+    ) -> io::Result<()> {
         while self.len_bytes > 0 {
             let (vectors, count) = self.next_call();
-            // SAFETY: as in `read_exact_at`, and the kernel only reads.
-            let moved = retry_at(offset, |at| unsafe { libc::pwritev(file.as_raw_fd(), vectors, count, at) })?;
+            let moved = retry_at(offset, |at| call(vectors, count, at))?;
             if moved == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
@@ -189,6 +211,93 @@ impl Vectors<'_> {
             done += 1;
         }
         self.vectors = &mut std::mem::take(&mut self.vectors)[done..];
+    }
+}
+
+/// Writes `len_bytes` zeroes to `file` at `offset`, asking `go_on` between calls.
+///
+/// # Errors
+/// What the system says; `Interrupted` where `go_on` said no.
+pub(crate) fn write_zeroes_at(
+    file: BorrowedFd<'_>,
+    mut offset: u64,
+    len_bytes: u64,
+    go_on: &dyn Fn() -> bool,
+) -> io::Result<()> {
+    static ZEROES: [u8; 4096] = [0; 4096];
+    let zeroes = libc::iovec { iov_base: ZEROES.as_ptr().cast_mut().cast(), iov_len: ZEROES.len() };
+    let end = offset.checked_add(len_bytes).ok_or(io::ErrorKind::InvalidInput)?;
+    while offset < end {
+        if !go_on() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let left = end - offset;
+        let mut vectors = [zeroes; 256];
+        let count = (left.div_ceil(ZEROES.len() as u64)).min(vectors.len() as u64) as usize;
+        let last = left.saturating_sub((count as u64 - 1) * ZEROES.len() as u64);
+        vectors[count - 1].iov_len = last.min(ZEROES.len() as u64) as usize;
+        let moved = retry_at(offset, |at| {
+            // SAFETY: every vector is the static page or less of it; the kernel only reads it.
+            unsafe { libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count as libc::c_int, at) }
+        })?;
+        if moved == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        offset += moved as u64;
+    }
+    Ok(())
+}
+
+/// Why a frame could not be moved.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// A range is not guest memory.
+    #[error(transparent)]
+    Memory(#[from] OutsideMemory),
+    /// The system refused; `WouldBlock` where nothing can be moved now.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl VectorBuffer {
+    /// Writes `header` and then guest memory in one call: one frame. How many bytes went.
+    ///
+    /// # Errors
+    /// See [`FrameError`]; `InvalidInput` beyond 1023 ranges.
+    pub fn write_frame(
+        &mut self,
+        file: BorrowedFd<'_>,
+        mem: &GuestMemoryMmap<()>,
+        header: &[u8],
+        ranges: impl IntoIterator<Item = GuestRange>,
+    ) -> Result<usize, FrameError> {
+        self.vectors.clear();
+        // The pointer is only read through: `write` hands it to writev.
+        self.vectors.push(libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() });
+        let len_bytes = header.len() + self.extend(mem, ranges)?;
+        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData }.write(file)?)
+    }
+
+    /// Reads one frame in one call: `header` first, then guest memory, and what does not fit there into `spill`. How
+    /// many bytes came, the header's included.
+    ///
+    /// # Errors
+    /// See [`FrameError`]; `InvalidInput` beyond 1022 ranges.
+    pub fn read_frame(
+        &mut self,
+        file: BorrowedFd<'_>,
+        mem: &GuestMemoryMmap<()>,
+        header: &mut [u8],
+        ranges: impl IntoIterator<Item = GuestRange>,
+        spill: &mut [u8],
+    ) -> Result<usize, FrameError> {
+        self.vectors.clear();
+        self.vectors.push(libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() });
+        let len_bytes = header.len() + self.extend(mem, ranges)? + spill.len();
+        if !spill.is_empty() {
+            self.vectors.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
+        }
+        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData }.read(file)?)
     }
 }
 
@@ -273,6 +382,47 @@ mod tests {
         assert_eq!(written, bytes);
         let error = buffer.fill(&mem, pieces()).unwrap().write(file.as_fd()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn zeroes_are_written_to_the_byte_and_can_be_stopped() {
+        for len in [1u64, 4095, 4096, 4097, 3 << 20, (3 << 20) + 5] {
+            let mut file = TempFile::new().unwrap().into_file();
+            file.write_all(&vec![7; len as usize + 10]).unwrap();
+            write_zeroes_at(file.as_fd(), 5, len, &|| true).unwrap();
+            file.rewind().unwrap();
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes.len() as u64, len + 10);
+            assert!(
+                bytes
+                    .iter()
+                    .enumerate()
+                    .all(|(at, &byte)| { byte == if (5..5 + len).contains(&(at as u64)) { 0 } else { 7 } })
+            );
+            assert_eq!(
+                write_zeroes_at(file.as_fd(), 5, len, &|| false).unwrap_err().kind(),
+                io::ErrorKind::Interrupted
+            );
+        }
+    }
+
+    #[test]
+    fn a_frame_fills_header_memory_and_spill_in_order() {
+        let (mem, mut buffer) = (memory(), VectorBuffer::default());
+        let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        mem.write_slice(b"abcdef", GuestAddress(0x40)).unwrap();
+        let sent = buffer.write_frame(theirs.as_fd(), &mem, b"HDR", [range(0x40, 4), range(0x44, 2)]).unwrap();
+        assert_eq!(sent, 9);
+        let (mut header, mut spill) = ([0; 3], [0; 8]);
+        let got = buffer.read_frame(ours.as_fd(), &mem, &mut header, [range(0x80, 4)], &mut spill).unwrap();
+        assert_eq!((got, &header, &spill[..2]), (9, b"HDR", &b"ef"[..]));
+        let mut bytes = [0; 5];
+        mem.read_slice(&mut bytes, GuestAddress(0x80)).unwrap();
+        assert_eq!(&bytes, b"abcd\0");
+        let error = buffer.read_frame(ours.as_fd(), &mem, &mut header, [range(0x80, 4)], &mut spill).unwrap_err();
+        assert!(matches!(error, FrameError::Io(error) if error.kind() == io::ErrorKind::WouldBlock));
     }
 
     proptest! {

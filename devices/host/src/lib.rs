@@ -17,11 +17,13 @@ mod os;
 compile_error!("devices-host supports Linux and illumos");
 
 pub mod clock;
+pub mod disk;
 pub mod event;
 pub mod iovec;
 #[cfg(any(target_os = "illumos", test))]
 mod pipe;
 pub mod poll;
+pub mod pool;
 pub mod ram;
 pub mod random;
 pub mod thread;

@@ -4,6 +4,7 @@
 use std::io;
 
 use crate::check;
+pub(crate) mod disk;
 pub(crate) mod ram;
 
 pub(crate) use crate::pipe::PipeEvent as Event;

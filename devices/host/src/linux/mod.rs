@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::check;
 
+pub(crate) mod disk;
 pub(crate) mod ram;
 
 #[derive(Debug)]

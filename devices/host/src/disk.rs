@@ -1,0 +1,332 @@
+//! Files and block devices that hold a disk.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::iovec::Vectors;
+use crate::os;
+
+/// Bytes of a sector: a disk's size is a multiple of it.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Why a disk cannot be used. Every message names the disk as the configuration does, and its path.
+#[derive(Debug, thiserror::Error)]
+#[error("disk {id}: {path}: {why}", path = .path.display())]
+pub struct DiskError {
+    /// The disk's name in the configuration.
+    pub id: String,
+    /// What was to be opened.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub why: DiskProblem,
+}
+
+/// What is wrong with a disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskProblem {
+    /// It cannot be opened.
+    #[error("cannot open it: {0}")]
+    Open(io::Error),
+    /// It is a directory, a pipe, a socket or a terminal.
+    #[error("is a {0}, not a file or block device")]
+    NotADisk(&'static str),
+    /// Another process has it.
+    #[error("is in use by another process")]
+    InUse,
+    /// It holds no whole sector.
+    #[error("is too small: {0} bytes, a disk has at least one sector of 512")]
+    TooSmall(u64),
+    /// It ends inside a sector.
+    #[error("has {0} bytes, which is not a multiple of 512: truncate or extend it")]
+    PartialSector(u64),
+    /// The system does not say what it needs to.
+    #[error("cannot {what}: {error}")]
+    Query {
+        /// What was asked.
+        what: &'static str,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// An open disk, locked against other processes of this and any other program that locks.
+#[derive(Debug)]
+pub struct Disk {
+    file: File,
+    size_bytes: u64,
+    logical_block_bytes: u32,
+    read_only: bool,
+    is_block_device: bool,
+}
+
+impl Disk {
+    /// Opens the raw disk at `path`. `id` is what messages call it. A writable disk is locked exclusively, a read-only
+    /// one against writers; the lock goes with the disk.
+    ///
+    /// # Errors
+    /// See [`DiskProblem`].
+    pub fn open(id: &str, path: &Path, read_only: bool) -> Result<Self, DiskError> {
+        Self::open_raw(path, read_only).map_err(|why| DiskError { id: id.to_owned(), path: path.to_owned(), why })
+    }
+
+    fn open_raw(path: &Path, read_only: bool) -> Result<Self, DiskProblem> {
+        let open = |flags| {
+            // Non-blocking, or opening a pipe would wait for its other end before its type can be refused.
+            OpenOptions::new()
+                .read(true)
+                .write(!read_only)
+                .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | flags)
+                .open(path)
+        };
+        // By name first: opening a directory for writing, or a socket, fails with an error that does not name the type.
+        refuse_other_types(&std::fs::metadata(path).map_err(DiskProblem::Open)?)?;
+        let file = open(0).map_err(DiskProblem::Open)?;
+        // And again by descriptor: the name may stand for something else by now.
+        let metadata = file.metadata().map_err(DiskProblem::Open)?;
+        refuse_other_types(&metadata)?;
+        let is_block_device = !metadata.file_type().is_file();
+        match os::disk::lock(file.as_fd(), !read_only) {
+            Ok(true) => {}
+            Ok(false) => return Err(DiskProblem::InUse),
+            Err(error) => return Err(DiskProblem::Query { what: "lock it", error }),
+        }
+        let (size_bytes, logical_block_bytes) = if is_block_device {
+            os::disk::block_device_size(&file).map_err(|error| DiskProblem::Query { what: "read its size", error })?
+        } else {
+            (metadata.len(), SECTOR_BYTES as u32)
+        };
+        if size_bytes < SECTOR_BYTES {
+            return Err(DiskProblem::TooSmall(size_bytes));
+        }
+        if !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(DiskProblem::PartialSector(size_bytes));
+        }
+        Ok(Self { file, size_bytes, logical_block_bytes, read_only, is_block_device })
+    }
+
+    /// Size in bytes, a multiple of 512.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The smallest block the disk reads or writes by itself, in bytes: 512 for a file.
+    #[must_use]
+    pub fn logical_block_bytes(&self) -> u32 {
+        self.logical_block_bytes
+    }
+
+    /// Whether it was opened for reading only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether it is a block device and not a file.
+    #[must_use]
+    pub fn is_block_device(&self) -> bool {
+        self.is_block_device
+    }
+
+    /// Whether [`discard`](Self::discard) can be expected to work here: worth telling the guest.
+    #[must_use]
+    pub fn can_discard(&self) -> bool {
+        !self.read_only && os::disk::CAN_DISCARD
+    }
+
+    /// Reads from `offset_bytes` into guest memory.
+    ///
+    /// # Errors
+    /// As [`Vectors::read_exact_at`].
+    pub fn read(&self, vectors: Vectors<'_>, offset_bytes: u64) -> io::Result<()> {
+        vectors.read_exact_at(self.file.as_fd(), offset_bytes)
+    }
+
+    /// Writes guest memory at `offset_bytes`; `durable`: it is on stable storage when this returns.
+    ///
+    /// # Errors
+    /// As [`Vectors::write_all_at`].
+    pub fn write(&self, vectors: Vectors<'_>, offset_bytes: u64, durable: bool) -> io::Result<()> {
+        if durable {
+            os::disk::write_durably(self.file.as_fd(), vectors, offset_bytes)
+        } else {
+            vectors.write_all_at(self.file.as_fd(), offset_bytes)
+        }
+    }
+
+    /// Puts everything written so far on stable storage.
+    ///
+    /// # Errors
+    /// What fdatasync(2) says. After an error the system may have dropped the data: it is not worth a second try.
+    pub fn flush(&self) -> io::Result<()> {
+        crate::retry(|| {
+            // SAFETY: the descriptor is open.
+            unsafe { libc::fdatasync(std::os::fd::AsRawFd::as_raw_fd(&self.file)) }
+        })
+        .map(drop)
+    }
+
+    /// Gives the range's blocks back to the file system or device; what it reads as afterwards is undefined.
+    ///
+    /// # Errors
+    /// `Unsupported` where the system, file system or device cannot; what it says otherwise.
+    pub fn discard(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        os::disk::punch_hole(&self.file, offset_bytes, len_bytes).map_err(as_unsupported)
+    }
+
+    /// Makes the range read as zeroes; `unmap`: its blocks may be given back. `go_on` is asked between the steps of a
+    /// long operation, which ends early with `Interrupted` where it says no.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write_zeroes(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        unmap: bool,
+        durable: bool,
+        go_on: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
+        match os::disk::zero_range(&self.file, offset_bytes, len_bytes, unmap).map_err(as_unsupported) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                crate::iovec::write_zeroes_at(self.file.as_fd(), offset_bytes, len_bytes, go_on)?;
+            }
+            result => result?,
+        }
+        if durable { self.flush() } else { Ok(()) }
+    }
+}
+
+impl AsFd for Disk {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn refuse_other_types(metadata: &Metadata) -> Result<(), DiskProblem> {
+    let file_type = metadata.file_type();
+    let other = if file_type.is_file() || file_type.is_block_device() || os::disk::is_raw_device(&file_type) {
+        return Ok(());
+    } else if file_type.is_dir() {
+        "directory"
+    } else if file_type.is_fifo() {
+        "named pipe"
+    } else if file_type.is_socket() {
+        "socket"
+    } else {
+        "character device"
+    };
+    Err(DiskProblem::NotADisk(other))
+}
+
+fn as_unsupported(error: io::Error) -> io::Error {
+    // A file system says EOPNOTSUPP (one of two numbers on illumos), a device without the operation EINVAL or ENOTTY.
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENOTTY) => io::ErrorKind::Unsupported.into(),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+    use crate::iovec::{GuestRange, VectorBuffer};
+
+    fn file(dir: &TempDir, len: u64) -> PathBuf {
+        let path = dir.as_path().join(format!("disk-{len}"));
+        File::create(&path).unwrap().set_len(len).unwrap();
+        path
+    }
+
+    fn refusal(path: &Path) -> String {
+        let message = Disk::open("d0", path, false).unwrap_err().to_string();
+        let start = format!("disk d0: {}: ", path.display());
+        message.strip_prefix(&start).unwrap_or_else(|| panic!("{message}")).to_owned()
+    }
+
+    #[test]
+    fn what_is_not_a_disk_is_refused_by_its_type() {
+        let dir = TempDir::new().unwrap();
+        assert_eq!(refusal(dir.as_path()), "is a directory, not a file or block device");
+        let pipe = dir.as_path().join("pipe");
+        let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+        // SAFETY: the name is a C string.
+        crate::check(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }).unwrap();
+        assert_eq!(refusal(&pipe), "is a named pipe, not a file or block device");
+        let socket = dir.as_path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(refusal(&socket), "is a socket, not a file or block device");
+        assert_eq!(refusal(Path::new("/dev/null")), "is a character device, not a file or block device");
+        assert_eq!(refusal(&dir.as_path().join("none")), "cannot open it: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn sizes_that_are_no_disk_are_refused() {
+        let dir = TempDir::new().unwrap();
+        assert_eq!(refusal(&file(&dir, 0)), "is too small: 0 bytes, a disk has at least one sector of 512");
+        assert_eq!(refusal(&file(&dir, 511)), "is too small: 511 bytes, a disk has at least one sector of 512");
+        assert_eq!(refusal(&file(&dir, 513)), "has 513 bytes, which is not a multiple of 512: truncate or extend it");
+        assert_eq!(Disk::open("d0", &file(&dir, 1024), false).unwrap().size_bytes(), 1024);
+    }
+
+    #[test]
+    fn a_disk_is_opened_by_one_writer_or_many_readers() {
+        let dir = TempDir::new().unwrap();
+        let path = file(&dir, 4096);
+        let writer = Disk::open("d0", &path, false).unwrap();
+        assert_eq!(refusal(&path), "is in use by another process");
+        assert!(Disk::open("d0", &path, true).is_err());
+        drop(writer);
+        let readers = [Disk::open("d0", &path, true).unwrap(), Disk::open("d1", &path, true).unwrap()];
+        assert_eq!(refusal(&path), "is in use by another process");
+        drop(readers);
+        Disk::open("d0", &path, false).unwrap();
+    }
+
+    #[test]
+    fn a_read_only_file_opens_read_only_and_refuses_writes() {
+        let dir = TempDir::new().unwrap();
+        let disk = Disk::open("d0", &file(&dir, 4096), true).unwrap();
+        assert!(disk.is_read_only() && !disk.can_discard());
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let mut buffer = VectorBuffer::default();
+        let vectors = buffer.fill(&mem, [GuestRange { address: 0, len: 512 }]).unwrap();
+        assert_eq!(disk.write(vectors, 0, false).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn written_zeroed_and_discarded_ranges_read_back_as_they_should() {
+        let dir = TempDir::new().unwrap();
+        let disk = Disk::open("d0", &file(&dir, 1 << 20), false).unwrap();
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x20000)]).unwrap();
+        let mut buffer = VectorBuffer::default();
+        let mut all = |write: bool| {
+            let vectors = buffer.fill(&mem, [GuestRange { address: 0, len: 0x20000 }]).unwrap();
+            if write { disk.write(vectors, 4096, true).unwrap() } else { disk.read(vectors, 4096).unwrap() }
+        };
+        for unmap in [false, true] {
+            mem.write_slice(&[0x5a; 0x20000], GuestAddress(0)).unwrap();
+            all(true);
+            disk.write_zeroes(4096 + 512, 0x10000, unmap, true, &|| true).unwrap();
+            mem.write_slice(&[1; 0x20000], GuestAddress(0)).unwrap();
+            all(false);
+            let mut bytes = vec![0; 0x20000];
+            mem.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+            assert!(bytes[..512].iter().all(|&byte| byte == 0x5a));
+            assert!(bytes[512..512 + 0x10000].iter().all(|&byte| byte == 0));
+            assert!(bytes[512 + 0x10000..].iter().all(|&byte| byte == 0x5a));
+        }
+        match disk.discard(4096, 0x10000) {
+            Ok(()) => {}
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
+        }
+        assert_eq!(disk.file.metadata().unwrap().len(), 1 << 20, "a disk never changes its size");
+        disk.flush().unwrap();
+    }
+}

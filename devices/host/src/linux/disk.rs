@@ -1,0 +1,79 @@
+//! What files and block devices do on Linux.
+
+use std::fs::{File, FileType};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::check;
+use crate::iovec::Vectors;
+
+pub(crate) const CAN_DISCARD: bool = true;
+
+/// Linux has no raw twins of block devices.
+pub(crate) fn is_raw_device(_file_type: &FileType) -> bool {
+    false
+}
+
+/// Locks the whole file for as long as it is open; `false` where somebody else has it.
+pub(crate) fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
+    // An open file description lock: unlike a process's lock it is not lost when some other descriptor of the same
+    // file is closed, and two disks of one process exclude each other.
+    // SAFETY: all-zero is a valid flock; zero start and length mean the whole file.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the lock is valid during the call.
+    match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) }) {
+        Ok(_) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+            // A file system that cannot lock must not make its disks unusable.
+            Some(libc::EINVAL | libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS) => Ok(true),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Size and logical block size in bytes.
+pub(crate) fn block_device_size(file: &File) -> io::Result<(u64, u32)> {
+    // linux/fs.h
+    const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
+    const BLKSSZGET: libc::Ioctl = 0x1268;
+    let (mut size_bytes, mut block_bytes) = (0u64, 0 as libc::c_int);
+    // SAFETY: each call writes one number of the type given.
+    unsafe {
+        check(libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &mut size_bytes))?;
+        check(libc::ioctl(file.as_raw_fd(), BLKSSZGET, &mut block_bytes))?;
+    }
+    Ok((size_bytes, u32::try_from(block_bytes).unwrap_or(512)))
+}
+
+pub(crate) fn write_durably(file: BorrowedFd<'_>, vectors: Vectors<'_>, offset_bytes: u64) -> io::Result<()> {
+    // One call does both and waits only for these bytes, where fdatasync waits for all of the file's.
+    vectors.write_all_with(offset_bytes, |vectors, count, at| {
+        // SAFETY: `write_all_with` passes vectors of mapped guest memory.
+        unsafe { libc::pwritev2(file.as_raw_fd(), vectors, count, at, libc::RWF_DSYNC) }
+    })
+}
+
+pub(crate) fn punch_hole(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset_bytes, len_bytes)
+}
+
+pub(crate) fn zero_range(file: &File, offset_bytes: u64, len_bytes: u64, unmap: bool) -> io::Result<()> {
+    if unmap {
+        return punch_hole(file, offset_bytes, len_bytes);
+    }
+    fallocate(file, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, offset_bytes, len_bytes)
+}
+
+fn fallocate(file: &File, mode: libc::c_int, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+    if len_bytes == 0 {
+        return Ok(());
+    }
+    let too_far = |_| io::Error::from_raw_os_error(libc::EFBIG);
+    let offset = libc::off_t::try_from(offset_bytes).map_err(too_far)?;
+    let len = libc::off_t::try_from(len_bytes).map_err(too_far)?;
+    // SAFETY: takes numbers only.
+    crate::retry(|| unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
+}
