@@ -1,3 +1,7 @@
-//! The `zvmm` process.
+//! The zvmm binary: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    zvmm::cli::main(std::env::args_os())
+}

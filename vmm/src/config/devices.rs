@@ -79,10 +79,17 @@ pub struct NetConfig {
     pub queue_size: u16,
 }
 
-/// 256 is what qemu offers by default, so drivers are well used to it; a power of two as the split ring asks
+impl NetConfig {
+    /// Descriptors a queue when not given.
+    pub const DEFAULT_QUEUE_SIZE: u16 = DEFAULT_QUEUE_SIZE;
+}
+
+/// What qemu offers by default, so drivers are well used to it; a power of two as the split ring asks
 /// (virtio 1.3 §2.7).
-pub(super) fn default_queue_size() -> u16 {
-    256
+const DEFAULT_QUEUE_SIZE: u16 = 256;
+
+fn default_queue_size() -> u16 {
+    DEFAULT_QUEUE_SIZE
 }
 
 /// A virtio-rng entropy source, fed by the host's `getrandom`.
@@ -116,9 +123,13 @@ pub struct DebugPortConfig {
     pub port: u16,
 }
 
-/// Where SeaBIOS and OVMF write their debug messages.
-pub(super) fn default_debug_port() -> u16 {
-    0x402
+impl DebugPortConfig {
+    /// Where SeaBIOS and OVMF write their debug messages.
+    pub const DEFAULT_PORT: u16 = 0x402;
+}
+
+fn default_debug_port() -> u16 {
+    DebugPortConfig::DEFAULT_PORT
 }
 
 /// What a serial line of the guest is connected to.

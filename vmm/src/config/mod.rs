@@ -7,6 +7,9 @@
 mod check;
 mod devices;
 mod host;
+mod json;
+pub(crate) mod nearest;
+pub(crate) mod options;
 mod slots;
 mod values;
 
@@ -15,10 +18,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
+pub(crate) use check::vcpu_limits;
 pub use devices::{
     ConsoleConfig, DebugPortConfig, DiskConfig, MAX_DISK_QUEUES, MAX_DISK_SERIAL, NetConfig, RngConfig, SerialBackend,
 };
 pub use host::HostFacts;
+pub(crate) use json::reword;
 pub use slots::SlotPlan;
 pub use values::{BadValue, LogRule, Mac, Slot, Uuid, format_size, parse_size};
 

@@ -1,0 +1,203 @@
+//! The command line: what is typed becomes a [`VmConfig`](crate::config::VmConfig).
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{ConfigError, nearest};
+use crate::exit::Exit;
+
+mod guest;
+
+pub use guest::GuestArgs;
+
+/// Runs one virtual machine.
+#[derive(Debug, Parser)]
+#[command(
+    name = "zvmm",
+    version,
+    disable_help_subcommand = true,
+    after_help = "'zvmm run --help' explains every option, with examples and exit statuses."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a guest until it powers off
+    #[command(long_about = RUN_ABOUT)]
+    Run {
+        #[command(flatten)]
+        guest: Box<GuestArgs>,
+    },
+    /// Say what is wrong with a configuration, and where, without running it
+    CheckConfig(CheckArgs),
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The JSON file to check (the same as --config)
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// Do not look at this host: whether files exist, memory suffices, paths are free
+    #[arg(long)]
+    no_host: bool,
+    /// Print the complete configuration as JSON: from options to a file for --config
+    #[arg(long)]
+    print: bool,
+    #[command(flatten)]
+    guest: Box<GuestArgs>,
+}
+
+const RUN_ABOUT: &str = "\
+Run a guest until it powers off.
+
+Everything can be said with options, or in a JSON file (--config), or both: options beside a file override its \
+values; --disk, --net and --log add to its lists. 'zvmm check-config --print OPTIONS' writes the file for you.
+
+Sizes are bytes, or have a suffix K, M, G or T. In option values with keys, a comma inside a value is written twice. \
+Relative paths start at the working directory.";
+
+const EXAMPLES: &str = "\
+Examples:
+  A Debian guest on this terminal (Ctrl-A x leaves, Ctrl-A h helps):
+    zvmm run --cpus 2 --memory 512M --kernel vmlinuz --initrd initrd.img \\
+      --cmdline 'root=/dev/vda1 console=ttyS0' --disk root.img \\
+      --net tap=tap0,mac=52:54:00:12:34:56 --serial stdio
+
+  The same from a file, and once more with more memory:
+    zvmm check-config --print OPTIONS… > vm.json
+    zvmm run --config vm.json
+    zvmm run --config vm.json --memory 2G
+
+  In the background, controlled through a socket (QMP: one JSON object a line):
+    zvmm run --config vm.json --serial socket:vm.com1 --qmp vm.qmp &
+    echo '{\"execute\":\"qmp_capabilities\"} {\"execute\":\"system_powerdown\"}' | nc -U vm.qmp
+
+Signals:
+  SIGTERM  presses the power button, however often it comes
+  SIGINT   presses the power button; a second one stops at once
+           (with a serial line on the terminal Ctrl-C goes to the guest)
+
+Exit statuses:
+";
+
+fn command() -> clap::Command {
+    let after = format!("{EXAMPLES}{}", Exit::table());
+    Cli::command().mut_subcommand("run", |run| run.after_long_help(after))
+}
+
+/// Runs the process with this command line, the program's name included.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match dispatch(args) {
+        Ok(exit) => exit.into(),
+        Err(error) => fail(Exit::Config, &error),
+    }
+}
+
+/// Says why the process ends, in one line.
+pub(crate) fn fail(exit: Exit, error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("zvmm: {}", error.to_string().replace('\n', " "));
+    exit.into()
+}
+
+fn dispatch(args: impl IntoIterator<Item = OsString>) -> Result<Exit, ConfigError> {
+    let cli = match command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => {
+            // Help that nobody reads (a closed pipe) is no failure.
+            let _ = error.print();
+            return Ok(Exit::Done);
+        }
+        Err(error) => return Err(ConfigError::Usage(one_line(&error))),
+    };
+    match cli.command {
+        Command::Run { guest } => {
+            let config = guest.into_config()?;
+            config.check()?;
+            config.check_host()?;
+            Ok(crate::run::run(&config))
+        }
+        Command::CheckConfig(check) => check_config(check),
+    }
+}
+
+fn check_config(check: CheckArgs) -> Result<Exit, ConfigError> {
+    let mut guest = check.guest;
+    guest.config = guest.config.or(check.file);
+    let name = guest.config.as_deref().unwrap_or(Path::new("configuration")).display().to_string();
+    let config = guest.into_config()?;
+    let mut problems = config.problems();
+    if problems.is_empty() && !check.no_host {
+        problems.extend(config.check_host().err());
+    }
+    for problem in &problems {
+        eprintln!("zvmm: {name}: {problem}");
+    }
+    if !problems.is_empty() {
+        return Ok(Exit::Config);
+    }
+    if check.print {
+        println!("{}", config.to_json());
+    } else {
+        println!("{name}: good");
+    }
+    Ok(Exit::Done)
+}
+
+/// clap's errors are paragraphs; ours are one line with the nearest valid name.
+fn one_line(error: &clap::Error) -> String {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => texts.first().cloned(),
+        _ => None,
+    };
+    let suggest = |kind| text(kind).map(|name| format!("; did you mean '{name}'?")).unwrap_or_default();
+    let wrong = text(ContextKind::InvalidArg).unwrap_or_default();
+    let rendered = error.render().to_string();
+    let first_line = rendered.lines().next().unwrap_or_default();
+    match error.kind() {
+        ErrorKind::UnknownArgument if wrong.starts_with('-') => {
+            format!("unknown option '{wrong}'{}", suggest(ContextKind::SuggestedArg))
+        }
+        ErrorKind::UnknownArgument => format!("'{wrong}' belongs to no option"),
+        ErrorKind::InvalidSubcommand => {
+            let wrong = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            nearest::unknown("command", &wrong, ["run", "check-config"].into_iter())
+        }
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            "no command; the commands are run and check-config, and --help explains them".to_owned()
+        }
+        ErrorKind::InvalidValue if text(ContextKind::InvalidValue).unwrap_or_default().is_empty() => {
+            format!("{}: no value is given", wrong.split_whitespace().next().unwrap_or_default())
+        }
+        ErrorKind::ArgumentConflict => first_line.trim_start_matches("error: ").replace("the argument ", ""),
+        _ => first_line.trim_start_matches("error: ").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn run_help_names_every_exit_status_and_the_way_out_of_the_console() {
+        let mut command = command();
+        let run = command.find_subcommand_mut("run").unwrap();
+        let help = run.render_long_help().to_string();
+        for exit in Exit::ALL {
+            assert!(help.contains(exit.meaning()), "{exit:?}");
+        }
+        assert!(help.contains("Ctrl-A x"));
+    }
+}

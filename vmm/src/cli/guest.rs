@@ -1,0 +1,346 @@
+//! The options that describe a guest.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+
+use crate::config::options::{Options, on_off};
+use crate::config::{
+    ConfigError, ConsoleConfig, DebugPortConfig, DiskConfig, NetConfig, RngConfig, SerialBackend, Topology, VmConfig,
+    parse_size, reword, vcpu_limits,
+};
+
+/// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
+/// each kind of value serves the command line and JSON, so clap only tells options apart.
+#[derive(Debug, Default, Args)]
+pub struct GuestArgs {
+    /// Read the guest from a JSON file; options override its values, --disk, --net and --log add to its lists
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of the guest in logs and on the control socket
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// UUID that the guest reads in SMBIOS type 1
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<String>,
+    /// Machine the guest sees: i440fx [default] (as qemu's pc) or micro (PCI with ECAM and COM1 only; boots fastest)
+    #[arg(long, value_name = "PROFILE")]
+    pub profile: Option<String>,
+
+    /// Kernel: a bzImage or an ELF file
+    #[arg(long, value_name = "FILE", help_heading = "What boots")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", help_heading = "What boots")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", help_heading = "What boots", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+
+    /// Number of vCPUs, 1 to 254 [default: 1]
+    #[arg(long, value_name = "N", help_heading = "CPUs", allow_negative_numbers = true)]
+    pub cpus: Option<String>,
+    /// CPU model and mask: host [default], host,-avx512f, x86-64-v2, x86-64-v3
+    #[arg(long = "cpu", value_name = "MODEL[,±FEATURE…]", help_heading = "CPUs")]
+    pub cpu_model: Option<String>,
+    /// Grouping of the vCPUs; the product is their number [default: one socket of single-thread cores]
+    #[arg(long, value_name = "sockets=N,cores=N,threads=N", help_heading = "CPUs")]
+    pub topology: Option<String>,
+    /// Host CPU of each vCPU in turn
+    #[arg(long, value_name = "CPU,CPU…", help_heading = "CPUs")]
+    pub pin: Option<String>,
+
+    /// Memory of the guest, such as 512M [default: 512M]
+    #[arg(long, value_name = "SIZE", help_heading = "Memory", allow_negative_numbers = true)]
+    pub memory: Option<String>,
+    /// Back the memory with huge pages the host has set aside: 2M or 1G
+    #[arg(long, value_name = "2M|1G", help_heading = "Memory")]
+    pub hugepages: Option<String>,
+    /// Touch all memory before the guest starts
+    #[arg(long, help_heading = "Memory")]
+    pub prealloc: bool,
+    /// Lock all memory: it is never paged out
+    #[arg(long, help_heading = "Memory")]
+    pub mlock: bool,
+    /// Take memory from this host NUMA node only
+    #[arg(long, value_name = "NODE", help_heading = "Memory", allow_negative_numbers = true)]
+    pub numa_node: Option<String>,
+    /// Memory that another process can map
+    #[arg(long, help_heading = "Memory")]
+    pub shared_memory: bool,
+    /// End of the memory below 4 GiB [default: 3G]; the rest starts at 4 GiB
+    #[arg(long, value_name = "SIZE", help_heading = "Memory", allow_negative_numbers = true)]
+    pub low_split: Option<String>,
+
+    /// Disk (virtio-blk) with raw contents: a file or block device. Again for more disks
+    ///
+    /// Keys: ro (the guest cannot write), slot=DEVICE[.FUNCTION] (place on the PCI bus), serial=TEXT (up to 20
+    /// characters), queues=N (1 to 32; the vCPUs up to 4), queue_size=N (256), id=NAME (disk0, disk1, …).
+    #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Devices")]
+    pub disk: Vec<String>,
+    /// Network interface (virtio-net) on a TAP device. Again for more interfaces
+    ///
+    /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), id=NAME (net0, net1, …).
+    #[arg(long, value_name = "tap=NAME,mac=ADDRESS[,KEY=VALUE…]", help_heading = "Devices")]
+    pub net: Vec<String>,
+    /// COM port on stdio, file:PATH, socket:PATH, pty or null. Again for COM2 to COM4; com3=… names one
+    #[arg(long, value_name = "[comN=]BACKEND", help_heading = "Devices")]
+    pub serial: Vec<String>,
+    /// Console (virtio-console, /dev/hvc0) on a back end as for --serial
+    ///
+    /// Keys: slot=DEVICE[.FUNCTION].
+    #[arg(long, value_name = "BACKEND[,slot=…]", help_heading = "Devices")]
+    pub console: Option<String>,
+    /// Entropy source (virtio-rng)
+    ///
+    /// Keys: slot=DEVICE[.FUNCTION].
+    #[arg(long, value_name = "slot=…", num_args = 0..=1, default_missing_value = "", help_heading = "Devices")]
+    pub rng: Option<String>,
+    /// Debug port of firmware and test kernels (0x402) on a back end as for --serial
+    ///
+    /// Keys: port=NUMBER.
+    #[arg(long, value_name = "BACKEND[,port=…]", help_heading = "Devices")]
+    pub debug_port: Option<String>,
+    /// pvpanic device, by which the guest tells that it panicked
+    #[arg(long, help_heading = "Devices")]
+    pub pvpanic: bool,
+    /// PS/2 keyboard controller: on or off [default: on with i440fx, off with micro]
+    #[arg(long, value_name = "on|off", help_heading = "Devices")]
+    pub ps2: Option<String>,
+    /// Paravirtual clock of KVM: on or off [default: on]
+    #[arg(long, value_name = "on|off", help_heading = "Devices")]
+    pub kvmclock: Option<String>,
+    /// Strings of SMBIOS type 1
+    ///
+    /// Keys: manufacturer, product, version, serial, sku, family.
+    #[arg(long, value_name = "KEY=TEXT[,KEY=TEXT…]", help_heading = "Devices")]
+    pub smbios: Vec<String>,
+
+    /// After a reset by the guest: restart [default] in this process, or exit with status 5
+    #[arg(long, value_name = "restart|exit", help_heading = "Life cycle")]
+    pub on_reset: Option<String>,
+    /// After a triple fault: reset [default] as by --on-reset, or exit with status 6
+    #[arg(long, value_name = "reset|exit", help_heading = "Life cycle")]
+    pub on_triple_fault: Option<String>,
+    /// After a panic told through --pvpanic: report [default] and go on, or exit with status 7
+    #[arg(long, value_name = "report|exit", help_heading = "Life cycle")]
+    pub on_panic: Option<String>,
+    /// Unix socket for control (QMP): query-status, query-stats, stop, cont, system_powerdown, system_reset, quit
+    #[arg(long, value_name = "PATH", help_heading = "Life cycle")]
+    pub qmp: Option<PathBuf>,
+    /// What is logged on stderr: a level (off, error, warn [default], info, debug, trace) and levels of modules
+    #[arg(long, value_name = "LEVEL,MODULE=LEVEL…", help_heading = "Life cycle")]
+    pub log: Vec<String>,
+}
+
+impl GuestArgs {
+    /// The configuration: the file first, the options on top of it.
+    pub fn into_config(self) -> Result<VmConfig, ConfigError> {
+        let mut config = match &self.config {
+            Some(file) => VmConfig::read_json(file)?,
+            None => VmConfig::default(),
+        };
+        self.put_machine(&mut config)?;
+        self.put_memory(&mut config)?;
+        self.put_devices(&mut config)?;
+        self.put_life_cycle(&mut config)?;
+        config.name_devices();
+        Ok(config)
+    }
+
+    fn put_machine(&self, config: &mut VmConfig) -> Result<(), ConfigError> {
+        set(&mut config.name, self.name.clone());
+        set(&mut config.uuid, parsed("--uuid", &self.uuid)?.map(Some));
+        set(&mut config.profile, named("--profile", &self.profile)?);
+        set(&mut config.boot.kernel, self.kernel.clone());
+        set(&mut config.boot.initrd, self.initrd.clone().map(Some));
+        set(&mut config.boot.cmdline, self.cmdline.clone());
+        if let Some(text) = &self.cpus {
+            let count = text.parse::<u64>().map_err(|_| not_a_number("--cpus", text))?;
+            config.cpus.count = u8::try_from(count).map_err(|_| ConfigError::setting("--cpus", vcpu_limits(count)))?;
+        }
+        set(&mut config.cpus.model, self.cpu_model.clone());
+        if let Some(text) = &self.topology {
+            let given = Options::read("--topology", text, None, &["sockets", "cores", "threads"])?;
+            let part = |key| Ok::<u8, ConfigError>(given.number(key)?.unwrap_or(1));
+            let (sockets, cores, threads) = (part("sockets")?, part("cores")?, part("threads")?);
+            config.cpus.topology = Some(Topology { sockets, cores, threads });
+        }
+        if let Some(text) = &self.pin {
+            let cpus = text.split(',').map(|cpu| cpu.trim().parse().map_err(|_| not_a_number("--pin", cpu)));
+            config.cpus.pin = cpus.collect::<Result<_, _>>()?;
+        }
+        Ok(())
+    }
+
+    fn put_memory(&self, config: &mut VmConfig) -> Result<(), ConfigError> {
+        let memory = &mut config.memory;
+        set(&mut memory.size_bytes, size("--memory", &self.memory)?);
+        set(&mut memory.huge_pages, named("--hugepages", &self.hugepages)?.map(Some));
+        set(&mut memory.low_split_bytes, size("--low-split", &self.low_split)?.map(Some));
+        if let Some(text) = &self.numa_node {
+            memory.numa_node = Some(text.parse().map_err(|_| not_a_number("--numa-node", text))?);
+        }
+        memory.prealloc |= self.prealloc;
+        memory.lock |= self.mlock;
+        memory.shared |= self.shared_memory;
+        Ok(())
+    }
+
+    fn put_devices(&self, config: &mut VmConfig) -> Result<(), ConfigError> {
+        for text in &self.disk {
+            config.disks.push(disk(text)?);
+        }
+        for text in &self.net {
+            config.nets.push(net(text)?);
+        }
+        for (index, text) in self.serial.iter().enumerate() {
+            let (port, backend) = com_port(index, text)?;
+            config.serials[port] = Some(backend);
+        }
+        if let Some(text) = &self.console {
+            let given = Options::read("--console", text, Some("backend"), &["slot"])?;
+            config.console = Some(ConsoleConfig { backend: backend(&given)?, slot: given.value("slot")? });
+        }
+        if let Some(text) = &self.rng {
+            let slot = match text.is_empty() {
+                true => None,
+                false => Options::read("--rng", text, None, &["slot"])?.value("slot")?,
+            };
+            config.rng = Some(RngConfig { slot });
+        }
+        if let Some(text) = &self.debug_port {
+            let given = Options::read("--debug-port", text, Some("backend"), &["port"])?;
+            let port = match given.text("port")? {
+                Some(text) => io_port(&text).ok_or_else(|| given.problem(format!("port={text} is not an I/O port")))?,
+                None => DebugPortConfig::DEFAULT_PORT,
+            };
+            config.debug_port = Some(DebugPortConfig { backend: backend(&given)?, port });
+        }
+        config.pvpanic |= self.pvpanic;
+        set(&mut config.ps2, switch("--ps2", &self.ps2)?.map(Some));
+        set(&mut config.kvmclock, switch("--kvmclock", &self.kvmclock)?);
+        for text in &self.smbios {
+            let keys = ["manufacturer", "product", "version", "serial", "sku", "family"];
+            let given = Options::read("--smbios", text, None, &keys)?;
+            let smbios = &mut config.smbios;
+            set(&mut smbios.manufacturer, given.text("manufacturer")?.map(Some));
+            set(&mut smbios.product, given.text("product")?.map(Some));
+            set(&mut smbios.version, given.text("version")?.map(Some));
+            set(&mut smbios.serial, given.text("serial")?.map(Some));
+            set(&mut smbios.sku, given.text("sku")?.map(Some));
+            set(&mut smbios.family, given.text("family")?.map(Some));
+        }
+        Ok(())
+    }
+
+    fn put_life_cycle(&self, config: &mut VmConfig) -> Result<(), ConfigError> {
+        set(&mut config.on_reset, named("--on-reset", &self.on_reset)?);
+        set(&mut config.on_triple_fault, named("--on-triple-fault", &self.on_triple_fault)?);
+        set(&mut config.on_panic, named("--on-panic", &self.on_panic)?);
+        set(&mut config.qmp, self.qmp.clone().map(Some));
+        for rule in self.log.iter().flat_map(|rules| rules.split(',')) {
+            config.log.push(rule.trim().parse().map_err(|error| problem("--log", error))?);
+        }
+        Ok(())
+    }
+}
+
+fn set<T>(place: &mut T, given: Option<T>) {
+    if let Some(value) = given {
+        *place = value;
+    }
+}
+
+fn problem(option: &str, problem: impl std::fmt::Display) -> ConfigError {
+    ConfigError::setting(option, problem.to_string())
+}
+
+fn not_a_number(option: &str, text: &str) -> ConfigError {
+    problem(option, format!("'{text}' is not a number"))
+}
+
+fn parsed<T>(option: &str, text: &Option<String>) -> Result<Option<T>, ConfigError>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    text.as_ref().map(|text| text.parse().map_err(|error| problem(option, error))).transpose()
+}
+
+fn size(option: &str, text: &Option<String>) -> Result<Option<u64>, ConfigError> {
+    text.as_ref().map(|text| parse_size(text).map_err(|error| problem(option, error))).transpose()
+}
+
+/// Reads one of a fixed set of words, through the names that JSON uses.
+fn named<'a, T: Deserialize<'a>>(option: &str, text: &'a Option<String>) -> Result<Option<T>, ConfigError> {
+    let Some(text) = text else { return Ok(None) };
+    let word: StrDeserializer<'a, ValueError> = text.as_str().into_deserializer();
+    T::deserialize(word).map(Some).map_err(|error| problem(option, reword(&error.to_string())))
+}
+
+fn switch(option: &str, text: &Option<String>) -> Result<Option<bool>, ConfigError> {
+    text.as_ref().map(|text| on_off(text).map_err(|error| problem(option, error))).transpose()
+}
+
+fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
+    let keys = ["ro", "slot", "serial", "queues", "queue_size", "id"];
+    let given = Options::read("--disk", text, Some("path"), &keys)?;
+    let defaults = DiskConfig::new(given.required("path", "--disk root.img")?);
+    Ok(DiskConfig {
+        id: given.text("id")?.unwrap_or_default(),
+        read_only: given.flag("ro")?,
+        slot: given.value("slot")?,
+        serial: given.text("serial")?,
+        queues: given.number("queues")?,
+        queue_size: given.number("queue_size")?.unwrap_or(defaults.queue_size),
+        path: defaults.path,
+    })
+}
+
+fn net(text: &str) -> Result<NetConfig, ConfigError> {
+    let given = Options::read("--net", text, None, &["tap", "mac", "slot", "queue_size", "id"])?;
+    let example = "--net tap=tap0,mac=52:54:00:12:34:56";
+    let tap = given.required("tap", example)?;
+    given.required("mac", example)?;
+    let mac = given.value("mac")?.ok_or_else(|| given.problem("mac is missing"))?;
+    Ok(NetConfig {
+        tap,
+        mac,
+        id: given.text("id")?.unwrap_or_default(),
+        slot: given.value("slot")?,
+        queue_size: given.number("queue_size")?.unwrap_or(NetConfig::DEFAULT_QUEUE_SIZE),
+    })
+}
+
+fn com_port(index: usize, text: &str) -> Result<(usize, SerialBackend), ConfigError> {
+    let named = text.split_once('=').filter(|(name, _)| name.starts_with("com"));
+    let (port, backend) = match named {
+        Some(("com1", backend)) => (0, backend),
+        Some(("com2", backend)) => (1, backend),
+        Some(("com3", backend)) => (2, backend),
+        Some(("com4", backend)) => (3, backend),
+        Some((name, _)) => return Err(problem("--serial", format!("'{name}' is not one of com1 to com4"))),
+        None if index < 4 => (index, text),
+        None => return Err(problem("--serial", "there are only four COM ports")),
+    };
+    Ok((port, backend.parse().map_err(|error| problem("--serial", error))?))
+}
+
+fn backend(given: &Options) -> Result<SerialBackend, ConfigError> {
+    let text = given.required("backend", "stdio")?;
+    text.parse().map_err(|error| given.problem(format!("{error}")))
+}
+
+fn io_port(text: &str) -> Option<u16> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u16::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+#[path = "guest_tests.rs"]
+mod tests;

@@ -1,0 +1,166 @@
+use super::*;
+use crate::config::{Mac, OnReset, Profile, Slot};
+use clap::Parser;
+use std::path::Path;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    guest: GuestArgs,
+}
+
+fn read(args: &[&str]) -> Result<VmConfig, String> {
+    let line = Line::try_parse_from(std::iter::once(&"zvmm").chain(args)).map_err(|error| error.to_string())?;
+    line.guest.into_config().map_err(|error| error.to_string())
+}
+
+const FULL: &[&str] = &[
+    "--name=web",
+    "--uuid=6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11",
+    "--profile=micro",
+    "--cpus=2",
+    "--cpu=host,-avx512f",
+    "--topology=cores=2",
+    "--pin=0,1",
+    "--memory=1G",
+    "--hugepages=2M",
+    "--prealloc",
+    "--mlock",
+    "--numa-node=0",
+    "--shared-memory",
+    "--low-split=512M",
+    "--kernel=vmlinuz",
+    "--initrd=initrd.img",
+    "--cmdline=console=ttyS0 -- -x",
+    "--disk=root.img,ro,slot=4,serial=x,queues=2,queue_size=64,id=root",
+    "--disk=data.img",
+    "--net=tap=tap0,mac=52:54:00:12:34:56,slot=6",
+    "--serial=stdio",
+    "--serial=com4=socket:/run/c",
+    "--console=pty,slot=7",
+    "--rng",
+    "--debug-port=file:/tmp/x,port=0xe9",
+    "--pvpanic",
+    "--ps2=off",
+    "--kvmclock=off",
+    "--smbios=product=Box,serial=1,,2",
+    "--on-reset=exit",
+    "--on-triple-fault=exit",
+    "--on-panic=exit",
+    "--qmp=/run/q",
+    "--log=info,zvmm::vcpu=debug",
+];
+
+const FULL_JSON: &str = r#"{
+    "name": "web", "uuid": "6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11", "profile": "micro",
+    "cpus": {"count": 2, "model": "host,-avx512f", "topology": {"cores": 2}, "pin": [0, 1]},
+    "memory": {"size": "1G", "huge_pages": "2M", "prealloc": true, "lock": true, "numa_node": 0, "shared": true,
+        "low_split": "512M"},
+    "boot": {"kernel": "vmlinuz", "initrd": "initrd.img", "cmdline": "console=ttyS0 -- -x"},
+    "disks": [{"path": "root.img", "read_only": true, "slot": 4, "serial": "x", "queues": 2, "queue_size": 64,
+        "id": "root"}, {"path": "data.img"}],
+    "nets": [{"tap": "tap0", "mac": "52:54:00:12:34:56", "slot": 6}],
+    "serial": {"com1": "stdio", "com4": "socket:/run/c"}, "console": {"backend": "pty", "slot": 7}, "rng": {},
+    "debug_port": {"backend": "file:/tmp/x", "port": 233}, "pvpanic": true, "ps2": false, "kvmclock": false,
+    "smbios": {"product": "Box", "serial": "1,2"}, "on_reset": "exit", "on_triple_fault": "exit", "on_panic": "exit",
+    "qmp": "/run/q", "log": ["info", "zvmm::vcpu=debug"] }"#;
+
+#[test]
+fn every_option_and_its_json_key_give_the_same_configuration() {
+    let from_json = VmConfig::from_json(Path::new("vm.json"), FULL_JSON).map_err(|error| error.to_string());
+    assert_eq!(read(FULL), from_json);
+    assert_eq!(from_json.unwrap().check(), Ok(()));
+}
+
+#[test]
+fn every_option_of_the_command_line_is_in_the_full_example() {
+    let command = <Line as clap::CommandFactory>::command();
+    for option in command.get_arguments().filter_map(|argument| argument.get_long()) {
+        let used = FULL.iter().any(|text| text.trim_start_matches("--").split('=').next() == Some(option));
+        assert!(used || ["config", "help"].contains(&option), "--{option}");
+    }
+}
+
+#[test]
+fn no_options_are_the_defaults() {
+    assert_eq!(read(&[]), Ok(VmConfig::default()));
+}
+
+#[test]
+fn options_beside_a_file_override_values_and_add_to_lists() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("vm.json");
+    std::fs::write(&file, FULL_JSON).unwrap();
+    let file = file.to_str().unwrap();
+    let config = read(&["--config", file, "--memory=2G", "--disk=more.img", "--on-reset=restart"]).unwrap();
+    assert_eq!(
+        (config.memory.size_bytes, config.on_reset, config.profile),
+        (2 << 30, OnReset::Restart, Profile::Micro)
+    );
+    let ids: Vec<&str> = config.disks.iter().map(|disk| disk.id.as_str()).collect();
+    assert_eq!(ids, ["root", "disk1", "disk2"]);
+}
+
+#[test]
+fn serial_lines_fill_the_com_ports_in_turn() {
+    let config = read(&["--serial=stdio", "--serial", "pty"]).unwrap();
+    assert_eq!(config.serials, [Some(SerialBackend::Stdio), Some(SerialBackend::Pty), None, None]);
+}
+
+#[test]
+fn the_entropy_source_takes_a_slot_or_nothing() {
+    assert_eq!(read(&["--rng"]).unwrap().rng, Some(RngConfig { slot: None }));
+    assert_eq!(read(&["--rng=slot=9"]).unwrap().rng, Some(RngConfig { slot: Some(Slot::device(9)) }));
+}
+
+#[test]
+fn a_network_interface_has_its_tap_and_address() {
+    let config = read(&["--net", "tap=tap0,mac=52:54:00:12:34:56"]).unwrap();
+    assert_eq!((config.nets[0].tap.as_str(), config.nets[0].mac), ("tap0", Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
+}
+
+#[test]
+fn every_wrong_option_is_named_with_what_is_wrong() {
+    for (args, message) in [
+        (["--memory", "lots"], "--memory: 'lots' is not a size"),
+        (["--memory", "-1"], "--memory: '-1' is not a size"),
+        (["--cpus", "1000"], "--cpus: 1000 vCPUs are not possible; a guest has 1 to 254"),
+        (["--cpus", "-1"], "--cpus: '-1' is not a number"),
+        (["--cpus", "two"], "--cpus: 'two' is not a number"),
+        (["--profile", "i440"], "--profile: unknown value 'i440'; did you mean 'i440fx'?"),
+        (["--profile", "q35"], "--profile: unknown value 'q35'; the valid ones are i440fx, micro"),
+        (["--hugepages", "4M"], "--hugepages: unknown value '4M'; did you mean '2M'?"),
+        (["--on-reset", "exti"], "--on-reset: unknown value 'exti'; did you mean 'exit'?"),
+        (["--on-triple-fault", "x"], "--on-triple-fault: unknown value 'x'; the valid ones are reset, exit"),
+        (["--on-panic", "x"], "--on-panic: unknown value 'x'; the valid ones are report, exit"),
+        (["--topology", "socket=1"], "--topology: unknown key 'socket'; did you mean 'sockets'?"),
+        (["--topology", "cores=300"], "--topology: cores=300 is too large"),
+        (["--pin", "0,x"], "--pin: 'x' is not a number"),
+        (["--numa-node", "-1"], "--numa-node: '-1' is not a number"),
+        (["--low-split", "x"], "--low-split: 'x' is not a size"),
+        (["--uuid", "x"], "--uuid: 'x' is not a UUID"),
+        (["--disk", "a,slto=4"], "--disk: unknown key 'slto'; did you mean 'slot'?"),
+        (["--disk", "a,slot=40"], "--disk: slot=40: '40' is not a PCI slot"),
+        (["--disk", "ro"], "--disk: path is missing; write for example --disk root.img"),
+        (["--net", "tap=tap0"], "--net: mac is missing; write for example --net tap=tap0,mac="),
+        (["--net", "mac=52:54:00:12:34:56"], "--net: tap is missing"),
+        (["--net", "tap=t,mac=52"], "--net: mac=52: '52' is not a MAC address"),
+        (["--net", "tap0"], "--net: unknown key 'tap0'; did you mean 'tap'?"),
+        (["--serial", "sdtio"], "--serial: 'sdtio' is not a serial back end"),
+        (["--serial", "com5=pty"], "--serial: 'com5' is not one of com1 to com4"),
+        (["--console", "hvc"], "--console: 'hvc' is not a serial back end"),
+        (["--console", "pty,slat=3"], "--console: unknown key 'slat'; did you mean 'slot'?"),
+        (["--debug-port", "pty,port=70000"], "--debug-port: port=70000 is not an I/O port"),
+        (["--rng", "slto=1"], "--rng: unknown key 'slto'; did you mean 'slot'?"),
+        (["--ps2", "yes"], "--ps2: 'yes' is neither on nor off"),
+        (["--kvmclock", "0"], "--kvmclock: '0' is neither on nor off"),
+        (["--smbios", "produkt=x"], "--smbios: unknown key 'produkt'; did you mean 'product'?"),
+        (["--log", "loud"], "--log: 'loud' is not a log level"),
+        (["--config", "/nonexistent"], "/nonexistent: cannot read the configuration: No such file or directory"),
+    ] {
+        let error = read(&args).unwrap_err();
+        assert!(error.starts_with(message), "{args:?}: {error}");
+    }
+    let five = ["--serial=pty", "--serial=pty", "--serial=pty", "--serial=pty", "--serial=pty"];
+    assert_eq!(read(&five).unwrap_err(), "--serial: there are only four COM ports");
+}
