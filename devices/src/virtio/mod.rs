@@ -10,6 +10,9 @@ pub mod blk;
 pub mod counters;
 pub mod net;
 pub mod queue;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod worker;
 
 use std::sync::Arc;
 
@@ -59,6 +62,20 @@ pub trait VirtioDevice: Send + Sync {
     /// Changes whenever a multi-byte configuration field may have changed (virtio 1.3 §2.5).
     fn config_generation(&self) -> u8 {
         0
+    }
+
+    /// The driver has settled its features (FEATURES_OK; on the legacy interface each write of the guest features): the
+    /// configuration space may look different from now on. Called with 0 at reset.
+    fn features_accepted(&self, features: u64) {
+        let _ = features;
+    }
+}
+
+/// Reads `space` at `offset`; bytes beyond its end read zero. What [`VirtioDevice::read_config`] does for most.
+fn read_config_space(space: &[u8], offset: u32, data: &mut [u8]) {
+    let from = space.get(offset as usize..).unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(from.iter().copied().chain(std::iter::repeat(0))) {
+        *to = from;
     }
 }
 

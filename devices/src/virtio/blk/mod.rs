@@ -1,5 +1,15 @@
 //! virtio-blk (virtio 1.3 §5.2).
+//!
+//! [`BlkDevice`] is what the registers show; a [`BlkWorker`] a queue turns chains into requests to a [`BlkBackend`],
+//! the disk itself, which lives outside the device model.
 
 mod backend;
+mod device;
+mod request;
+#[cfg(test)]
+mod tests;
+mod worker;
 
 pub use backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken, SECTOR_BYTES};
+pub use device::{BlkConfig, BlkDevice, EraseLimits};
+pub use worker::BlkWorker;

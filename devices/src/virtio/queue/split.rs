@@ -225,6 +225,11 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether something was pushed that the driver has not been shown.
+    pub fn has_unpublished(&self) -> bool {
+        self.published != self.ring.next_used()
+    }
+
     /// Shows everything pushed so far to the driver with one store of the used index, and says whether the driver
     /// wants an interrupt for it (virtio 1.3 §2.7.7). Without news it says no and touches nothing.
     pub fn publish<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<bool, QueueError> {

@@ -1,0 +1,181 @@
+//! One virtio-blk request: from the bytes of a chain to an operation on the disk, or to the status it ends with.
+
+use std::sync::atomic::Ordering;
+
+use vm_memory::GuestMemory;
+
+use super::backend::{BlkOp, SECTOR_BYTES};
+use super::device::{EraseLimits, ID_BYTES, Shared, feature};
+use crate::virtio::queue::{Chain, ChainError, GuestRange};
+
+/// The status byte (virtio 1.3 §5.2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Status {
+    Ok = 0,
+    IoErr = 1,
+    Unsupported = 2,
+}
+
+/// Request types of virtio 1.3 §5.2.6; `FLUSH_OUT` is legacy (§5.2.6.3).
+mod kind {
+    pub const IN: u32 = 0;
+    pub const OUT: u32 = 1;
+    pub const FLUSH: u32 = 4;
+    pub const FLUSH_OUT: u32 = 5;
+    pub const GET_ID: u32 = 8;
+    pub const DISCARD: u32 = 11;
+    pub const WRITE_ZEROES: u32 = 13;
+}
+
+/// Bytes of `type`, `reserved` and `sector`.
+const HEADER_BYTES: u64 = 16;
+/// The `unmap` flag of a write-zeroes segment.
+const UNMAP: u32 = 1;
+
+/// How the driver has set the device up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mode {
+    pub features: u64,
+    pub legacy: bool,
+}
+
+impl Mode {
+    /// Whether a completed write must be on stable storage (virtio 1.3 §5.2.6.2): the driver has no way to flush, or
+    /// has switched the cache to write-through.
+    fn durable(self, shared: &Shared) -> bool {
+        let cannot_flush = self.features & feature::FLUSH == 0;
+        let write_through = self.features & feature::CONFIG_WCE != 0 && !shared.writeback.load(Ordering::Acquire);
+        cannot_flush || write_through
+    }
+}
+
+/// What a request comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The disk has to do something.
+    Submit(Work),
+    /// It is done, with this many bytes of its data area filled.
+    Done {
+        /// Bytes of data written to the guest.
+        filled_bytes: u64,
+    },
+}
+
+/// An operation on the disk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    pub op: BlkOp,
+    pub offset_bytes: u64,
+    pub len_bytes: u64,
+}
+
+impl From<ChainError> for Status {
+    fn from(_: ChainError) -> Self {
+        Self::IoErr
+    }
+}
+
+/// Decodes and checks the request in `chain`. The last writable byte is the status and is not touched here; the guest
+/// ranges of the data are appended to `ranges`. An error is the status the request ends with.
+pub(super) fn parse<M: GuestMemory + ?Sized>(
+    mem: &M,
+    chain: &Chain,
+    shared: &Shared,
+    mode: Mode,
+    ranges: &mut Vec<GuestRange>,
+) -> Result<Outcome, Status> {
+    let (header, out_data) = chain.reader(mem).split_at(HEADER_BYTES)?;
+    let data_bytes = chain.writable_bytes().checked_sub(1).ok_or(Status::IoErr)?;
+    let (mut in_data, _status) = chain.writer(mem).split_at(data_bytes)?;
+
+    let mut header = header;
+    let kind = u32::from_le_bytes(header.read_array()?);
+    header.skip(4)?;
+    let sector = u64::from_le_bytes(header.read_array()?);
+
+    let erase = |limits: Option<EraseLimits>, bit: u64, known_flags: u32| {
+        let limits = limits.filter(|_| mode.features & bit != 0).ok_or(Status::Unsupported)?;
+        let mut segment = out_data.clone();
+        if segment.remaining() != 16 {
+            return Err(Status::IoErr);
+        }
+        let first = u64::from_le_bytes(segment.read_array()?);
+        let sectors = u32::from_le_bytes(segment.read_array()?);
+        let flags = u32::from_le_bytes(segment.read_array()?);
+        // §5.2.6.2: UNSUPP for unknown flags, and for unmap in a discard.
+        if flags & !known_flags != 0 {
+            return Err(Status::Unsupported);
+        }
+        if sectors > limits.max_sectors {
+            return Err(Status::IoErr);
+        }
+        writable(shared)?;
+        let len = u64::from(sectors).checked_mul(SECTOR_BYTES).ok_or(Status::IoErr)?;
+        Ok((flags, extent(shared, first, len)?, len))
+    };
+
+    match kind {
+        kind::IN => {
+            let offset_bytes = extent(shared, sector, data_bytes)?;
+            in_data.append_ranges(ranges);
+            Ok(submit(BlkOp::Read, offset_bytes, data_bytes))
+        }
+        kind::OUT => {
+            writable(shared)?;
+            let len_bytes = out_data.remaining();
+            let offset_bytes = extent(shared, sector, len_bytes)?;
+            out_data.append_ranges(ranges);
+            Ok(submit(BlkOp::Write { durable: mode.durable(shared) }, offset_bytes, len_bytes))
+        }
+        kind::FLUSH => Ok(flush()),
+        kind::FLUSH_OUT if mode.legacy => Ok(flush()),
+        kind::GET_ID => {
+            // §5.2.6: NUL-padded, without a NUL where it takes all 20 bytes.
+            let mut id = [0; ID_BYTES];
+            for (to, from) in id.iter_mut().zip(shared.config.serial.bytes()) {
+                *to = from;
+            }
+            let filled_bytes = data_bytes.min(ID_BYTES as u64);
+            in_data.write(id.get(..filled_bytes as usize).unwrap_or_default())?;
+            Ok(Outcome::Done { filled_bytes })
+        }
+        kind::DISCARD => {
+            let (_, offset_bytes, len_bytes) = erase(shared.config.discard, feature::DISCARD, 0)?;
+            Ok(submit(BlkOp::Discard, offset_bytes, len_bytes))
+        }
+        kind::WRITE_ZEROES => {
+            let (flags, offset_bytes, len_bytes) = erase(shared.config.write_zeroes, feature::WRITE_ZEROES, UNMAP)?;
+            let op = BlkOp::WriteZeroes { unmap: flags & UNMAP != 0, durable: mode.durable(shared) };
+            Ok(submit(op, offset_bytes, len_bytes))
+        }
+        _ => Err(Status::Unsupported),
+    }
+}
+
+/// A disk operation; one without bytes is done already.
+fn submit(op: BlkOp, offset_bytes: u64, len_bytes: u64) -> Outcome {
+    match len_bytes {
+        0 => Outcome::Done { filled_bytes: 0 },
+        _ => Outcome::Submit(Work { op, offset_bytes, len_bytes }),
+    }
+}
+
+fn flush() -> Outcome {
+    Outcome::Submit(Work { op: BlkOp::Flush, offset_bytes: 0, len_bytes: 0 })
+}
+
+fn writable(shared: &Shared) -> Result<(), Status> {
+    if shared.config.read_only { Err(Status::IoErr) } else { Ok(()) }
+}
+
+/// The byte offset of `sector`, where `len_bytes` bytes from there are whole sectors inside the disk.
+fn extent(shared: &Shared, sector: u64, len_bytes: u64) -> Result<u64, Status> {
+    let sectors = len_bytes.checked_div(SECTOR_BYTES).unwrap_or_default();
+    let whole = sectors.checked_mul(SECTOR_BYTES) == Some(len_bytes);
+    let end = sector.checked_add(sectors).ok_or(Status::IoErr)?;
+    if !whole || end > shared.capacity_sectors.load(Ordering::Acquire) {
+        return Err(Status::IoErr);
+    }
+    sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoErr)
+}
