@@ -59,6 +59,9 @@ pub enum BootError {
         /// The memory size, in MiB, that would do.
         need_mib: u64,
     },
+    /// No memory size would do: low RAM ends at 3 GiB.
+    #[error("the kernel needs memory up to {0:#x}, but kernels have to fit below 3 GiB")]
+    KernelTooHigh(u64),
     /// A PVH note that cannot be used.
     #[error("the kernel's PVH note is invalid: {0}")]
     PvhNote(&'static str),

@@ -159,6 +159,9 @@ pub fn inspect<K: Read + Seek>(
 ) -> Result<BootPlan, BootError> {
     let image = read_image(kernel, wanted)?;
     let kernel_end = image.segments.iter().map(Segment::end).max().unwrap_or(0);
+    if kernel_end > layout::LOW_RAM_END {
+        return Err(BootError::KernelTooHigh(kernel_end));
+    }
     if kernel_end > layout.low_ram_end() {
         return Err(BootError::KernelTooLarge {
             end: kernel_end,
