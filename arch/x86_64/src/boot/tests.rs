@@ -336,7 +336,7 @@ fn hostile_bzimages_are_refused_with_what_is_wrong() {
         "the kernel file is corrupt: offset and size of the load address wrap around"
     );
     assert_eq!(
-        refuse(0x258, &(u64::MAX & !0x1f_ffff).to_le_bytes()),
+        refuse(0x258, &(!0x1f_ffffu64).to_le_bytes()),
         "the kernel file is corrupt: offset and size of the load address and init_size wrap around"
     );
     assert_eq!(
