@@ -394,3 +394,6 @@ impl Thread<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 //! or the bus write) and the completions of its back end all signal that object; control messages lie in a mailbox. A
 //! round is: wait, clear, look into the mailbox, step until there is nothing left to do without waiting.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -181,7 +181,11 @@ enum State {
 enum AfterStop {
     Reset(Vec<Countdown>),
     /// `resume`: the pause was undone before it was complete, so the queues start again right after it.
-    Pause { waiting: Vec<Countdown>, activation: WorkerActivation, resume: bool },
+    Pause {
+        waiting: Vec<Countdown>,
+        activation: WorkerActivation,
+        resume: bool,
+    },
     Exit,
 }
 

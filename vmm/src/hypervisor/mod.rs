@@ -66,6 +66,10 @@ pub struct HostCapabilities {
     pub max_vcpus: u32,
     /// Width of guest-physical addresses.
     pub phys_bits: u8,
+    /// Clock of the local APIC timer in Hz.
+    pub apic_timer_hz: u32,
+    /// Whether the local APIC has x2APIC mode.
+    pub x2apic: bool,
     /// Whether the local APIC has a TSC-deadline timer.
     pub tsc_deadline: bool,
     /// Hypervisor leaves the guest gets.

@@ -56,9 +56,11 @@ impl Routing {
             .chain((8..16).map(|gsi| pin(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - 8)))
             .collect();
         // GSI 2 is the cascade of the two PICs and has no pin of its own: its pin belongs to the timer.
-        entries.extend((0..IOAPIC_PINS).filter(|&gsi| gsi != TIMER_PIN).map(|gsi| {
-            pin(gsi, KVM_IRQCHIP_IOAPIC, if gsi == 0 { TIMER_PIN } else { gsi })
-        }));
+        entries.extend(
+            (0..IOAPIC_PINS)
+                .filter(|&gsi| gsi != TIMER_PIN)
+                .map(|gsi| pin(gsi, KVM_IRQCHIP_IOAPIC, if gsi == 0 { TIMER_PIN } else { gsi })),
+        );
         entries.extend(
             (IOAPIC_PINS..).zip(messages).filter_map(|(gsi, message)| message.map(|message| msi(gsi, message))),
         );

@@ -65,7 +65,7 @@ impl Kick for KvmKick {
             unsafe { &*target.immediate_exit }.store(1, Ordering::SeqCst);
             if let Some(thread) = target.thread {
                 // SAFETY: the thread is alive: it disarms the target before it ends. The signal has a handler.
-                unsafe { libc::pthread_kill(thread, devices_host::thread::kick_signal()) };
+                unsafe { libc::pthread_kill(thread, devices_host::thread::KICK_SIGNAL) };
             }
         }
     }

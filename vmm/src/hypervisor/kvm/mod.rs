@@ -6,6 +6,9 @@ mod registers;
 mod vcpu;
 mod vm;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -57,18 +60,17 @@ impl KvmHypervisor {
                 return Err(HypervisorError::MissingCapability { hypervisor: NAME, capability, purpose });
             }
         }
-        let supported = kvm
-            .get_supported_cpuid(MAX_CPUID_ENTRIES)
-            .map_err(|error| call("KVM_GET_SUPPORTED_CPUID", error))?;
+        let supported =
+            kvm.get_supported_cpuid(MAX_CPUID_ENTRIES).map_err(|error| call("KVM_GET_SUPPORTED_CPUID", error))?;
         let cpuid: Vec<CpuidEntry> = supported.as_slice().iter().map(registers::cpuid_from_kvm).collect();
-        let leaf = |function| cpuid.iter().find(|entry| entry.function == function);
         let capabilities = HostCapabilities {
             name: NAME,
             max_vcpus: kvm.get_max_vcpus().try_into().unwrap_or(u32::MAX),
-            phys_bits: leaf(0x8000_0008).map_or(36, |entry| entry.eax as u8),
+            phys_bits: arch::cpu::phys_bits(&cpuid),
+            apic_timer_hz: 1_000_000_000,
+            x2apic: true,
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
-            hypervisor_leaves: leaf(0x4000_0001)
-                .map_or(HypervisorLeaves::None, |entry| HypervisorLeaves::Kvm { features: entry.eax }),
+            hypervisor_leaves: HypervisorLeaves::Kvm { features: arch::cpu::kvm_features(&cpuid), hints: 0 },
             rtc_in_kernel: false,
             pm_timer_in_kernel: false,
         };
@@ -110,17 +112,4 @@ fn open_hint(error: &io::Error) -> String {
 fn os_message(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_device_says_what_to_do() {
-        let line = open_hint(&io::Error::from_raw_os_error(libc::EACCES));
-        assert_eq!(line, "/dev/kvm: Permission denied: add the user to the group that owns it (usually kvm)");
-        let line = open_hint(&io::Error::from_raw_os_error(libc::ENOENT));
-        assert!(line.starts_with("/dev/kvm: No such file or directory: load"), "{line}");
-    }
 }

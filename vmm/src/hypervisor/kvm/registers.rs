@@ -170,9 +170,8 @@ mod tests {
 
     #[test]
     fn the_reset_lapic_of_a_secondary_cpu_masks_lint0_and_the_boot_cpu_passes_the_pic() {
-        let lint0 = |state: &kvm_lapic_state| {
-            u32::from_le_bytes(std::array::from_fn(|byte| state.regs[0x350 + byte] as u8))
-        };
+        let lint0 =
+            |state: &kvm_lapic_state| u32::from_le_bytes(std::array::from_fn(|byte| state.regs[0x350 + byte] as u8));
         assert_eq!(lint0(&lapic_after_reset(0, true)), 0x700);
         assert_eq!(lint0(&lapic_after_reset(3, false)), 0x1_0000);
         assert_eq!(lapic_after_reset(3, false).regs[0x23], 3);

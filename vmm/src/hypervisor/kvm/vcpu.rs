@@ -33,8 +33,8 @@ impl KvmVcpu {
     pub fn create(vm: &VmFd, id: u8, cpuid: &[CpuidEntry]) -> Result<Self, HypervisorError> {
         let mut fd = vm.create_vcpu(id.into()).map_err(|error| call("KVM_CREATE_VCPU", error))?;
         let entries: Vec<_> = cpuid.iter().map(registers::cpuid_to_kvm).collect();
-        let table = CpuId::from_entries(&entries)
-            .map_err(|_| call("KVM_SET_CPUID2", kvm_ioctls::Error::new(libc::E2BIG)))?;
+        let table =
+            CpuId::from_entries(&entries).map_err(|_| call("KVM_SET_CPUID2", kvm_ioctls::Error::new(libc::E2BIG)))?;
         fd.set_cpuid2(&table).map_err(|error| call("KVM_SET_CPUID2", error))?;
         // SAFETY: the run page stays mapped as long as `fd` lives, and `drop` disarms the kick first.
         let kick = unsafe { KvmKick::new(&raw mut fd.get_kvm_run().immediate_exit) };
@@ -45,8 +45,8 @@ impl KvmVcpu {
         // KVM stops at the first register this host does not have: skip it and go on with the rest.
         let mut rest = entries;
         while !rest.is_empty() {
-            let msrs = Msrs::from_entries(rest)
-                .map_err(|_| call("KVM_SET_MSRS", kvm_ioctls::Error::new(libc::E2BIG)))?;
+            let msrs =
+                Msrs::from_entries(rest).map_err(|_| call("KVM_SET_MSRS", kvm_ioctls::Error::new(libc::E2BIG)))?;
             let done = self.fd.set_msrs(&msrs).map_err(|error| call("KVM_SET_MSRS", error))?;
             rest = rest.get(done + 1..).unwrap_or_default();
         }
@@ -60,7 +60,10 @@ impl KvmVcpu {
             .set_lapic(&registers::lapic_after_reset(self.id, boot))
             .map_err(|error| call("KVM_SET_LAPIC", error))?;
         self.fd
-            .set_vcpu_events(&kvm_vcpu_events { flags: kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING | kvm_bindings::KVM_VCPUEVENT_VALID_SIPI_VECTOR, ..Default::default() })
+            .set_vcpu_events(&kvm_vcpu_events {
+                flags: kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING | kvm_bindings::KVM_VCPUEVENT_VALID_SIPI_VECTOR,
+                ..Default::default()
+            })
             .map_err(|error| call("KVM_SET_VCPU_EVENTS", error))?;
         self.fd
             .set_debug_regs(&kvm_debugregs { dr6: 0xffff_0ff0, dr7: 0x400, ..Default::default() })
@@ -101,9 +104,7 @@ impl Vcpu for KvmVcpu {
             VcpuStart::WaitForSipi => reset_vector(),
         };
         if boot || !pristine {
-            self.fd
-                .set_sregs(&registers::special(&cpu.sregs, boot))
-                .map_err(|error| call("KVM_SET_SREGS", error))?;
+            self.fd.set_sregs(&registers::special(&cpu.sregs, boot)).map_err(|error| call("KVM_SET_SREGS", error))?;
             self.fd.set_regs(&registers::general(&cpu.regs)).map_err(|error| call("KVM_SET_REGS", error))?;
         }
         if !pristine {
@@ -188,7 +189,11 @@ impl Vcpu for KvmVcpu {
                 }
                 VcpuExit::SystemEvent(kind, _) => {
                     io.count(ExitKind::Other);
-                    return Ok(if kind == kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN { Stop::PowerOff } else { Stop::Reset });
+                    return Ok(if kind == kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN {
+                        Stop::PowerOff
+                    } else {
+                        Stop::Reset
+                    });
                 }
                 VcpuExit::FailEntry(reason, _) => {
                     return Err(self.failure(format!("the processor refused to enter the guest (reason {reason:#x})")));

@@ -47,8 +47,7 @@ impl KvmVm {
             };
             // SAFETY: the mapping belongs to `ram`, which lives in the same struct as the VM's descriptor and is never
             // unmapped before it; nothing else in the process relies on the contents being stable.
-            unsafe { fd.set_user_memory_region(slot) }
-                .map_err(|error| call("KVM_SET_USER_MEMORY_REGION", error))?;
+            unsafe { fd.set_user_memory_region(slot) }.map_err(|error| call("KVM_SET_USER_MEMORY_REGION", error))?;
         }
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(|error| call("KVM_SET_IDENTITY_MAP_ADDR", error))?;

@@ -1,0 +1,202 @@
+//! The backend on the machine's own `/dev/kvm`, with guests of a few integer instructions: any KVM runs them.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use arch::regs;
+use devices::bus::Access;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::hypervisor::{ExitHandler, ExitKind, Stop, Vcpu, VcpuStart};
+
+const CODE: u64 = 0x1000;
+
+#[derive(Default)]
+struct Recorder {
+    log: Vec<String>,
+    exits: usize,
+}
+
+impl ExitHandler for Recorder {
+    fn port_in(&mut self, port: u16, data: &mut [u8]) -> Access {
+        self.log.push(format!("in {port:#x} {}", data.len()));
+        data.fill(0x5a);
+        Access::Done
+    }
+    fn port_out(&mut self, port: u16, data: &[u8]) -> Access {
+        self.log.push(format!("out {port:#x} {data:x?}"));
+        Access::Done
+    }
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]) -> Access {
+        self.log.push(format!("read {address:#x} {}", data.len()));
+        data.copy_from_slice(&[0x11, 0x22, 0x33, 0x44][..data.len()]);
+        Access::Done
+    }
+    fn mmio_write(&mut self, address: u64, data: &[u8]) -> Access {
+        self.log.push(format!("write {address:#x} {data:x?}"));
+        Access::Done
+    }
+    fn rdmsr(&mut self, _code: u32) -> Option<u64> {
+        None
+    }
+    fn wrmsr(&mut self, _code: u32, _value: u64) -> bool {
+        false
+    }
+    fn count(&mut self, _exit: ExitKind) {
+        self.exits += 1;
+    }
+}
+
+/// A VM of 2 MiB whose one vCPU starts in flat 32-bit protected mode at `code`.
+fn guest(code: &[u8]) -> (Arc<dyn Vm>, Box<dyn Vcpu>, VcpuStart) {
+    devices_host::thread::install_kick_handler().unwrap();
+    let hypervisor = KvmHypervisor::open().expect("these tests need /dev/kvm: run them inside the lab");
+    let spec = VmSpec { ram: vec![(0, 2 << 20)], ram_options: Default::default() };
+    let vm = hypervisor.create_vm(&spec).unwrap();
+    regs::write_gdt(vm.ram(), false).unwrap();
+    vm.ram().write_slice(code, GuestAddress(CODE)).unwrap();
+    let vcpu = vm.create_vcpu(0, &hypervisor.supported_cpuid().unwrap()).unwrap();
+    (vm, vcpu, VcpuStart::Boot(Box::new(regs::pvh_boot(CODE, 0))))
+}
+
+/// `jmp $`
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+fn run_to_spin(vcpu: &mut dyn Vcpu, io: &mut Recorder) {
+    let kick = vcpu.kicker();
+    vcpu.bind_to_current_thread();
+    let kicker = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(30));
+        kick.kick();
+    });
+    assert!(matches!(vcpu.run(io).unwrap(), Stop::Kicked));
+    kicker.join().unwrap();
+}
+
+#[test]
+fn port_and_memory_exits_reach_the_handler_with_their_widths_and_answers() {
+    let mut code = vec![
+        0xb0, 0x41, // mov al, 'A'
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xee, // out dx, al
+        0xec, // in al, dx
+        0xee, // out dx, al
+        0xa3, 0x00, 0x00, 0x00, 0xd0, // mov [0xd0000000], eax
+        0xa1, 0x04, 0x00, 0x00, 0xd0, // mov eax, [0xd0000004]
+        0xef, // out dx, eax
+    ];
+    code.extend(SPIN);
+    let (_vm, mut vcpu, start) = guest(&code);
+    let mut io = Recorder::default();
+    vcpu.reset(&start).unwrap();
+    run_to_spin(&mut *vcpu, &mut io);
+    let expected = [
+        "out 0x3f8 [41]",
+        "in 0x3f8 1",
+        "out 0x3f8 [5a]",
+        "write 0xd0000000 [5a, 0, 0, 0]",
+        "read 0xd0000004 4",
+        "out 0x3f8 [11, 22, 33, 44]",
+    ];
+    assert_eq!(io.log, expected);
+    assert_eq!(io.exits, 7, "six accesses and the kick");
+}
+
+#[test]
+fn a_string_instruction_arrives_as_single_elements_of_its_width() {
+    let mut code = vec![
+        0xbe, 0x00, 0x20, 0x00, 0x00, // mov esi, 0x2000
+        0xb9, 0x03, 0x00, 0x00, 0x00, // mov ecx, 3
+        0x66, 0xba, 0x00, 0x05, // mov dx, 0x500
+        0xf3, 0x66, 0x6f, // rep outsw
+    ];
+    code.extend(SPIN);
+    let (vm, mut vcpu, start) = guest(&code);
+    vm.ram().write_slice(&[1, 2, 3, 4, 5, 6], GuestAddress(0x2000)).unwrap();
+    let mut io = Recorder::default();
+    vcpu.reset(&start).unwrap();
+    run_to_spin(&mut *vcpu, &mut io);
+    assert_eq!(io.log, ["out 0x500 [1, 2]", "out 0x500 [3, 4]", "out 0x500 [5, 6]"]);
+}
+
+#[test]
+fn a_kick_before_the_run_is_not_lost() {
+    let (_vm, mut vcpu, start) = guest(&SPIN);
+    vcpu.reset(&start).unwrap();
+    vcpu.bind_to_current_thread();
+    vcpu.kicker().kick();
+    assert!(matches!(vcpu.run(&mut Recorder::default()).unwrap(), Stop::Kicked));
+}
+
+#[test]
+fn a_reset_vcpu_runs_its_program_again_from_the_start() {
+    let mut code = vec![0xb0, 0x41, 0x66, 0xba, 0xf8, 0x03, 0xee];
+    code.extend(SPIN);
+    let (vm, mut vcpu, start) = guest(&code);
+    let mut io = Recorder::default();
+    for _ in 0..3 {
+        vcpu.quiesce().unwrap();
+        vm.reset_irqchip().unwrap();
+        vcpu.reset(&start).unwrap();
+        run_to_spin(&mut *vcpu, &mut io);
+    }
+    assert_eq!(io.log, ["out 0x3f8 [41]"; 3]);
+}
+
+#[test]
+fn a_triple_fault_is_told_apart_from_a_reset() {
+    // ud2 without an IDT
+    let (_vm, mut vcpu, start) = guest(&[0x0f, 0x0b]);
+    vcpu.reset(&start).unwrap();
+    vcpu.bind_to_current_thread();
+    assert!(matches!(vcpu.run(&mut Recorder::default()).unwrap(), Stop::TripleFault));
+}
+
+#[test]
+fn a_doorbell_signals_its_event_without_an_exit() {
+    use std::os::fd::AsRawFd;
+    let mut code = vec![
+        0xa3, 0x00, 0x00, 0x00, 0xd0, // mov [0xd0000000], eax
+        0xb8, 0x02, 0x00, 0x00, 0x00, // mov eax, 2
+        0x66, 0xba, 0x10, 0xc0, // mov dx, 0xc010
+        0x66, 0xef, // out dx, ax
+    ];
+    code.extend(SPIN);
+    let (vm, mut vcpu, start) = guest(&code);
+    let (mmio, pio) = (devices_host::event::Event::new().unwrap(), devices_host::event::Event::new().unwrap());
+    let doorbells = vm.doorbells().unwrap();
+    let pio_address = super::super::DoorbellAddress::Pio { port: 0xc010, value: 2 };
+    doorbells.bind(super::super::DoorbellAddress::Mmio(0xd000_0000), mmio.as_raw_fd()).unwrap();
+    doorbells.bind(pio_address, pio.as_raw_fd()).unwrap();
+    vcpu.reset(&start).unwrap();
+    let mut io = Recorder::default();
+    run_to_spin(&mut *vcpu, &mut io);
+    assert_eq!(io.log, [""; 0]);
+    assert!(mmio.clear() && pio.clear());
+    doorbells.unbind(pio_address, pio.as_raw_fd()).unwrap();
+}
+
+#[test]
+fn msi_sources_get_routes_and_descriptors_only_when_the_guest_programs_them() {
+    let (vm, _vcpu, _start) = guest(&SPIN);
+    let source = vm.msi_source();
+    source.trigger();
+    source.set_message(Some(devices::interrupt::MsiMessage { address: 0xfee0_0000, data: 0x41 }));
+    source.set_message(Some(devices::interrupt::MsiMessage { address: 0xfee0_1000, data: 0x42 }));
+    source.trigger();
+    source.set_message(None);
+    source.trigger();
+    let sources = Mutex::new((0..64).map(|_| vm.msi_source()).collect::<Vec<_>>());
+    for source in sources.lock().unwrap().iter() {
+        source.set_message(Some(devices::interrupt::MsiMessage { address: 0xfee0_0000, data: 0x50 }));
+    }
+}
+
+#[test]
+fn a_refused_device_says_what_to_do() {
+    let line = open_hint(&io::Error::from_raw_os_error(libc::EACCES));
+    assert_eq!(line, "/dev/kvm: Permission denied: add the user to the group that owns it (usually kvm)");
+    let line = open_hint(&io::Error::from_raw_os_error(libc::ENOENT));
+    assert!(line.starts_with("/dev/kvm: No such file or directory: load"), "{line}");
+}
