@@ -9,6 +9,7 @@
 pub mod blk;
 pub mod counters;
 pub mod net;
+pub mod pci;
 pub mod queue;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

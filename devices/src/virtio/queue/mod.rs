@@ -8,6 +8,8 @@ mod chain;
 mod error;
 mod io;
 mod mem;
+#[cfg(test)]
+mod proptests;
 mod split;
 #[cfg(test)]
 mod tests;
