@@ -16,7 +16,7 @@ const TARGET: &str = "x86_64-unknown-illumos";
 const PACKAGES: [&str; 5] = ["zvmm", "devices", "devices-host", "arch-x86_64", "firmware"];
 
 /// Options of `cargo xtask illumos-check`.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Options {
     /// Only type-check: skip clippy
     #[arg(long)]

@@ -1,10 +1,153 @@
-//! .
+//! `cargo xtask test`: the gate lane, or with `--full` everything. Each part has a time it may take, in a committed table.
 
-/// Options.
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::lab::vmm::Vmm;
+use crate::lab::{self, scenarios};
+use crate::{guests, illumos, paths};
+
+/// Seconds each part takes on two cores that do nothing else.
+const TIMES: &str = include_str!("../times.json");
+/// How much longer a part may take: other machines are slower and busier.
+const GENEROSITY: u32 = 4;
+/// What the gate lane may take in all.
+const GATE_LIMIT: Duration = Duration::from_secs(25 * 60);
+
+/// Options of `cargo xtask test`.
 #[derive(clap::Args)]
-pub struct Options {}
+pub struct Options {
+    /// Everything at full length, not only what fits into the gate
+    #[arg(long)]
+    full: bool,
+    /// Only the parts whose names begin so
+    parts: Vec<String>,
+}
 
-/// Runs it.
-pub fn run(_options: Options) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+type Part = (&'static str, fn(&Options) -> anyhow::Result<Outcome>);
+
+/// How a part that did not fail ended.
+enum Outcome {
+    Passed,
+    /// With the reason.
+    Skipped(String),
+}
+
+const PARTS: [Part; 3] = [("unit", unit), ("illumos", illumos), ("lab", lab)];
+
+/// Runs the tests.
+///
+/// # Errors
+/// When a part fails, takes too long, or with `CI=true` is skipped.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    let times: BTreeMap<String, u32> = serde_json::from_str(TIMES).context("xtask/times.json")?;
+    let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    let start = Instant::now();
+    let mut failures = Vec::new();
+    let mut summary = Vec::new();
+    for (name, part) in PARTS {
+        if !options.parts.is_empty() && !options.parts.iter().any(|p| name.starts_with(p.as_str())) {
+            continue;
+        }
+        println!("== {name}");
+        let began = Instant::now();
+        let result = part(&options);
+        let took = began.elapsed();
+        let verdict = match result {
+            Ok(Outcome::Passed) => match too_long(&times, name, took) {
+                None => "passed".to_owned(),
+                Some(why) => {
+                    failures.push(name);
+                    format!("FAILED: {why}")
+                }
+            },
+            Ok(Outcome::Skipped(why)) => {
+                if in_ci {
+                    failures.push(name);
+                }
+                format!("skipped: {why}")
+            }
+            Err(error) => {
+                failures.push(name);
+                format!("FAILED: {error:#}")
+            }
+        };
+        summary.push(format!("{name:<10} {:>6.0} s  {verdict}", took.as_secs_f64()));
+    }
+    println!("\n{}", summary.join("\n"));
+    let all = start.elapsed();
+    println!("{:<10} {:>6.0} s", "in all", all.as_secs_f64());
+    anyhow::ensure!(failures.is_empty(), "failed: {}", failures.join(", "));
+    anyhow::ensure!(options.full || all < GATE_LIMIT, "the gate took longer than {} s", GATE_LIMIT.as_secs());
+    Ok(())
+}
+
+/// Why a part took longer than its line in the table allows, if it did.
+fn too_long(times: &BTreeMap<String, u32>, name: &str, took: Duration) -> Option<String> {
+    let Some(&seconds) = times.get(name) else {
+        return Some(format!("xtask/times.json has no line for {name}"));
+    };
+    let allowed = Duration::from_secs(u64::from(seconds * GENEROSITY));
+    (took > allowed).then(|| format!("{:.0} s, where {} s are allowed", took.as_secs_f64(), allowed.as_secs()))
+}
+
+fn unit(_options: &Options) -> anyhow::Result<Outcome> {
+    // Tests of the VMM boot these.
+    guests::build()?;
+    cargo(&["test", "--workspace", "--quiet"])?;
+    // Tests that run tiny guests pass over themselves where there is no KVM at all.
+    Ok(match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Outcome::Passed,
+        Err(error) => Outcome::Skipped(format!("tests that need /dev/kvm: {error}")),
+    })
+}
+
+fn illumos(_options: &Options) -> anyhow::Result<Outcome> {
+    illumos::run(illumos::Options::default())?;
+    Ok(Outcome::Passed)
+}
+
+fn lab(options: &Options) -> anyhow::Result<Outcome> {
+    let chosen: Vec<_> = scenarios::all().into_iter().filter(|s| options.full || s.gate).collect();
+    if chosen.is_empty() {
+        println!("no scenario is part of the gate yet");
+        return Ok(Outcome::Passed);
+    }
+    let failures = lab::run_scenarios(&chosen, Vmm::Zvmm)?;
+    anyhow::ensure!(failures.is_empty(), "{} of {}: {}", failures.len(), chosen.len(), failures.join(", "));
+    Ok(Outcome::Passed)
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(arguments)
+        .current_dir(paths::workspace())
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run cargo")?;
+    anyhow::ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_has_a_time_and_the_sum_of_all_fits_the_gate() {
+        let times: BTreeMap<String, u32> = serde_json::from_str(TIMES).unwrap();
+        let sum: u32 = PARTS.iter().map(|(name, _)| times[*name]).sum();
+        assert!(Duration::from_secs(u64::from(sum)) < GATE_LIMIT);
+    }
+
+    #[test]
+    fn a_part_that_takes_four_times_its_time_fails_and_one_without_a_line_too() {
+        let times = BTreeMap::from([("a".to_owned(), 10)]);
+        assert!(too_long(&times, "a", Duration::from_secs(39)).is_none());
+        assert!(too_long(&times, "a", Duration::from_secs(41)).is_some());
+        assert!(too_long(&times, "b", Duration::ZERO).is_some());
+    }
 }

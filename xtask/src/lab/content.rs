@@ -17,7 +17,7 @@ use crate::{debian, paths};
 const OUTER_MODULES: [&str; 7] = ["irqbypass", "kvm", "kvm-amd", "tun", "virtio_pci", "virtio_blk", "virtio_net"];
 
 /// Modules of the guests.
-const GUEST_MODULES: [&str; 10] = [
+const GUEST_MODULES: [&str; 9] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -27,7 +27,6 @@ const GUEST_MODULES: [&str; 10] = [
     "evdev",
     "button",
     "failover",
-    "ptp_kvm",
 ];
 
 /// Packages of the Debian guest root: a sysvinit system with a shell, no service that is not needed to check a VMM.
@@ -77,6 +76,10 @@ pub struct Content {
     pub tools: PathBuf,
     /// Where qemu for the outer machine was unpacked.
     pub qemu: PathBuf,
+    /// The same content as a folder.
+    pub tools_tree: PathBuf,
+    /// Where the static busybox is.
+    pub busybox_path: PathBuf,
     busybox: Vec<u8>,
     outer_modules: Vec<(String, Vec<u8>)>,
 }
@@ -113,24 +116,28 @@ pub fn prepare() -> anyhow::Result<Content> {
 
     let qemu = debian::unpack("qemu", &["qemu-system-x86", "seabios"])?;
     let busybox_root = debian::unpack("busybox", &["busybox-static"])?;
-    let busybox = fs::read(debian::program_path(&busybox_root, "busybox")?)?;
+    let busybox_path = debian::program_path(&busybox_root, "bin/busybox")?;
+    let busybox = fs::read(&busybox_path)?;
     let kernels = Which::ALL.map(kernel::get).into_iter().collect::<anyhow::Result<Vec<Kernel>>>()?;
     let outer = &kernels[0];
 
     let tools = lab.join("tools.img");
+    let tools_tree = lab.join("tools");
     let stamp_path = lab.join("tools.stamp");
     let stamp = stamp(&kernels)?;
     if !tools.exists() || fs::read_to_string(&stamp_path).ok().as_ref() != Some(&stamp) {
         eprintln!("lab: making the tools disk");
         let _ = fs::remove_file(&stamp_path);
-        make_tools(&tools, &qemu, &busybox, &kernels)?;
+        make_tools(&tools_tree, &tools, &qemu, &busybox, &kernels)?;
         fs::write(&stamp_path, stamp)?;
     }
     Ok(Content {
         outer_kernel: outer.bzimage.clone(),
         outer_modules: outer.modules(&OUTER_MODULES)?,
         tools,
+        tools_tree,
         qemu,
+        busybox_path,
         busybox,
     })
 }
@@ -171,15 +178,18 @@ fn stamp(kernels: &[Kernel]) -> anyhow::Result<String> {
     writeln!(text, "{ROOT_PACKAGES:?} {GUEST_MODULES:?} {GUEST_INIT} {GUEST_SHELL} {POWER_BUTTON} {ROOT_FILES:?}")?;
     // The code that makes it: this program's own source files.
     for file in [include_str!("content.rs"), include_str!("images.rs")] {
-        writeln!(text, "{}", file.len())?;
+        writeln!(text, "{} {:x}", file.len(), checksum(file))?;
     }
     Ok(text)
 }
 
-fn make_tools(tools: &Path, qemu: &Path, busybox: &[u8], kernels: &[Kernel]) -> anyhow::Result<()> {
-    let stage = paths::lab().join("stage");
-    debian::remove_tree(&stage)?;
-    fs::create_dir_all(&stage)?;
+fn checksum(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+fn make_tools(stage: &Path, tools: &Path, qemu: &Path, busybox: &[u8], kernels: &[Kernel]) -> anyhow::Result<()> {
+    debian::remove_tree(stage)?;
+    fs::create_dir_all(stage)?;
     for kernel in kernels {
         let which = kernel.which;
         let place = |path: String| stage.join(path.trim_start_matches("/tools/"));
@@ -187,9 +197,9 @@ fn make_tools(tools: &Path, qemu: &Path, busybox: &[u8], kernels: &[Kernel]) -> 
         fs::copy(&kernel.vmlinux, place(at::kernel(which, true)))?;
         fs::write(place(at::initrd(which)), guest_initrd(kernel, busybox)?)?;
     }
-    images::stage_program(qemu, "qemu-system-x86_64", &stage, "/tools")?;
+    images::stage_program(qemu, "qemu-system-x86_64", stage, "/tools")?;
     let e2fsprogs = debian::unpack("e2fsprogs", &["e2fsprogs"])?;
-    images::stage_program(&e2fsprogs, "e2fsck", &stage, "/tools")?;
+    images::stage_program(&e2fsprogs, "e2fsck", stage, "/tools")?;
     for folder in ["qemu", "seabios"] {
         let to = stage.join("share").join(folder);
         fs::create_dir_all(&to)?;
@@ -202,8 +212,7 @@ fn make_tools(tools: &Path, qemu: &Path, busybox: &[u8], kernels: &[Kernel]) -> 
     }
     make_debian_root(&stage.join(at::ROOT_IMAGE.trim_start_matches("/tools/")))?;
     // Room for what scenarios copy and create.
-    images::ext4(&stage, tools, 1024)?;
-    debian::remove_tree(&stage)
+    images::ext4(stage, tools, 1024)
 }
 
 fn guest_initrd(kernel: &Kernel, busybox: &[u8]) -> anyhow::Result<Vec<u8>> {

@@ -1,16 +1,21 @@
 //! The lab: stock guests inside an emulated machine with nested virtualization.
 
 mod content;
+mod direct;
 mod images;
-mod job;
+pub mod job;
 mod kernel;
 mod outer;
-mod scenarios;
-mod vmm;
+mod place;
+pub mod scenarios;
+pub mod vmm;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use job::{Job, Outcome};
+use outer::{Report, Shape};
+use place::Place;
 use scenarios::Scenario;
 use vmm::Vmm;
 
@@ -62,26 +67,21 @@ fn choose(all: Vec<Scenario>, names: &[String]) -> anyhow::Result<Vec<Scenario>>
 }
 
 /// Runs scenarios, as few outer boots as possible, prints a line for each, and returns the names of those that failed.
+///
+/// # Errors
+/// When something cannot be built or started at all.
 pub fn run_scenarios(chosen: &[Scenario], vmm: Vmm) -> anyhow::Result<Vec<String>> {
-    let content = content::prepare()?;
-    let runner = outer::build_static("xtask", "lab-runner")?;
-    let zvmm = if vmm.is_zvmm() { Some(outer::build_static("zvmm", "zvmm")?) } else { None };
+    let lab = Lab::prepare(vmm)?;
+    println!("lab: guests run {}", lab.place.describe());
     let mut failures = Vec::new();
     for cpus in [1, 2] {
         let group: Vec<&Scenario> = chosen.iter().filter(|s| s.outer_cpus == cpus).collect();
         if group.is_empty() {
             continue;
         }
+        println!("lab: {} scenarios with {}, outer machine with {cpus} CPU", group.len(), vmm.name());
         let job = Job { runs: group.iter().map(|s| s.run(vmm)).collect() };
-        let limit = job.runs.iter().map(|run| run.limit_s).sum::<u64>() + 60;
-        let shape = outer::Shape {
-            name: format!("{}-{cpus}cpu", vmm.name()),
-            cpus,
-            memory_mib: 3072,
-            limit: Duration::from_secs(limit),
-        };
-        println!("lab: {} scenarios with {} in an outer machine with {cpus} CPU", group.len(), vmm.name());
-        let report = outer::boot(&shape, &content, &job, &runner, zvmm.as_deref())?;
+        let report = lab.run(&format!("{}-{cpus}cpu", vmm.name()), cpus, &job, false)?;
         for scenario in group {
             let verdict = match report.outcomes.iter().find(|o| o.name == scenario.name) {
                 None => Err(anyhow::anyhow!("the outer machine ended before it")),
@@ -96,13 +96,49 @@ pub fn run_scenarios(chosen: &[Scenario], vmm: Vmm) -> anyhow::Result<Vec<String
             }
         }
         println!(
-            "lab: outer machine {} after {:.0} s; console log: {}",
+            "lab: {} after {:.0} s; console log: {}",
             if report.done { "done" } else { "cut off" },
             report.wall.as_secs_f64(),
             report.log.display()
         );
     }
     Ok(failures)
+}
+
+/// A lab that is ready to run jobs.
+pub struct Lab {
+    content: content::Content,
+    runner: PathBuf,
+    zvmm: Option<PathBuf>,
+    /// Where its guests run.
+    pub place: Place,
+}
+
+impl Lab {
+    /// Fetches and builds what is missing.
+    ///
+    /// # Errors
+    /// When a package cannot be had or a program does not build.
+    pub fn prepare(vmm: Vmm) -> anyhow::Result<Self> {
+        let content = content::prepare()?;
+        let runner = outer::build_static("xtask", "lab-runner")?;
+        let zvmm = if vmm.is_zvmm() { Some(outer::build_static("zvmm", "zvmm")?) } else { None };
+        Ok(Self { content, runner, zvmm, place: Place::find() })
+    }
+
+    /// Runs a job; a run that fails is in the report, not an error.
+    ///
+    /// # Errors
+    /// When the place cannot be set up.
+    pub fn run(&self, name: &str, cpus: u32, job: &Job, show: bool) -> anyhow::Result<Report> {
+        let limit = job.runs.iter().map(|run| run.limit_s).sum::<u64>() + 60;
+        let shape = Shape { name: name.to_owned(), cpus, memory_mib: 3072, limit: Duration::from_secs(limit), show };
+        let run = match self.place {
+            Place::Direct => direct::run,
+            Place::Nested(_) => outer::boot,
+        };
+        run(&shape, &self.content, job, &self.runner, self.zvmm.as_deref())
+    }
 }
 
 fn judge(scenario: &Scenario, outcome: &Outcome) -> anyhow::Result<u64> {

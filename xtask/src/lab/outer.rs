@@ -1,8 +1,9 @@
 //! The outer machine: qemu's emulator with nested SVM, booted with a job.
 
 use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -22,6 +23,8 @@ pub struct Shape {
     pub memory_mib: u64,
     /// The whole boot is cut off after this time.
     pub limit: Duration,
+    /// Show its console while it runs.
+    pub show: bool,
 }
 
 /// What came back from an outer boot.
@@ -70,20 +73,11 @@ pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Op
     let start = Instant::now();
     let child = qemu.spawn().context("cannot start the outer machine")?;
     let mut guard = Guard(child);
-    let status = loop {
-        if let Some(status) = guard.0.try_wait()? {
-            break Some(status);
-        }
-        if start.elapsed() > shape.limit {
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    let status = guard.wait(shape, start, &log)?;
     let wall = start.elapsed();
     if let Some(status) = status
         && !status.success()
     {
-        use std::io::Read as _;
         let mut said = String::new();
         if let Some(stderr) = guard.0.stderr.as_mut() {
             stderr.read_to_string(&mut said)?;
@@ -92,7 +86,13 @@ pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Op
     }
     drop(guard);
     let _ = fs::remove_file(&initrd);
-    let text = String::from_utf8_lossy(&fs::read(&results).unwrap_or_default()).into_owned();
+    Ok(read_report(&results, log, wall))
+}
+
+/// Reads what the runner reported.
+#[must_use]
+pub fn read_report(results: &Path, log: PathBuf, wall: Duration) -> Report {
+    let text = String::from_utf8_lossy(&fs::read(results).unwrap_or_default()).into_owned();
     let mut report = Report { outcomes: Vec::new(), done: false, log, wall };
     for line in text.lines().map(str::trim) {
         if line == DONE {
@@ -103,11 +103,50 @@ pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Op
             report.outcomes.push(outcome);
         }
     }
-    Ok(report)
+    report
 }
 
-/// Ends the outer machine when it goes out of scope: no run may outlive xtask's own way out.
-struct Guard(Child);
+/// Ends a child when it goes out of scope: no run may outlive xtask's own way out.
+pub struct Guard(pub Child);
+
+impl Guard {
+    /// Waits for the child, at most as long as the shape allows; shows its log meanwhile when the shape says so. `None`
+    /// when it had to be cut off.
+    ///
+    /// # Errors
+    /// When the child cannot be waited for.
+    pub fn wait(&mut self, shape: &Shape, start: Instant, log: &Path) -> anyhow::Result<Option<ExitStatus>> {
+        let mut shown = 0;
+        let status = loop {
+            // Asked before the log is read, so that the last lines are shown.
+            let status = self.0.try_wait()?;
+            if shape.show {
+                show(log, &mut shown)?;
+            }
+            if status.is_some() || start.elapsed() > shape.limit {
+                break status;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        Ok(status)
+    }
+}
+
+/// Prints the complete lines of a growing file that were not yet shown.
+fn show(log: &Path, shown: &mut u64) -> anyhow::Result<()> {
+    let Ok(mut file) = fs::File::open(log) else { return Ok(()) };
+    file.seek(SeekFrom::Start(*shown))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    if let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') {
+        let text = String::from_utf8_lossy(&bytes[..=end]).replace('\r', "");
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()?;
+        *shown += end as u64 + 1;
+    }
+    Ok(())
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {

@@ -1,0 +1,74 @@
+//! Jobs directly on this machine: the same runner, paths and scripts as in the outer machine, in a change-rooted folder
+//! with mount and network namespaces of its own, so that TAP devices need no root and nothing outside is touched.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::Context as _;
+
+use super::content::Content;
+use super::job::Job;
+use super::outer::{Guard, Report, Shape, read_report};
+use crate::{debian, paths};
+
+/// Prepares the namespaces and hands over to the runner. `$1` is the folder that becomes the root.
+const ENTER: &str = "set -e
+mount --rbind /dev $1/dev
+mount -t proc proc $1/proc
+mount --rbind /sys $1/sys
+mount -t tmpfs tmpfs $1/tmp
+exec chroot $1 /bin/sh -c 'cd /tmp; export PATH=/bin:/tools/bin; ip link set lo up; exec lab-runner /job.json /results'";
+
+/// Runs a job on this machine.
+///
+/// # Errors
+/// When the namespaces cannot be made.
+pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Option<&Path>) -> anyhow::Result<Report> {
+    let root = paths::lab().join("direct").join(&shape.name);
+    debian::remove_tree(&root)?;
+    for folder in ["bin", "dev", "proc", "sys", "tmp"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    let busybox = root.join("bin/busybox");
+    fs::copy(&content.busybox_path, &busybox)?;
+    // `busybox --install` writes absolute links to where it is called from: make relative ones.
+    let applets = Command::new(&busybox).arg("--list").output().context("cannot run busybox")?;
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|name| *name != "busybox") {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
+    }
+    fs::copy(runner, root.join("bin/lab-runner"))?;
+    if let Some(zvmm) = zvmm {
+        fs::copy(zvmm, root.join("bin/zvmm"))?;
+    }
+    fs::write(root.join("job.json"), serde_json::to_vec(job)?)?;
+    // Scenarios write here: a copy, with holes kept.
+    let status = Command::new("cp")
+        .args(["-a", "--reflink=auto", "--sparse=always"])
+        .arg(&content.tools_tree)
+        .arg(root.join("tools"))
+        .status()?;
+    anyhow::ensure!(status.success(), "cannot copy the tools");
+
+    let logs = paths::lab().join("logs");
+    fs::create_dir_all(&logs)?;
+    let log = logs.join(format!("{}.log", shape.name));
+    let output = fs::File::create(&log)?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER])
+        .arg("sh")
+        .arg(&root)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    let start = Instant::now();
+    let child = command.spawn().context("cannot run unshare: install the package `util-linux`")?;
+    let mut guard = Guard(child);
+    guard.wait(shape, start, &log)?;
+    drop(guard);
+    let report = read_report(&root.join("results"), log, start.elapsed());
+    debian::remove_tree(&root)?;
+    Ok(report)
+}
