@@ -1,0 +1,215 @@
+//! The whole process on the machine's own `/dev/kvm`: each tiny guest of `tests/guests`, from the command line to the
+//! exit status.
+//!
+//! `cargo xtask test` builds the guests and names their folder in `ZVMM_GUESTS`; without it these tests skip, and say so.
+//! What is in the guests is explained there. They print `PASS <what>` for each thing proved, or `FAIL: <why>`.
+
+#![cfg(target_os = "linux")]
+
+#[path = "p0/process.rs"]
+mod process;
+#[path = "p0/tap.rs"]
+mod tap;
+
+use std::io::{Read as _, Seek as _, SeekFrom};
+
+use process::{Outcome, Zvmm, guests};
+
+/// Both profiles: what a guest proves on one says little about the other.
+const PROFILES: [&str; 2] = ["i440fx", "micro"];
+
+/// How a guest reaches PCI configuration space on a profile.
+fn pci_ways(profile: &str) -> &'static [&'static str] {
+    if profile == "micro" { &["pci=ports", "pci=ecam"] } else { &["pci=ports"] }
+}
+
+fn disk(mib: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.as_file().set_len(mib << 20).expect("space for a disk image");
+    file
+}
+
+fn path(file: &tempfile::NamedTempFile) -> String {
+    file.path().display().to_string()
+}
+
+#[test]
+fn every_port_and_memory_exit_and_every_wake_up_from_hlt_is_served() {
+    let Some(guests) = guests() else { return };
+    for profile in PROFILES {
+        let outcome = Zvmm::new(&guests, "pio_mmio_hlt").args(["--profile", profile]).run();
+        outcome.passed(&["pio", "mmio", "hlt apic-timer", "hlt pit", "hlt periodic", "hlt"]);
+    }
+}
+
+#[test]
+fn msix_is_delivered_masked_and_redirected() {
+    let Some(guests) = guests() else { return };
+    for profile in PROFILES {
+        for pci in pci_ways(profile) {
+            let outcome = Zvmm::new(&guests, "msix").cmdline(pci).args(["--profile", profile, "--rng"]).run();
+            outcome.passed(&["msix deliver", "msix mask", "msix redirect", "msix after-reset"]);
+        }
+    }
+    let image = disk(1);
+    let outcome = Zvmm::new(&guests, "msix").cmdline("dev=blk").args(["--disk", &path(&image)]).run();
+    outcome.passed(&["msix deliver", "msix mask", "msix redirect", "msix after-reset"]);
+}
+
+#[test]
+fn ecam_and_the_configuration_ports_show_the_same_functions() {
+    let Some(guests) = guests() else { return };
+    Zvmm::new(&guests, "msix").args(["--profile", "micro", "--rng"]).run().passed(&["ecam"]);
+}
+
+#[test]
+fn intx_reaches_the_ioapic_input_of_the_interrupt_line_register() {
+    let Some(guests) = guests() else { return };
+    let image = disk(1);
+    for profile in PROFILES {
+        // In every slot the lines are swizzled differently.
+        for slot in ["slot=4", "slot=5", "slot=6", "slot=7"] {
+            let outcome = Zvmm::new(&guests, "intx").args(["--profile", profile, "--rng", slot]).run();
+            outcome.passed(&["intx deliver", "intx off-and-on"]);
+        }
+        let outcome =
+            Zvmm::new(&guests, "intx").cmdline("dev=blk").args(["--profile", profile, "--disk", &path(&image)]).run();
+        outcome.passed(&["intx deliver", "intx off-and-on"]);
+    }
+}
+
+#[test]
+fn no_notification_and_no_completion_is_lost() {
+    let Some(guests) = guests() else { return };
+    for profile in PROFILES {
+        let outcome = Zvmm::new(&guests, "doorbell").cmdline("n=2000").args(["--profile", profile, "--rng"]).run();
+        outcome.passed(&["doorbell single 2000", "doorbell burst 2000"]);
+        let image = disk(1);
+        let outcome = Zvmm::new(&guests, "doorbell")
+            .cmdline("dev=blk n=500")
+            .args(["--profile", profile, "--disk", &path(&image)])
+            .run();
+        outcome.passed(&["doorbell single 500", "doorbell burst 500"]);
+    }
+}
+
+#[test]
+fn an_independent_driver_verifies_blocks_random_bytes_and_console_output() {
+    let Some(guests) = guests() else { return };
+    for profile in PROFILES {
+        for pci in pci_ways(profile) {
+            let mut image = disk(4);
+            let console = tempfile::NamedTempFile::new().expect("a temporary file");
+            let outcome = Zvmm::new(&guests, "virtio")
+                .cmdline(&format!("{pci} expect=blk,rng,console"))
+                .args(["--profile", profile, "--rng", "--disk", &path(&image)])
+                .args(["--console", &format!("file:{}", path(&console))])
+                .run();
+            outcome.passed(&["blk data", "blk range", "blk", "rng", "console"]);
+
+            // What the guest verified is also what is in the file.
+            let mut sectors = [0; 16 * 512];
+            image.as_file_mut().seek(SeekFrom::Start(16 * 512)).expect("a seekable image");
+            image.as_file_mut().read_exact(&mut sectors).expect("the image has kept its size");
+            let expected = |at: usize| (at as u8) ^ (at >> 8) as u8 ^ 16_u8.wrapping_mul(29);
+            let wrong = sectors.iter().enumerate().find(|&(at, &byte)| byte != expected(at));
+            assert_eq!(wrong, None, "the image differs from what the guest wrote at sector 16");
+            let told = std::fs::read_to_string(console.path()).expect("the console's file");
+            assert_eq!(told, "hello from the guest\n");
+        }
+    }
+}
+
+#[test]
+fn an_independent_driver_exchanges_packets_of_all_sizes_with_the_host() {
+    let Some(guests) = guests() else { return };
+    for profile in PROFILES {
+        let outcome = Zvmm::new(&guests, "virtio")
+            .cmdline(&format!("expect=net arp={} ip=192.0.2.2", tap::HOST_ADDRESS))
+            .args(["--profile", profile, "--net", &format!("tap={},mac=52:54:00:12:34:56", tap::NAME)])
+            .with_tap()
+            .run();
+        outcome.says("INFO net mac 52:54:00:12:34:56");
+        outcome.passed(&["net arp", "net"]);
+    }
+}
+
+#[test]
+fn every_way_to_reset_restarts_the_guest_in_the_same_process() {
+    let Some(guests) = guests() else { return };
+    for mode in ["cf9", "acpi", "kbd", "triple"] {
+        reboots(&guests, "i440fx", mode, 5);
+    }
+    for mode in ["cf9", "acpi", "triple"] {
+        reboots(&guests, "micro", mode, 5);
+    }
+}
+
+#[test]
+fn a_hundred_reboots_leave_the_process_as_good_as_new() {
+    let Some(guests) = guests() else { return };
+    for profile in PROFILES {
+        reboots(&guests, profile, "cf9", 100);
+    }
+}
+
+/// Counts boots on a disk, so that each boot also starts the devices anew.
+fn reboots(guests: &std::path::Path, profile: &str, mode: &str, boots: u32) {
+    let image = disk(1);
+    let outcome = Zvmm::new(guests, "reset_poweroff")
+        .cmdline(&format!("mode={mode} boots={boots} count=disk"))
+        .args(["--profile", profile, "--disk", &path(&image)])
+        .run();
+    for boot in 1..=boots {
+        outcome.says(&format!("BOOT {boot}"));
+    }
+    outcome.passed(&[&format!("reset_poweroff {mode}")]);
+}
+
+#[test]
+fn cmos_memory_survives_a_reset() {
+    let Some(guests) = guests() else { return };
+    let outcome = Zvmm::new(&guests, "reset_poweroff").cmdline("mode=cf9 boots=3 count=cmos").run();
+    outcome.passed(&["reset_poweroff cf9"]);
+}
+
+#[test]
+fn power_off_by_the_guest_ends_the_process_with_status_0() {
+    let Some(guests) = guests() else { return };
+    for profile in PROFILES {
+        let outcome = Zvmm::new(&guests, "reset_poweroff").cmdline("mode=s5").args(["--profile", profile]).run();
+        outcome.passed(&["reset_poweroff s5"]);
+    }
+}
+
+#[test]
+fn a_reset_ends_the_process_with_status_5_when_told_to_exit() {
+    let Some(guests) = guests() else { return };
+    for mode in ["cf9", "acpi", "kbd"] {
+        let outcome = Zvmm::new(&guests, "reset_poweroff")
+            .cmdline(&format!("mode={mode} boots=2"))
+            .args(["--on-reset", "exit"])
+            .run();
+        outcome.says("BOOT 1");
+        outcome.ended_with(5);
+    }
+}
+
+#[test]
+fn a_triple_fault_ends_the_process_with_status_6_when_told_to_exit() {
+    let Some(guests) = guests() else { return };
+    let outcome =
+        Zvmm::new(&guests, "reset_poweroff").cmdline("mode=triple boots=2").args(["--on-triple-fault", "exit"]).run();
+    outcome.says("BOOT 1");
+    outcome.ended_with(6);
+}
+
+#[test]
+fn the_first_instructions_of_a_guest_reach_the_serial_port() {
+    let Some(guests) = guests() else { return };
+    for profile in PROFILES {
+        let outcome: Outcome = Zvmm::new(&guests, "exits").args(["--profile", profile, "--on-reset", "exit"]).run();
+        assert_eq!(outcome.output(), "!", "{outcome:?}");
+        outcome.ended_with(5);
+    }
+}

@@ -1,0 +1,149 @@
+//! One run of the program: its arguments, its time limit, and what became of it.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::tap;
+
+/// No guest needs a tenth of it.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The folder of the guests, or `None` with a printed reason.
+///
+/// # Panics
+/// When there are guests but no KVM to run them on: a test that cannot run must not look like one that passed.
+pub fn guests() -> Option<PathBuf> {
+    let Some(folder) = std::env::var_os("ZVMM_GUESTS") else {
+        println!("SKIP: ZVMM_GUESTS does not name the folder of the guests; `cargo xtask test` builds them");
+        return None;
+    };
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        panic!("/dev/kvm does not open ({error}): run these tests inside the lab (`cargo xtask lab`)");
+    }
+    Some(folder.into())
+}
+
+/// `zvmm run` with one guest, to be.
+pub struct Zvmm {
+    command: Command,
+}
+
+impl Zvmm {
+    /// One vCPU, 128 MiB, the guest's serial port on standard output.
+    pub fn new(guests: &Path, guest: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm"));
+        command.args(["run", "--cpus", "1", "--memory", "128M", "--serial", "stdio", "--kernel"]);
+        command.arg(guests.join(guest));
+        Self { command }
+    }
+
+    /// Adds arguments.
+    pub fn args<const N: usize>(mut self, arguments: [&str; N]) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    /// Sets the guest's command line.
+    pub fn cmdline(self, text: &str) -> Self {
+        self.args(["--cmdline", text])
+    }
+
+    /// Runs it in a network namespace of its own that has one TAP device, so that tests neither need nor leave anything.
+    pub fn with_tap(mut self) -> Self {
+        // SAFETY: between fork and exec `tap::enter` makes system calls only: no allocation, no lock.
+        unsafe { self.command.pre_exec(tap::enter) };
+        self
+    }
+
+    /// Runs it to its end, or kills it at the time limit.
+    pub fn run(mut self) -> Outcome {
+        let mut child = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{:?} does not start: {error}", self.command));
+        let output = read(child.stdout.take());
+        let errors = read(child.stderr.take());
+        let end = Instant::now() + LIMIT;
+        let status = loop {
+            match child.try_wait().expect("a child to wait for") {
+                Some(status) => break Some(status),
+                None if Instant::now() >= end => {
+                    child.kill().expect("a child to kill");
+                    child.wait().expect("a child to wait for");
+                    break None;
+                }
+                None => thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        let text = |reader: thread::JoinHandle<Vec<u8>>| {
+            String::from_utf8_lossy(&reader.join().expect("a reader")).replace('\r', "")
+        };
+        Outcome { command: format!("{:?}", self.command), status, output: text(output), errors: text(errors) }
+    }
+}
+
+fn read(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What came before an error is all there is to show.
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
+}
+
+/// What became of a run.
+pub struct Outcome {
+    command: String,
+    status: Option<ExitStatus>,
+    output: String,
+    errors: String,
+}
+
+impl std::fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let status = match self.status {
+            Some(status) => status.to_string(),
+            None => format!("killed after {LIMIT:?}"),
+        };
+        write!(f, "{}\n{status}\n-- serial\n{}\n-- stderr\n{}", self.command, self.output, self.errors)
+    }
+}
+
+impl Outcome {
+    /// What the guest sent to its serial port.
+    pub fn output(&self) -> &str {
+        &self.output
+    }
+
+    /// The guest printed this line.
+    #[track_caller]
+    pub fn says(&self, line: &str) {
+        assert!(self.output.lines().any(|said| said == line), "no line `{line}`: {self:?}");
+    }
+
+    /// The process ended by itself with this status.
+    #[track_caller]
+    pub fn ended_with(&self, status: i32) {
+        assert_eq!(self.status.and_then(|status| status.code()), Some(status), "{self:?}");
+    }
+
+    /// The guest proved all of these, failed in nothing, and powered off; nothing was said on stderr.
+    #[track_caller]
+    pub fn passed(&self, proved: &[&str]) {
+        assert!(!self.output.contains("FAIL"), "{self:?}");
+        for what in proved {
+            self.says(&format!("PASS {what}"));
+        }
+        self.ended_with(0);
+        assert_eq!(self.errors, "", "a guest that does nothing wrong causes no message: {self:?}");
+    }
+}
