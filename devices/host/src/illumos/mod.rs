@@ -6,6 +6,7 @@ use std::io;
 use crate::check;
 pub(crate) mod disk;
 pub(crate) mod ram;
+pub(crate) mod tap;
 
 pub(crate) use crate::pipe::PipeEvent as Event;
 

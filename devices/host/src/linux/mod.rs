@@ -10,6 +10,7 @@ use crate::check;
 
 pub(crate) mod disk;
 pub(crate) mod ram;
+pub(crate) mod tap;
 
 #[derive(Debug)]
 pub(crate) struct Event(EventFd);

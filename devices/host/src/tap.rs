@@ -1,0 +1,157 @@
+//! TAP devices: a network link whose other end is the host's network stack.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::iovec::{FrameError, GuestRange, VectorBuffer};
+use crate::os;
+
+/// Bytes of the header before every frame: `struct virtio_net_hdr_v1`.
+pub const HEADER_BYTES: usize = 12;
+
+/// Why a TAP device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// No interface can have such a name.
+    #[error("\"{0}\" is no name of a network interface: 1 to 15 characters without / or spaces")]
+    BadName(String),
+    /// There is none of that name.
+    #[error("TAP device {0} does not exist: create it with `ip tuntap add dev {0} mode tap`")]
+    Missing(String),
+    /// Another process has it open.
+    #[error("TAP device {0} is in use by another process")]
+    InUse(String),
+    /// The interface is something else.
+    #[error("{0} is not a TAP device with one queue")]
+    NotATap(String),
+    /// The user may not.
+    #[error(
+        "no permission to open TAP device {0}: it belongs to another user (`ip tuntap add dev {0} mode tap user ...`)"
+    )]
+    Permission(String),
+    /// The system has no TAP devices, or does not let us at them.
+    #[error("cannot open /dev/net/tun: {0}")]
+    NoTun(io::Error),
+    /// A call failed.
+    #[error("TAP device {name}: {call}: {error}")]
+    Call {
+        /// The device.
+        name: String,
+        /// The call.
+        call: &'static str,
+        /// What it said.
+        error: io::Error,
+    },
+    /// Not on this system.
+    #[error("TAP devices are not supported here yet: use a VNIC (viona)")]
+    Unsupported,
+}
+
+/// What received frames may leave unfinished, because the guest can finish it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Partial checksums. The others need it.
+    pub csum: bool,
+    /// Large TCP over IPv4 segments.
+    pub tso4: bool,
+    /// Large TCP over IPv6 segments.
+    pub tso6: bool,
+    /// Large segments with ECN.
+    pub ecn: bool,
+}
+
+/// An open TAP device. Reads and writes never block; the descriptor polls.
+#[derive(Debug)]
+pub struct Tap {
+    device: os::tap::Device,
+    buffer: VectorBuffer,
+}
+
+impl Tap {
+    /// Opens the existing TAP device `name`, every frame with a 12-byte header before it, no offloads.
+    ///
+    /// # Errors
+    /// See [`TapError`].
+    pub fn open(name: &str) -> Result<Self, TapError> {
+        let is_good = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b'%';
+        if name.is_empty() || name.len() > 15 || name == "." || name == ".." || !name.bytes().all(is_good) {
+            return Err(TapError::BadName(name.to_owned()));
+        }
+        let device = os::tap::Device::open(name)?;
+        Ok(Self { device, buffer: VectorBuffer::with_capacity(64) })
+    }
+
+    /// A second handle to the same device and queue, for a worker that only sends or only receives.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { device: self.device.try_clone()?, buffer: VectorBuffer::with_capacity(64) })
+    }
+
+    /// Says what received frames may look like from now on.
+    ///
+    /// # Errors
+    /// What the system says, most likely that it is too old for one of them.
+    pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        self.device.set_offloads(offloads)
+    }
+
+    /// Sends one frame; how many bytes went, the header's included.
+    ///
+    /// # Errors
+    /// `WouldBlock` where the link takes nothing now; `EIO` where the interface is down; see [`FrameError`].
+    pub fn send(
+        &mut self,
+        mem: &GuestMemoryMmap<()>,
+        header: &[u8; HEADER_BYTES],
+        frame: impl IntoIterator<Item = GuestRange>,
+    ) -> Result<usize, FrameError> {
+        self.buffer.write_frame(self.device.as_fd(), mem, header, frame)
+    }
+
+    /// Receives one frame: into guest memory, and what does not fit there into `spill`. How many bytes came, the
+    /// header's included; a frame longer than header, memory and spill together is cut.
+    ///
+    /// # Errors
+    /// `WouldBlock` where no frame waits; see [`FrameError`].
+    pub fn receive(
+        &mut self,
+        mem: &GuestMemoryMmap<()>,
+        header: &mut [u8; HEADER_BYTES],
+        into: impl IntoIterator<Item = GuestRange>,
+        spill: &mut [u8],
+    ) -> Result<usize, FrameError> {
+        self.buffer.read_frame(self.device.as_fd(), mem, header, into, spill)
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.device.as_fd().as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_no_interface_can_have_are_refused() {
+        for name in ["", "a/b", "sixteen-letters-", "a b", "tap%d", "..", "tap\n"] {
+            let message = Tap::open(name).unwrap_err().to_string();
+            assert_eq!(
+                message,
+                format!("\"{name}\" is no name of a network interface: 1 to 15 characters without / or spaces")
+            );
+        }
+    }
+}
