@@ -213,3 +213,42 @@ fn the_first_instructions_of_a_guest_reach_the_serial_port() {
         outcome.ended_with(5);
     }
 }
+
+/// What a broken ring or chain must lead to (virtio 1.3 §2.1.2: the device asks for a reset), on any device.
+const BROKEN_RINGS: [&str; 13] = [
+    "next-outside",
+    "loop-of-one",
+    "loop-of-all",
+    "address-wraps",
+    "outside-memory",
+    "crosses-end-of-memory",
+    "huge-length",
+    "local-apic",
+    "own-registers",
+    "head-outside",
+    "index-jump-one-more",
+    "index-jump-far",
+    "index-backwards",
+];
+
+#[test]
+fn a_hostile_guest_breaks_only_its_own_device_until_the_next_reset() {
+    let Some(guests) = guests() else { return };
+    for (profile, seed) in PROFILES.into_iter().zip([1, 2]) {
+        for device in ["rng", "blk"] {
+            let image = disk(1);
+            let outcome = Zvmm::new(&guests, "hostile")
+                .cmdline(&format!("dev={device} seed={seed}"))
+                .args(["--profile", profile, "--rng", "--disk", &path(&image)])
+                .run();
+            for abuse in BROKEN_RINGS {
+                outcome.says(&format!("ABUSE {abuse}: needs-reset"));
+            }
+            // Rings that move after the queue is enabled are where they were.
+            for abuse in ["descriptors-moved", "available-moved", "used-moved"] {
+                outcome.says(&format!("ABUSE {abuse}: completed"));
+            }
+            outcome.passed_with_warnings(&["hostile"]);
+        }
+    }
+}

@@ -24,6 +24,23 @@ pub fn rsdp() -> u64 {
     field(32)
 }
 
+/// End of the RAM that starts at 1 MiB.
+///
+/// # Panics
+/// When the memory map says nothing about it.
+#[must_use]
+pub fn ram_end() -> u64 {
+    const RAM: u32 = 1;
+    let (map, entries): (u64, u32) = (field(40), field(48));
+    (0..entries)
+        .map(|index| map + 24 * u64::from(index))
+        .find_map(|entry| {
+            let (start, length): (u64, u64) = (load(entry), load(entry + 8));
+            (load::<u32>(entry + 16) == RAM && (start..start + length).contains(&0x10_0000)).then_some(start + length)
+        })
+        .expect("the memory map has no RAM at 1 MiB")
+}
+
 /// The command line, or an empty one.
 #[must_use]
 pub fn command_line() -> &'static str {

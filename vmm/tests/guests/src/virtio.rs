@@ -10,14 +10,22 @@ use crate::pci::{self, Access, command, register};
 use crate::{interrupts, pool};
 
 const VENDOR: u16 = 0x1af4;
-const QUEUE_SIZE: u16 = 8;
+/// Entries of the queue.
+pub const QUEUE_SIZE: u16 = 8;
 const NO_VECTOR: u16 = 0xffff;
 
-const DESC_NEXT: u16 = 1;
-const DESC_WRITE: u16 = 2;
+/// Descriptor flags (§2.7.5).
+pub mod flag {
+    #![allow(missing_docs)]
+    pub const NEXT: u16 = 1;
+    pub const WRITE: u16 = 2;
+    pub const INDIRECT: u16 = 4;
+}
+use flag::{NEXT as DESC_NEXT, WRITE as DESC_WRITE};
 
 /// Offsets in the common configuration (§4.1.4.3).
-mod common {
+pub mod common {
+    #![allow(missing_docs)]
     pub const FEATURE_SELECT: u64 = 0x00;
     pub const FEATURE: u64 = 0x04;
     pub const DRIVER_FEATURE_SELECT: u64 = 0x08;
@@ -32,6 +40,7 @@ mod common {
     pub const QUEUE_DESC: u64 = 0x20;
     pub const QUEUE_DRIVER: u64 = 0x28;
     pub const QUEUE_DEVICE: u64 = 0x30;
+    pub const BYTES: u64 = 0x38;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,7 +117,32 @@ impl Device {
         self.isr
     }
 
-    fn reset(&mut self) {
+    /// The address of its common configuration.
+    #[must_use]
+    pub fn common(&self) -> u64 {
+        self.common
+    }
+
+    /// The address of its doorbell.
+    #[must_use]
+    pub fn doorbell(&self) -> u64 {
+        self.notify
+    }
+
+    /// The address of its queue's page.
+    #[must_use]
+    pub fn page(&self) -> u64 {
+        self.page
+    }
+
+    /// Whether it wants to be reset (§2.1).
+    #[must_use]
+    pub fn needs_reset(&self) -> bool {
+        load::<u8>(self.common + common::STATUS) & 0x40 != 0
+    }
+
+    /// Takes it back to its first state.
+    pub fn reset(&mut self) {
         store(self.common + common::STATUS, 0_u8);
         while load::<u8>(self.common + common::STATUS) != 0 {
             core::hint::spin_loop();
@@ -184,13 +218,19 @@ impl Device {
                 first
             }
         };
+        self.publish(head);
+    }
+
+    /// Makes a chain available.
+    pub fn publish(&mut self, head: u16) {
         store(self.page + 0x104 + 2 * u64::from(self.submitted % QUEUE_SIZE), head);
         fence(Ordering::SeqCst);
         self.submitted = self.submitted.wrapping_add(1);
         store(self.page + 0x102, self.submitted);
     }
 
-    fn describe(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
+    /// Writes a descriptor.
+    pub fn describe(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
         let descriptor = self.page + 16 * u64::from(index);
         store(descriptor, address);
         store(descriptor + 8, length);
@@ -291,6 +331,14 @@ impl Msix {
         store(at + 4, 0_u32);
         store(at + 8, u32::from(vector));
         store(at + 12, 0_u32);
+    }
+
+    /// Sends an entry to any address, which may be no interrupt at all.
+    pub fn garble(&self, entry: u64, address: u64, data: u32) {
+        let at = self.table + 16 * entry;
+        store(at, address as u32);
+        store(at + 4, (address >> 32) as u32);
+        store(at + 8, data);
     }
 
     /// Masks or unmasks an entry.
