@@ -387,6 +387,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_interrupt_that_races_with_masking_is_never_lost() {
+        let (msix, sources) = msix(1);
+        msix.set_control(0x8000);
+        program(&msix, 0, 0x4041);
+        for round in 0..2000 {
+            sources[0].sent.lock().unwrap().clear();
+            std::thread::scope(|scope| {
+                scope.spawn(|| msix.trigger(0));
+                write32(&msix, 12, 1);
+                write32(&msix, 12, 0);
+                write32(&msix, 12, 1);
+            });
+            write32(&msix, 12, 0);
+            assert!(!sources[0].sent.lock().unwrap().is_empty(), "round {round}");
+        }
+    }
+
+    #[test]
     fn the_table_takes_dwords_and_qwords_and_ignores_other_widths() {
         let (msix, _) = msix(1);
         let _ = msix.write(0, &0x1122_3344_fee0_1003u64.to_le_bytes());

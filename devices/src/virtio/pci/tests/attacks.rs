@@ -176,6 +176,37 @@ fn cloud_hypervisor_8506_short_and_odd_accesses_to_every_register_are_pieces_or_
 }
 
 #[test]
+fn firecracker_5818_no_sequence_of_status_writes_skips_a_step() {
+    for legacy in [false, true] {
+        for (first, second) in
+            (0..=255u64).flat_map(|first| [0, 1, 2, 3, 4, 7, 8, 11, 15, 64, 128].map(|next| (first, next)))
+        {
+            let mut rig = rig(Shape::default());
+            rig.enable();
+            rig.accept(VERSION_1);
+            let status = if legacy { rig.bar(0) + 18 } else { rig.common() + field::STATUS };
+            let mut last = 0;
+            for value in [first, second] {
+                if legacy {
+                    rig.outp(status, 1, value)
+                } else {
+                    rig.store(status, 1, value)
+                }
+                let now = if legacy { rig.inp(status, 1) } else { rig.load(status, 1) };
+                let sequence = format!("{first:#x} {second:#x} legacy {legacy}: {now:#x}");
+                assert_eq!(now & 0x70, 0, "{sequence}");
+                assert!(now & 2 == 0 || now & 1 != 0, "DRIVER without ACKNOWLEDGE: {sequence}");
+                assert!(now & 8 == 0 || now & 2 != 0 && !legacy, "FEATURES_OK without DRIVER: {sequence}");
+                assert!(now & 4 == 0 || now & 2 != 0 && (legacy || now & 8 != 0), "DRIVER_OK too early: {sequence}");
+                assert!(value == 0 && now == 0 || now & last == last, "a bit was cleared: {sequence}");
+                assert_eq!(rig.runner.is_active(), now & 4 != 0, "{sequence}");
+                last = now;
+            }
+        }
+    }
+}
+
+#[test]
 fn the_configuration_access_capability_reaches_nothing_but_the_modern_bar() {
     let mut rig = rig(Shape::default());
     rig.start();
