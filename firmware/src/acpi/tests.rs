@@ -1,0 +1,524 @@
+//! The tables are read back by a decoder of the tests' own: headers, checksums and pointers as ACPI 6.5 §5.2 defines
+//! them, AML as §20.2 does. Where `iasl` is installed it has to take the DSDT apart without complaint, too.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BASE: u64 = layout::ACPI_TABLES;
+
+fn map() -> MemoryLayout {
+    MemoryLayout::new(5 << 30, 40).unwrap()
+}
+
+fn profiles(vcpus: u8) -> [AcpiConfig; 3] {
+    [AcpiConfig::i440fx(vcpus, &map()), AcpiConfig::micro(vcpus, &map()), AcpiConfig::bhyve(vcpus, &map())]
+}
+
+/// Guest memory as the tables see it.
+struct Memory(Vec<(u64, Vec<u8>)>);
+
+impl Memory {
+    fn of(config: &AcpiConfig) -> Self {
+        Self(build_acpi(config, BASE).blobs)
+    }
+
+    fn at(&self, address: u64) -> &[u8] {
+        let (start, bytes) =
+            self.0.iter().find(|(start, bytes)| (*start..start + bytes.len() as u64).contains(&address)).unwrap();
+        &bytes[(address - start) as usize..]
+    }
+
+    fn tables(&self) -> BTreeMap<[u8; 4], &[u8]> {
+        let rsdp = self.at(BASE);
+        assert_eq!(&rsdp[..8], b"RSD PTR ");
+        assert_eq!((sum(&rsdp[..20]), sum(&rsdp[..36])), (0, 0));
+        assert_eq!(rsdp[15], 2, "revision");
+        let xsdt = self.table(u64_at(rsdp, 24));
+        assert_eq!(&xsdt[..4], b"XSDT");
+        let mut tables: BTreeMap<_, _> = xsdt[36..]
+            .chunks_exact(8)
+            .map(|pointer| {
+                let table = self.table(u64_at(pointer, 0));
+                (table[..4].try_into().unwrap(), table)
+            })
+            .collect();
+        let fadt = tables[b"FACP"];
+        tables.insert(*b"DSDT", self.table(u64_at(fadt, 140)));
+        tables
+    }
+
+    fn table(&self, address: u64) -> &[u8] {
+        let bytes = self.at(address);
+        let table = &bytes[..u32_at(bytes, 4) as usize];
+        assert_eq!(sum(table), 0, "checksum of {:?}", String::from_utf8_lossy(&table[..4]));
+        assert_eq!(table.len(), bytes.len(), "the length covers the table and nothing else");
+        table
+    }
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// An AML value, as far as these tables use AML.
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    Int(u64),
+    Text(String),
+    Buffer(Vec<u8>),
+    Package(Vec<Value>),
+}
+
+/// Named objects by full path; devices appear with an integer 1.
+#[derive(Default)]
+struct Namespace(BTreeMap<String, Value>);
+
+impl Namespace {
+    fn of(dsdt: &[u8]) -> Self {
+        let mut names = Self::default();
+        names.objects(&dsdt[36..], "");
+        names
+    }
+
+    fn get(&self, path: &str) -> Option<&Value> {
+        self.0.get(path)
+    }
+
+    fn devices(&self) -> Vec<&str> {
+        self.0
+            .iter()
+            .filter(|(path, _)| !path.rsplit('.').next().unwrap().starts_with('_'))
+            .map(|(p, _)| p.as_str())
+            .collect()
+    }
+
+    fn objects(&mut self, mut rest: &[u8], scope: &str) {
+        while !rest.is_empty() {
+            rest = match rest {
+                [0x08, name @ ..] => {
+                    let (path, value) = name_string(name, scope);
+                    let (value, rest) = term(value);
+                    assert!(self.0.insert(path.clone(), value).is_none(), "{path} is defined twice");
+                    rest
+                }
+                [0x10, package @ ..] => {
+                    let (body, rest) = package_body(package);
+                    let (path, body) = name_string(body, scope);
+                    self.objects(body, &path);
+                    rest
+                }
+                [0x5b, 0x82, package @ ..] => {
+                    let (body, rest) = package_body(package);
+                    let (path, body) = name_string(body, scope);
+                    assert!(self.0.insert(path.clone(), Value::Int(1)).is_none(), "{path} is defined twice");
+                    self.objects(body, &path);
+                    rest
+                }
+                other => panic!("AML opcode {:#x} in {scope}", other[0]),
+            };
+        }
+    }
+}
+
+/// A name string (root prefix or not, one to a few segments) relative to `scope`.
+fn name_string<'a>(bytes: &'a [u8], scope: &str) -> (String, &'a [u8]) {
+    let (absolute, bytes) = match bytes {
+        [b'\\', rest @ ..] => (true, rest),
+        rest => (false, rest),
+    };
+    let (count, bytes) = match bytes {
+        [0x2e, rest @ ..] => (2, rest),
+        rest => (1, rest),
+    };
+    let (segments, rest) = bytes.split_at(4 * count);
+    let mut path: Vec<String> = if absolute || scope.is_empty() { Vec::new() } else { vec![scope.to_owned()] };
+    for segment in segments.chunks(4) {
+        let text = std::str::from_utf8(segment).unwrap();
+        assert!(text.bytes().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_'), "{text}");
+        path.push(text.to_owned());
+    }
+    (path.join("."), rest)
+}
+
+/// A PkgLength and the bytes it covers, ACPI 6.5 §20.2.4.
+fn package_body(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let follow = usize::from(bytes[0] >> 6);
+    let length = match follow {
+        0 => usize::from(bytes[0] & 0x3f),
+        _ => (1..=follow).fold(usize::from(bytes[0] & 0xf), |n, at| n | usize::from(bytes[at]) << (8 * at - 4)),
+    };
+    (&bytes[1 + follow..length], &bytes[length..])
+}
+
+fn term(bytes: &[u8]) -> (Value, &[u8]) {
+    match bytes {
+        [0x00, rest @ ..] => (Value::Int(0), rest),
+        [0x01, rest @ ..] => (Value::Int(1), rest),
+        [0x0a, rest @ ..] => (Value::Int(rest[0].into()), &rest[1..]),
+        [0x0b, rest @ ..] => (Value::Int(u16_at(rest, 0).into()), &rest[2..]),
+        [0x0c, rest @ ..] => (Value::Int(u32_at(rest, 0).into()), &rest[4..]),
+        [0x0e, rest @ ..] => (Value::Int(u64_at(rest, 0)), &rest[8..]),
+        [0x0d, rest @ ..] => {
+            let end = rest.iter().position(|byte| *byte == 0).unwrap();
+            (Value::Text(String::from_utf8(rest[..end].to_vec()).unwrap()), &rest[end + 1..])
+        }
+        [0x11, package @ ..] => {
+            let (body, rest) = package_body(package);
+            let (Value::Int(length), data) = term(body) else { panic!("buffer size") };
+            assert_eq!(length, data.len() as u64);
+            (Value::Buffer(data.to_vec()), rest)
+        }
+        [0x12, package @ ..] => {
+            let (body, rest) = package_body(package);
+            let (count, mut body) = (body[0], &body[1..]);
+            let mut elements = Vec::new();
+            while !body.is_empty() {
+                let (element, after) = term(body);
+                elements.push(element);
+                body = after;
+            }
+            assert_eq!(elements.len(), usize::from(count));
+            (Value::Package(elements), rest)
+        }
+        other => panic!("AML term {:#x}", other[0]),
+    }
+}
+
+/// A resource of a `_CRS`, ACPI 6.5 §6.4.
+#[derive(Clone, Debug, PartialEq)]
+enum Resource {
+    Port(u16, u8),
+    Memory(u64, u64),
+    Bus(u64, u64),
+    PortWindow(u64, u64),
+    MemoryWindow(u64, u64),
+    Irq(u32),
+}
+
+fn resources(names: &Namespace, device: &str) -> Vec<Resource> {
+    let Some(Value::Buffer(bytes)) = names.get(&format!("{device}._CRS")) else { panic!("{device} has no _CRS") };
+    let mut rest = bytes.as_slice();
+    let mut found = Vec::new();
+    loop {
+        let small = rest[0] & 0x80 == 0;
+        let (head, len) = if small { (1, usize::from(rest[0] & 7)) } else { (3, usize::from(u16_at(rest, 1))) };
+        let body = &rest[head..head + len];
+        let window = |min: u64, max: u64, len: u64| {
+            assert_eq!(max - min + 1, len, "length of a window in {device}");
+            assert_eq!(body[1] & 0b1100, 0b1100, "both ends fixed");
+            match body[0] {
+                0 => Resource::MemoryWindow(min, max),
+                1 => Resource::PortWindow(min, max),
+                2 => Resource::Bus(min, max),
+                other => panic!("address space {other}"),
+            }
+        };
+        match rest[0] {
+            0x79 => {
+                assert_eq!(rest.len(), 2, "nothing after the end tag");
+                return found;
+            }
+            0x47 => {
+                assert_eq!(u16_at(body, 1), u16_at(body, 3));
+                found.push(Resource::Port(u16_at(body, 1), body[6]));
+            }
+            0x86 => found.push(Resource::Memory(u32_at(body, 1).into(), u32_at(body, 5).into())),
+            0x87 => found.push(window(u32_at(body, 7).into(), u32_at(body, 11).into(), u32_at(body, 19).into())),
+            0x88 => found.push(window(u16_at(body, 5).into(), u16_at(body, 7).into(), u16_at(body, 11).into())),
+            0x8a => found.push(window(u64_at(body, 11), u64_at(body, 19), u64_at(body, 35))),
+            0x89 => found.push(Resource::Irq(u32_at(body, 2))),
+            other => panic!("resource {other:#x} in {device}"),
+        }
+        rest = &rest[head + len..];
+    }
+}
+
+#[test]
+fn every_pointer_leads_to_a_table_with_a_good_checksum() {
+    for config in profiles(2) {
+        let memory = Memory::of(&config);
+        let tables = memory.tables();
+        let mut expected = vec![*b"APIC", *b"DSDT", *b"FACP", *b"MCFG"];
+        if config.hpet {
+            expected.push(*b"HPET");
+        }
+        expected.sort();
+        assert_eq!(tables.keys().copied().collect::<Vec<_>>(), expected, "{:?}", config.profile);
+        let fadt = tables[b"FACP"];
+        assert_eq!((fadt.len(), fadt[8], fadt[131]), (276, 6, 5));
+        assert_eq!(u64::from(u32_at(fadt, 40)), u64_at(fadt, 140), "both DSDT pointers agree");
+        let facs = u64::from(u32_at(fadt, 36));
+        assert_eq!(facs % 64, 0, "ACPI 6.5 §5.2.10");
+        assert_eq!(&memory.at(facs)[..4], b"FACS");
+        assert_eq!(u64_at(fadt, 132), 0, "one FACS pointer only");
+    }
+}
+
+#[test]
+fn the_rsdp_lies_where_a_scan_finds_it() {
+    assert_eq!(BASE % 16, 0);
+    assert!((0xe_0000..0x10_0000).contains(&BASE));
+}
+
+#[test]
+fn absent_devices_are_declared_absent() {
+    let boot_arch = |config: &AcpiConfig| u16_at(Memory::of(config).tables()[b"FACP"], 109);
+    let [i440fx, mut micro, _] = profiles(1);
+    assert_eq!(boot_arch(&i440fx), 0b00_0111, "legacy devices, i8042, no VGA");
+    assert_eq!(boot_arch(&micro), 0b10_0101, "COM1, no VGA, no RTC");
+    micro.com = [false; 4];
+    micro.vga = true;
+    assert_eq!(boot_arch(&micro), 0b10_0000);
+    let century = |config: &AcpiConfig| Memory::of(config).tables()[b"FACP"][108];
+    assert_eq!((century(&i440fx), century(&micro)), (0x32, 0));
+}
+
+#[test]
+fn the_fadt_names_the_power_management_ports_twice_and_alike() {
+    for config in profiles(1) {
+        let memory = Memory::of(&config);
+        let fadt = memory.tables()[b"FACP"];
+        let register = |at: usize| (fadt[at], fadt[at + 1], u64_at(fadt, at + 4));
+        let both = |legacy: usize, length: usize, extended: usize, port: u16, bytes: u8| {
+            assert_eq!(u32_at(fadt, legacy), u32::from(port));
+            assert_eq!(fadt[length], bytes);
+            let expected = if port == 0 { (0, 0, 0) } else { (1, bytes * 8, u64::from(port)) };
+            assert_eq!(register(extended), expected);
+        };
+        both(56, 88, 148, config.pm.event_port, 4);
+        both(64, 89, 172, config.pm.control_port, 2);
+        both(76, 91, 208, config.pm.timer.map_or(0, |timer| timer.port), config.pm.timer.map_or(0, |_| 4));
+        both(80, 92, 220, 0, 0);
+        assert_eq!(u16_at(fadt, 46), 9, "SCI");
+
+        let flags = u32_at(fadt, 112);
+        assert_eq!(register(116), (1, 8, 0xcf9));
+        assert_eq!((fadt[128], flags >> 10 & 1), (6, 1), "reset by register, not by keyboard controller");
+        assert_eq!(flags >> 4 & 0b111, 0b110, "fixed power button, no sleep button, no fixed RTC");
+        assert_eq!(flags >> 20 & 1, 0, "not hardware-reduced");
+        assert_eq!(flags >> 8 & 1 == 1, config.pm.timer.is_some_and(|timer| timer.wide));
+        let smi = config.pm.smi.map_or((0, 0, 0), |smi| (u32::from(smi.port), smi.enable, smi.disable));
+        assert_eq!((u32_at(fadt, 48), fadt[52], fadt[53]), smi);
+    }
+}
+
+#[test]
+fn a_general_purpose_event_block_appears_when_there_is_one() {
+    let mut config = AcpiConfig::i440fx(1, &map());
+    config.pm.gpe0 = Some(Gpe { port: 0xafe0, len: 4 });
+    let memory = Memory::of(&config);
+    let fadt = memory.tables()[b"FACP"];
+    assert_eq!((u32_at(fadt, 80), fadt[92], fadt[221], u64_at(fadt, 224)), (0xafe0, 4, 32, 0xafe0));
+}
+
+/// Entries of the MADT by type.
+fn madt_entries(madt: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut rest = &madt[44..];
+    let mut entries = Vec::new();
+    while !rest.is_empty() {
+        let (entry, after) = rest.split_at(usize::from(rest[1]));
+        entries.push((entry[0], &entry[2..]));
+        rest = after;
+    }
+    entries
+}
+
+proptest! {
+    #[test]
+    fn every_vcpu_has_an_enabled_apic_and_a_processor_of_its_number(vcpus in 1u8..=254, pick in 0usize..3) {
+        let config = &profiles(vcpus)[pick];
+        let memory = Memory::of(config);
+        let tables = memory.tables();
+        let apics: Vec<_> = madt_entries(tables[b"APIC"]).into_iter().filter(|(kind, _)| *kind == 0).collect();
+        prop_assert_eq!(apics.len(), usize::from(vcpus));
+        for (vcpu, (_, apic)) in (0u8..).zip(apics) {
+            prop_assert_eq!(apic, &[vcpu, vcpu, 1, 0, 0, 0][..]);
+        }
+        let names = Namespace::of(tables[b"DSDT"]);
+        for vcpu in 0..vcpus {
+            let path = format!("_SB_.C{vcpu:03X}._UID");
+            prop_assert_eq!(names.get(&path), Some(&Value::Int(vcpu.into())));
+        }
+        let end = memory.0.iter().map(|(at, bytes)| at + bytes.len() as u64).max().unwrap();
+        prop_assert!(end <= BASE + layout::ACPI_TABLES_MAX);
+        for pair in memory.0.windows(2) {
+            prop_assert!(pair[0].0 + pair[0].1.len() as u64 <= pair[1].0);
+        }
+    }
+}
+
+#[test]
+fn the_madt_routes_the_timer_the_sci_and_isa_interrupts_of_pci() {
+    let overrides = |config: &AcpiConfig| -> Vec<(u8, u32, u16)> {
+        let memory = Memory::of(config);
+        let madt = memory.tables()[b"APIC"];
+        assert_eq!((u32_at(madt, 36), u32_at(madt, 40)), (0xfee0_0000, 1));
+        let entries = madt_entries(madt);
+        let ioapics: Vec<_> = entries.iter().filter(|(kind, _)| *kind == 1).collect();
+        assert_eq!(ioapics, [&(1, &[0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0][..])]);
+        assert!(entries.contains(&(4, &[0xff, 0, 0, 1])), "NMI on LINT1 of all");
+        let of_isa = entries.iter().filter(|(kind, _)| *kind == 2);
+        of_isa.map(|(_, entry)| (entry[1], u32_at(entry, 2), u16_at(entry, 6))).collect()
+    };
+    let [i440fx, micro, bhyve] = profiles(1);
+    assert_eq!(overrides(&i440fx), [(0, 2, 0), (9, 9, 0xf), (10, 10, 0xf), (11, 11, 0xf)]);
+    assert_eq!(overrides(&micro), [(0, 2, 0), (9, 9, 0xf)]);
+    assert_eq!(overrides(&bhyve), overrides(&micro));
+}
+
+#[test]
+fn the_pci_root_has_bus_zero_only_and_windows_that_miss_ram_and_ecam() {
+    for config in profiles(1) {
+        let memory = Memory::of(&config);
+        let tables = memory.tables();
+        let names = Namespace::of(tables[b"DSDT"]);
+        let windows = resources(&names, "_SB_.PCI0");
+        assert_eq!(
+            windows,
+            [
+                Resource::Bus(0, 0),
+                Resource::Port(0xcf8, 8),
+                Resource::PortWindow(0, 0xcf7),
+                Resource::PortWindow(0xd00, 0xffff),
+                Resource::MemoryWindow(0xc000_0000, 0xdfff_ffff),
+                Resource::MemoryWindow(6 << 30, (6 << 30) + (512 << 30) - 1),
+            ]
+        );
+        let mcfg = tables[b"MCFG"];
+        assert_eq!((u64_at(mcfg, 44), u16_at(mcfg, 52), mcfg[54], mcfg[55]), (0xe000_0000, 0, 0, 0));
+        assert!(
+            resources(&names, "_SB_.MBRD").contains(&Resource::Memory(0xe000_0000, 1 << 20)),
+            "Linux uses the window only if the board claims it"
+        );
+        assert_eq!(names.get("_SB_.PCI0._HID"), Some(&Value::Int(0x030a_d041)), "PNP0A03");
+    }
+}
+
+#[test]
+fn a_machine_without_ecam_has_no_mcfg() {
+    let mut config = AcpiConfig::i440fx(1, &map());
+    config.ecam = None;
+    let memory = Memory::of(&config);
+    let tables = memory.tables();
+    assert!(!tables.contains_key(b"MCFG"));
+    let board = resources(&Namespace::of(tables[b"DSDT"]), "_SB_.MBRD");
+    assert!(board.iter().all(|resource| !matches!(resource, Resource::Memory(..))));
+}
+
+#[test]
+fn interrupt_routing_says_what_it_was_given() {
+    let mut config = AcpiConfig::micro(1, &map());
+    let routing = |config: &AcpiConfig| {
+        let memory = Memory::of(config);
+        let Some(Value::Package(routes)) = Namespace::of(memory.tables()[b"DSDT"]).get("_SB_.PCI0._PRT").cloned()
+        else {
+            panic!("no _PRT")
+        };
+        routes
+    };
+    let entry =
+        |device: u64, pin: u64, gsi: u64| Value::Package([device << 16 | 0xffff, pin, 0, gsi].map(Value::Int).to_vec());
+    let all = routing(&config);
+    assert_eq!(all.len(), 128);
+    assert_eq!(all[4], entry(1, 0, 16), "INTA# of device 1 is the first link");
+    assert_eq!(all[9], entry(2, 1, 18), "pins rotate");
+    config.intx = vec![IntxRoute { device: 31, pin: 3, gsi: 23 }];
+    assert_eq!(routing(&config), [entry(31, 3, 23)]);
+}
+
+#[test]
+fn only_devices_the_machine_has_are_named() {
+    let devices = |config: &AcpiConfig| -> Vec<String> {
+        let memory = Memory::of(config);
+        Namespace::of(memory.tables()[b"DSDT"]).devices().iter().map(|name| (*name).to_owned()).collect()
+    };
+    let [mut i440fx, micro, bhyve] = profiles(1);
+    assert_eq!(devices(&micro), ["_SB_.C000", "_SB_.COM1", "_SB_.MBRD", "_SB_.PCI0"]);
+    assert_eq!(
+        devices(&bhyve),
+        ["_SB_.C000", "_SB_.MBRD", "_SB_.PCI0", "_SB_.PCI0.LPC_", "_SB_.PCI0.LPC_.COM1", "_SB_.PCI0.LPC_.RTC_"]
+    );
+    i440fx.com = [true; 4];
+    i440fx.pvpanic = Some(0x505);
+    let all = devices(&i440fx);
+    for name in ["COM1", "COM2", "COM3", "COM4", "RTC_", "KBD_", "MOU_", "PEVT"] {
+        assert!(all.contains(&format!("_SB_.PCI0.ISA_.{name}")), "{name}");
+    }
+}
+
+#[test]
+fn legacy_devices_have_the_resources_of_a_pc() {
+    let mut config = AcpiConfig::i440fx(1, &map());
+    config.com = [true, true, false, true];
+    config.pvpanic = Some(0x505);
+    let memory = Memory::of(&config);
+    let names = Namespace::of(memory.tables()[b"DSDT"]);
+    let of = |device: &str| resources(&names, &format!("_SB_.PCI0.ISA_.{device}"));
+    assert_eq!(of("COM1"), [Resource::Port(0x3f8, 8), Resource::Irq(4)]);
+    assert_eq!(of("COM2"), [Resource::Port(0x2f8, 8), Resource::Irq(3)]);
+    assert_eq!(of("COM4"), [Resource::Port(0x2e8, 8), Resource::Irq(3)]);
+    assert_eq!(of("RTC_"), [Resource::Port(0x70, 2), Resource::Irq(8)]);
+    assert_eq!(of("KBD_"), [Resource::Port(0x60, 1), Resource::Port(0x64, 1), Resource::Irq(1)]);
+    assert_eq!(of("MOU_"), [Resource::Irq(12)]);
+    assert_eq!(of("PEVT"), [Resource::Port(0x505, 1)]);
+    assert_eq!(names.get("_SB_.PCI0.ISA_.PEVT._HID"), Some(&Value::Text("QEMU0001".to_owned())));
+    assert_eq!(names.get("_SB_.PCI0.ISA_.COM1._HID"), Some(&Value::Int(0x0105_d041)), "PNP0501");
+    assert_eq!(names.get("_SB_.PCI0.ISA_._ADR"), Some(&Value::Int(0x1_0000)), "00:01.0");
+}
+
+#[test]
+fn soft_off_uses_the_sleep_type_of_the_profile() {
+    for (config, sleep_type) in profiles(1).iter().zip([0, 0, 5]) {
+        let memory = Memory::of(config);
+        let names = Namespace::of(memory.tables()[b"DSDT"]);
+        let package = [sleep_type, sleep_type, 0, 0].map(Value::Int).to_vec();
+        assert_eq!(names.get("_S5_"), Some(&Value::Package(package)));
+    }
+}
+
+#[test]
+fn iasl_takes_every_table_apart_without_complaint() {
+    if Command::new("iasl").arg("-v").output().is_err() {
+        println!("skipped: iasl (Debian package acpica-tools) is not installed");
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("zvmm-acpi-{}", std::process::id()));
+    for (index, config) in profiles(3).into_iter().enumerate() {
+        let folder = folder.join(index.to_string());
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, table) in Memory::of(&config).tables() {
+            let name = String::from_utf8(name.to_vec()).unwrap();
+            let path = folder.join(format!("{name}.aml"));
+            std::fs::write(&path, table).unwrap();
+            let run = |arguments: &[&str]| {
+                let output = Command::new("iasl").args(arguments).current_dir(&folder).output().unwrap();
+                let text =
+                    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{name}: {text}");
+                text
+            };
+            let text = run(&["-d", &format!("{name}.aml")]);
+            assert!(!text.contains("Warning") && !text.contains("Error"), "{name}: {text}");
+            // What was taken apart must compile again: the compiler checks what the disassembler only prints.
+            let text = run(&["-vr", "-p", "again", &format!("{name}.dsl")]);
+            assert!(text.contains("0 Errors, 0 Warnings"), "{name}: {text}");
+        }
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
