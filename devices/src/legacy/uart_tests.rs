@@ -251,7 +251,7 @@ fn a_reset_port_keeps_its_output_and_drops_its_interrupt() {
 proptest! {
     #[test]
     fn any_accesses_leave_a_port_whose_line_matches_its_identification(
-        accesses in prop::collection::vec((any_access(), 0usize..40), 0..200),
+        accesses in prop::collection::vec((any_access(), 0usize..40), 0..60),
     ) {
         let (uart, line, _) = uart();
         for (access, amount) in accesses {
