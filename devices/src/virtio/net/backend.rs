@@ -69,7 +69,8 @@ pub trait NetBackend<M: ?Sized>: Send {
     fn send(&mut self, mem: &M, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError>;
 
     /// Receives one frame: its header into `header`, its bytes into `into`, and what does not fit there into `spill`.
-    /// At most [`MAX_FRAME_RANGES`] ranges, possibly none.
+    /// At most [`MAX_FRAME_RANGES`] ranges, possibly none. An error means that the link is gone: the worker tries again
+    /// with the driver's next kick only. What may pass is [`Received::WouldBlock`].
     fn receive(
         &mut self,
         mem: &M,

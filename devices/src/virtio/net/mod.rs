@@ -1,5 +1,17 @@
 //! virtio-net (virtio 1.3 §5.1).
+//!
+//! [`NetDevice`] is what the registers show; a [`NetWorker`] moves frames between its queues and a [`NetBackend`], the
+//! link, which lives outside the device model. Frames are not copied on their way: the link gets guest ranges.
 
 mod backend;
+mod device;
+mod header;
+mod rx;
+#[cfg(test)]
+mod tests;
+mod tx;
+mod worker;
 
 pub use backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
+pub use device::{NetConfig, NetDevice, RX_QUEUE, TX_QUEUE};
+pub use worker::NetWorker;

@@ -149,6 +149,7 @@ proptest! {
         let mut queue = Queue::new(&mem, &state, features, SIZE).unwrap();
 
         let mut in_flight: Vec<Chain> = Vec::new();
+        #[allow(clippy::needless_range_loop, reason = "the last round finds the ring empty")]
         for popped in 0..=usize::from(SIZE) {
             let fickle = Fickle { mem: mem.clone(), reads: RefCell::default() };
             let result = queue.pop(&fickle);

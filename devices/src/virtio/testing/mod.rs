@@ -8,7 +8,9 @@
 mod disk;
 mod driver;
 mod interrupt;
+mod link;
 
 pub use disk::MemoryDisk;
 pub use driver::{Buf, DriverQueue, Posted, Used, guest_ram};
 pub use interrupt::RecordingInterrupt;
+pub use link::MemoryLink;

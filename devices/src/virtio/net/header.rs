@@ -1,0 +1,69 @@
+//! The header in front of every frame, as the driver has settled it.
+
+use super::backend::{HEADER_BYTES, Header, Offloads};
+use super::device::feature;
+use crate::virtio::WorkerActivation;
+
+/// Bytes of the legacy header, which has no `num_buffers` (virtio 1.3 §5.1.6.1).
+const LEGACY_HEADER_BYTES: usize = 10;
+/// The longest frame there is: a 64 KiB segment behind an Ethernet header with a VLAN tag.
+pub(super) const MAX_FRAME_BYTES: usize = 65536 + 18;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
+const FLAG_NEEDS_CSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+/// `VIRTIO_NET_HDR_GSO_ECN`, a flag beside the type.
+const GSO_ECN: u8 = 0x80;
+
+/// How frames look on one driver's queues.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Framing {
+    /// Bytes of the header in front of each frame.
+    pub header_bytes: usize,
+    /// A received frame may span several chains.
+    pub mergeable: bool,
+    /// What received frames may leave unfinished.
+    pub offloads: Offloads,
+}
+
+impl Framing {
+    /// What the driver's features come to.
+    pub fn new(activation: &WorkerActivation) -> Self {
+        let has = |bit| activation.features & bit != 0;
+        let mergeable = has(feature::MRG_RXBUF);
+        // §5.1.3.1: the segmentation features require the checksum one.
+        let csum = has(feature::GUEST_CSUM);
+        let (tso4, tso6) = (csum && has(feature::GUEST_TSO4), csum && has(feature::GUEST_TSO6));
+        Self {
+            header_bytes: if activation.legacy && !mergeable { LEGACY_HEADER_BYTES } else { HEADER_BYTES },
+            mergeable,
+            offloads: Offloads { csum, tso4, tso6, ecn: (tso4 || tso6) && has(feature::GUEST_ECN) },
+        }
+    }
+
+    /// Brings the header of a received frame to what the driver may see (virtio 1.3 §5.1.6.4.1). `false` where the
+    /// frame needs an offload the driver has not accepted, so it cannot be delivered.
+    pub fn admit(&self, header: &mut Header) -> bool {
+        let [flags, gso_type, ..] = header;
+        if !self.offloads.csum {
+            if *flags & FLAG_NEEDS_CSUM != 0 {
+                return false;
+            }
+            *flags = 0;
+        }
+        match *gso_type & !GSO_ECN {
+            GSO_NONE => true,
+            GSO_TCPV4 => self.offloads.tso4,
+            GSO_TCPV6 => self.offloads.tso6,
+            _ => false,
+        }
+    }
+}
+
+/// Fills in `num_buffers`.
+pub(super) fn set_num_buffers(header: &mut Header, buffers: u16) {
+    let [.., low, high] = header;
+    [*low, *high] = buffers.to_le_bytes();
+}

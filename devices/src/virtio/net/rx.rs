@@ -1,0 +1,271 @@
+//! The receive queue: frames from the link into the driver's buffers.
+//!
+//! Buffers are popped ahead of the frames and held, because a link gives up a frame's size only together with the
+//! frame. Held chains are unpopped when the queue stops. Frames go straight into guest memory where the held buffers
+//! take any frame there can be; else they come by way of a buffer of our own, where one frame that does not fit yet
+//! can wait for the driver to post more.
+
+use std::collections::VecDeque;
+
+use vm_memory::GuestMemory;
+
+use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Received};
+use super::header::{Framing, MAX_FRAME_BYTES, set_num_buffers};
+use crate::virtio::queue::{Chain, ChainError, GuestRange};
+use crate::virtio::worker::WorkerQueue;
+
+pub(super) struct Rx {
+    pub queue: WorkerQueue,
+    framing: Framing,
+    /// Chains popped and not used yet, oldest first.
+    held: VecDeque<Chain>,
+    /// Their writable bytes together.
+    held_bytes: u64,
+    /// The most bytes the driver ever had posted at once, as far as anybody looked: a frame beyond that will never fit.
+    peak_bytes: u64,
+    /// Where frames land that the held buffers may not take.
+    bounce: Box<[u8]>,
+    /// A frame in `bounce` that waits for buffers.
+    waiting: Option<Frame>,
+    /// Guest ranges of the frame being received, kept for their allocation.
+    ranges: Vec<GuestRange>,
+}
+
+#[derive(Clone, Copy)]
+struct Frame {
+    header: Header,
+    len_bytes: usize,
+}
+
+/// What stopped a round.
+enum Stop {
+    /// The budget.
+    Budget,
+    /// The link has no frame.
+    Empty,
+    /// The driver has posted no (or too few) buffers.
+    Starved,
+    /// The link is broken; it is tried again with the next kick.
+    Broken,
+}
+
+impl Rx {
+    pub fn new(queue: WorkerQueue) -> Self {
+        Self {
+            queue,
+            framing: Framing::default(),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            peak_bytes: 0,
+            bounce: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
+            waiting: None,
+            ranges: Vec::with_capacity(MAX_FRAME_RANGES),
+        }
+    }
+
+    /// The queue has started.
+    pub fn started<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, framing: Framing) {
+        self.framing = framing;
+        self.peak_bytes = 0;
+        if backend.set_offloads(framing.offloads).is_err() {
+            // Frames that the driver could not digest are dropped one by one.
+            self.queue.counters().errors.count();
+        }
+    }
+
+    /// One round: up to a ring of frames. Returns whether to come back at once, and whether to wait for the link.
+    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> (bool, bool) {
+        if !self.queue.is_live() {
+            return (false, false);
+        }
+        self.queue.disable_kicks(mem);
+        let stop = self.receive_frames(mem, backend);
+        self.queue.publish(mem);
+        match stop {
+            Stop::Budget => (true, false),
+            Stop::Empty => (false, true),
+            Stop::Starved => (self.queue.enable_kicks(mem), false),
+            Stop::Broken => {
+                // Buffers may well be waiting; to come back for them at once would be to spin.
+                self.queue.enable_kicks(mem);
+                (false, false)
+            }
+        }
+    }
+
+    fn receive_frames<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Stop {
+        for _ in 0..self.queue.size() {
+            self.gather(mem);
+            if let Some(frame) = self.waiting {
+                if !self.deliver_bounced(mem, frame) {
+                    return Stop::Starved;
+                }
+                continue;
+            }
+            if self.held.is_empty() {
+                return Stop::Starved;
+            }
+            // Without mergeable buffers a frame has one chain, and what does not fit is lost either way.
+            let room = self.lay_out();
+            let direct = !self.framing.mergeable || room >= MAX_FRAME_BYTES;
+            let into = if direct { self.ranges.as_slice() } else { &[] };
+            let mut header = [0; HEADER_BYTES];
+            let len_bytes = match backend.receive(mem, &mut header, into, &mut self.bounce) {
+                Ok(Received::Frame { len_bytes }) => len_bytes,
+                Ok(Received::WouldBlock) => return Stop::Empty,
+                Err(_) => {
+                    self.queue.counters().errors.count();
+                    return Stop::Broken;
+                }
+            };
+            let fits = len_bytes <= if direct { room } else { self.bounce.len() };
+            if !self.framing.admit(&mut header) || !fits {
+                self.queue.counters().dropped.count();
+                continue;
+            }
+            let frame = Frame { header, len_bytes };
+            if direct {
+                self.finish(mem, frame);
+            } else if !self.deliver_bounced(mem, frame) {
+                return Stop::Starved;
+            }
+        }
+        Stop::Budget
+    }
+
+    /// Pops buffers until they take any frame, or one of them without mergeable buffers.
+    fn gather<M: GuestMemory>(&mut self, mem: &M) {
+        let wanted = MAX_FRAME_BYTES.saturating_add(self.framing.header_bytes) as u64;
+        loop {
+            let enough = if self.framing.mergeable { self.held_bytes >= wanted } else { !self.held.is_empty() };
+            if enough {
+                break;
+            }
+            let Some(chain) = self.queue.pop(mem) else { break };
+            if chain.writable_bytes() < self.framing.header_bytes as u64 {
+                // §5.1.6.3.1: a buffer holds at least the header. This one goes back, or it would be lost.
+                self.queue.counters().malformed.count();
+                self.queue.push(mem, chain, 0);
+                continue;
+            }
+            self.held_bytes = self.held_bytes.saturating_add(chain.writable_bytes());
+            self.held.push_back(chain);
+        }
+        self.peak_bytes = self.peak_bytes.max(self.held_bytes);
+    }
+
+    /// Lists the guest ranges of the next frame, behind its header. Returns the bytes they take.
+    fn lay_out(&mut self) -> usize {
+        self.ranges.clear();
+        let mut skip = self.framing.header_bytes as u64;
+        let mut room = 0usize;
+        let chains = if self.framing.mergeable { self.held.len() } else { 1 };
+        for range in self.held.iter().take(chains).flat_map(Chain::writable) {
+            let len = u64::from(range.len);
+            let cut = skip.min(len);
+            skip = skip.saturating_sub(cut);
+            if cut == len {
+                continue;
+            }
+            if self.ranges.len() == MAX_FRAME_RANGES {
+                break;
+            }
+            let len = range.len.saturating_sub(u32::try_from(cut).unwrap_or(u32::MAX));
+            self.ranges.push(GuestRange { addr: range.addr.saturating_add(cut), len });
+            room = room.saturating_add(len as usize);
+        }
+        room
+    }
+
+    /// Copies the frame in `bounce` to the driver. `false` where it has to wait for more buffers.
+    fn deliver_bounced<M: GuestMemory>(&mut self, mem: &M, frame: Frame) -> bool {
+        let needed = frame.len_bytes.saturating_add(self.framing.header_bytes) as u64;
+        if needed > self.held_bytes {
+            if needed > self.peak_bytes {
+                // The driver never had that much posted. To wait for it might mean to wait for ever, with the driver
+                // waiting for us.
+                self.waiting = None;
+                self.queue.counters().dropped.count();
+                return true;
+            }
+            self.waiting = Some(frame);
+            return false;
+        }
+        self.waiting = None;
+        let data = self.bounce.get(..frame.len_bytes).unwrap_or_default();
+        match write_across(mem, &self.held, self.framing.header_bytes as u64, data) {
+            Ok(()) => self.finish(mem, frame),
+            Err(_) => self.queue.counters().dropped.count(),
+        }
+        true
+    }
+
+    /// Writes the header of a frame that is in place, and returns the chains it spans.
+    fn finish<M: GuestMemory>(&mut self, mem: &M, frame: Frame) {
+        let total = frame.len_bytes.saturating_add(self.framing.header_bytes) as u64;
+        let mut spanned = 0u64;
+        let mut buffers = 0u16;
+        for chain in &self.held {
+            if spanned >= total {
+                break;
+            }
+            spanned = spanned.saturating_add(chain.writable_bytes());
+            buffers = buffers.saturating_add(1);
+        }
+        let mut header = frame.header;
+        set_num_buffers(&mut header, buffers);
+        let written = write_across(mem, &self.held, 0, header.get(..self.framing.header_bytes).unwrap_or_default());
+        debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
+        let mut left = total;
+        for _ in 0..buffers {
+            let Some(chain) = self.held.pop_front() else { break };
+            let room = chain.writable_bytes();
+            self.held_bytes = self.held_bytes.saturating_sub(room);
+            let here = left.min(room);
+            left = left.saturating_sub(here);
+            self.queue.push(mem, chain, here);
+        }
+        self.queue.counters().bytes_to_guest.add(frame.len_bytes as u64);
+    }
+
+    /// Puts every held chain back into the ring, so that the queue's state accounts for all of them.
+    pub fn release(&mut self) {
+        while let Some(chain) = self.held.pop_back() {
+            self.queue.unpop(chain);
+        }
+        self.held_bytes = 0;
+    }
+
+    /// Forgets everything of the driver that is going away.
+    pub fn abandon(&mut self) {
+        self.held.drain(..).for_each(Chain::abandon);
+        self.held_bytes = 0;
+        self.waiting = None;
+    }
+}
+
+/// Writes `data` at `offset` into the writable parts of `chains`, one after the other.
+fn write_across<M: GuestMemory>(
+    mem: &M,
+    chains: &VecDeque<Chain>,
+    mut offset: u64,
+    mut data: &[u8],
+) -> Result<(), ChainError> {
+    for chain in chains {
+        if data.is_empty() {
+            break;
+        }
+        let mut writer = chain.writer(mem);
+        let skip = offset.min(writer.remaining());
+        offset = offset.saturating_sub(skip);
+        writer.skip(skip)?;
+        let here = usize::try_from(writer.remaining()).unwrap_or(usize::MAX).min(data.len());
+        let (now, later) = data.split_at_checked(here).unwrap_or((data, &[]));
+        writer.write(now)?;
+        data = later;
+    }
+    match data.len() {
+        0 => Ok(()),
+        left => Err(ChainError::Short { wanted: left as u64, left: 0 }),
+    }
+}
