@@ -9,6 +9,7 @@
 //! them.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -116,17 +117,22 @@ impl Toolchain {
     }
 }
 
-/// Fills `into` with links to every shared library of the set that is not the C library.
+/// Fills `into` with links to every shared library of the set that is not the C library. Links that are there stay:
+/// another xtask may be compiling through them.
 fn link_libraries(root: &Path, into: &Path) -> anyhow::Result<()> {
-    debian::remove_tree(into)?;
     fs::create_dir_all(into)?;
     let from = root.join("usr/lib/x86_64-linux-gnu");
     for entry in fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))? {
         let entry = entry?;
         let name = entry.file_name();
         let text = name.to_string_lossy();
-        if text.contains(".so") && !is_c_library(&text) {
-            symlink(entry.path(), into.join(&name))?;
+        let link = into.join(&name);
+        if !text.contains(".so") || is_c_library(&text) || fs::read_link(&link).is_ok_and(|to| to == entry.path()) {
+            continue;
+        }
+        match symlink(entry.path(), &link) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            result => result.with_context(|| format!("cannot make {}", link.display()))?,
         }
     }
     Ok(())
