@@ -130,6 +130,10 @@ fn link_libraries(root: &Path, into: &Path) -> anyhow::Result<()> {
         if !text.contains(".so") || is_c_library(&text) || fs::read_link(&link).is_ok_and(|to| to == entry.path()) {
             continue;
         }
+        // One that leads elsewhere is from before the workspace was moved.
+        if fs::symlink_metadata(&link).is_ok() {
+            fs::remove_file(&link).with_context(|| format!("cannot remove {}", link.display()))?;
+        }
         match symlink(entry.path(), &link) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             result => result.with_context(|| format!("cannot make {}", link.display()))?,
