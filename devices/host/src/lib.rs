@@ -28,6 +28,7 @@ pub mod ram;
 pub mod random;
 pub mod tap;
 pub mod thread;
+pub mod tty;
 
 pub use event::Event;
 

@@ -7,6 +7,7 @@ use crate::check;
 pub(crate) mod disk;
 pub(crate) mod ram;
 pub(crate) mod tap;
+pub(crate) mod tty;
 
 pub(crate) use crate::pipe::PipeEvent as Event;
 

@@ -11,6 +11,7 @@ use crate::check;
 pub(crate) mod disk;
 pub(crate) mod ram;
 pub(crate) mod tap;
+pub(crate) mod tty;
 
 #[derive(Debug)]
 pub(crate) struct Event(EventFd);
