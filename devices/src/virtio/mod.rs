@@ -7,10 +7,12 @@
 //! ```
 
 pub mod blk;
+pub mod console;
 pub mod counters;
 pub mod net;
 pub mod pci;
 pub mod queue;
+pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod worker;
