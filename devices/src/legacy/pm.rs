@@ -10,6 +10,7 @@ use crate::interrupt::IrqLine;
 use crate::legacy::clock::Clock;
 use crate::legacy::power::PowerSink;
 use crate::legacy::{lock, read_bytes, write_bytes};
+use crate::pci::StateError;
 use crate::wake::Wake;
 
 /// Ports of the register block: events at 0, control at 4, timer at 8, general-purpose events at 12. The PIIX4 and
@@ -27,6 +28,9 @@ pub const PM_GPE0_OFFSET: u64 = 12;
 
 /// Frequency of the timer (ACPI 6.5 §4.8.3.3).
 pub const PM_TIMER_HZ: u64 = 3_579_545;
+
+/// The one layout of [`PmState`] there is.
+const VERSION: u32 = 1;
 
 /// Bits of PM1 status and enable.
 mod event {
@@ -181,15 +185,29 @@ impl Pm {
     }
 
     /// Goes on from `state`: the timer continues where it stood.
-    pub fn restore(&self, state: PmState) {
+    ///
+    /// # Errors
+    /// Where `state` is not one of this version or has bits that do not exist; nothing has changed then.
+    pub fn restore(&self, state: &PmState) -> Result<(), StateError> {
+        let refuse = |why| Err(StateError { what: "power management", why });
+        if state.version != VERSION {
+            return refuse("its version is not 1");
+        }
+        let has_strange_bits = (state.enable | state.status) & !event::ALL != 0
+            || state.control & !control::KEPT != 0
+            || (state.gpe_enable | state.gpe_status) & !self.gpe_mask() != 0;
+        if has_strange_bits {
+            return refuse("a register has bits that do not exist");
+        }
         let mut inner = lock(&self.inner);
         inner.timer_base_ns = self.clock.monotonic_ns();
         inner.seen_ticks = state.timer_ticks;
-        inner.state = state;
-        inner.line = !wants_sci(&inner.state);
-        self.update_line(&mut inner);
+        inner.state = state.clone();
+        inner.line = wants_sci(&inner.state);
+        self.sci.set(inner.line);
         drop(inner);
         self.timers.wake();
+        Ok(())
     }
 
     fn ticks(inner: &Inner, now_ns: u64) -> u64 {
@@ -297,7 +315,7 @@ impl BusDevice for Pm {
 
 fn power_on_state(config: PmConfig) -> PmState {
     PmState {
-        version: 1,
+        version: VERSION,
         status: 0,
         enable: 0,
         control: if config.smi.is_none() { control::SCI_ENABLED } else { 0 },
@@ -504,7 +522,7 @@ mod tests {
         first.clock.advance_ns(123_456_789);
         let second = machine(PIIX4);
         second.clock.advance_ns(999_999_999_999);
-        second.pm.restore(first.pm.save());
+        second.pm.restore(&first.pm.save()).unwrap();
         assert!(second.sci.level());
         assert_eq!(timer(&second.pm), timer(&first.pm));
         second.clock.advance_ns(1_000_000_000);
@@ -513,6 +531,28 @@ mod tests {
         second.pm.reset();
         assert!(!second.sci.level());
         assert_eq!(read16(&*second.pm, 2), 0);
+    }
+
+    #[test]
+    fn a_state_no_machine_can_have_is_refused() {
+        let Machine { pm, .. } = machine(BHYVE);
+        let good = pm.save();
+        for bad in [
+            PmState { version: 0, ..good.clone() },
+            PmState { enable: 0x8000, ..good.clone() },
+            PmState { status: 0x0002, ..good.clone() },
+            PmState { control: 1 << 13, ..good.clone() },
+            PmState { gpe_enable: 0x100, ..good.clone() },
+        ] {
+            assert!(pm.restore(&bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(pm.save(), good);
+        // Time beyond any machine's life must not overflow anything.
+        pm.restore(&PmState { timer_ticks: u64::MAX, ..good }).unwrap();
+        pm.write(2, &1u16.to_le_bytes());
+        pm.write(4, &1u16.to_le_bytes());
+        let _ = (pm.deadline_ns(), timer(&pm));
+        pm.tick(u64::MAX);
     }
 
     proptest! {

@@ -12,16 +12,23 @@ use serde::{Deserialize, Serialize};
 use crate::bus::{Access, BusDevice};
 use crate::interrupt::IrqLine;
 use crate::legacy::{lock, read_bytes, write_bytes};
+use crate::pci::StateError;
 use crate::wake::Wake;
 
 /// Ports of one UART.
 pub const UART_PORTS: u64 = 8;
+
+/// The one layout of [`UartState`] there is.
+const VERSION: u32 = 1;
 
 /// Bytes each way between guest and owner.
 const RING_BYTES: usize = 256;
 
 /// What a 16550A takes after one "transmitter empty": a driver writes so many bytes without looking again.
 const FIFO_BYTES: usize = 16;
+
+/// Marks a received zero byte as a break.
+const BREAK: u16 = 0x100;
 
 /// Interrupt enable register.
 mod ier {
@@ -68,6 +75,7 @@ mod mcr {
 mod lsr {
     pub const DATA_READY: u8 = 0x01;
     pub const OVERRUN: u8 = 0x02;
+    pub const BREAK: u8 = 0x10;
     pub const HOLDING_EMPTY: u8 = 0x20;
     pub const TRANSMITTER_EMPTY: u8 = 0x40;
 }
@@ -97,7 +105,8 @@ pub struct UartState {
     /// "Transmitter empty" has happened and was neither read nor answered by a write.
     transmitter_interrupt: bool,
     carrier: bool,
-    received: VecDeque<u8>,
+    /// Bytes, and [`BREAK`] beside those that stand for one.
+    received: VecDeque<u16>,
     sent: VecDeque<u8>,
 }
 
@@ -122,23 +131,7 @@ impl Uart {
     /// A serial port after reset, with somebody at the other end. `owner` is woken when output appears where there was
     /// none, and when input that was refused may be offered again.
     pub fn new(line: Arc<dyn IrqLine>, owner: Arc<dyn Wake>) -> Self {
-        let state = UartState {
-            version: 1,
-            // 9600 baud.
-            divisor: 12,
-            ier: 0,
-            fcr: 0,
-            lcr: 0x03,
-            mcr: mcr::OUT2,
-            msr: msr::CTS | msr::DSR | msr::CARRIER,
-            scratch: 0,
-            overrun: false,
-            transmitter_interrupt: false,
-            carrier: true,
-            received: VecDeque::with_capacity(RING_BYTES),
-            sent: VecDeque::with_capacity(RING_BYTES),
-        };
-        let inner = Inner { state, line: false, input_refused: false, dropped_bytes: 0 };
+        let inner = Inner { state: power_on_state(), line: false, input_refused: false, dropped_bytes: 0 };
         Self { inner: Mutex::new(inner), line, owner }
     }
 
@@ -167,10 +160,21 @@ impl Uart {
         // In loopback, the receiver hears the transmitter only (§8.6.7).
         let room = if inner.is_loopback() { 0 } else { RING_BYTES.saturating_sub(inner.state.received.len()) };
         let accepted = room.min(bytes.len());
-        inner.state.received.extend(bytes.iter().take(accepted));
+        inner.state.received.extend(bytes.iter().take(accepted).copied().map(u16::from));
         inner.input_refused = accepted < bytes.len();
         inner.update_line(&self.line);
         accepted
+    }
+
+    /// Sends the guest a break, after what it has not read yet; `false` where there is no room.
+    pub fn push_break(&self) -> bool {
+        let mut inner = lock(&self.inner);
+        let has_room = !inner.is_loopback() && inner.state.received.len() < RING_BYTES;
+        if has_room {
+            inner.state.received.push_back(BREAK);
+            inner.update_line(&self.line);
+        }
+        has_room
     }
 
     /// Says whether somebody is at the other end: drives carrier detect, data set ready and clear to send.
@@ -193,9 +197,25 @@ impl Uart {
 
     /// Goes on from `state`. The interrupt line is driven to what the state says; the owner is woken if there is
     /// output.
-    pub fn restore(&self, mut state: UartState) {
-        state.received.truncate(RING_BYTES);
-        state.sent.truncate(RING_BYTES);
+    ///
+    /// # Errors
+    /// Where `state` is not one of this version or of these sizes; nothing has changed then.
+    pub fn restore(&self, state: &UartState) -> Result<(), StateError> {
+        let refuse = |why| Err(StateError { what: "a serial port", why });
+        if state.version != VERSION {
+            return refuse("its version is not 1");
+        }
+        if state.received.len() > RING_BYTES || state.sent.len() > RING_BYTES {
+            return refuse("more bytes are under way than the port holds");
+        }
+        if state.ier & !ier::ALL != 0 || state.mcr & !mcr::ALL != 0 {
+            return refuse("a register has bits that do not exist");
+        }
+        self.replace(state.clone());
+        Ok(())
+    }
+
+    fn replace(&self, state: UartState) {
         let mut inner = lock(&self.inner);
         inner.state = state;
         inner.line = inner.wants_interrupt();
@@ -209,11 +229,12 @@ impl Uart {
 
     /// Back to the state after power-on; output not yet taken stays.
     pub fn reset(&self) {
-        let sent = std::mem::take(&mut lock(&self.inner).state.sent);
-        let mut fresh = Self::new(self.line.clone(), self.owner.clone()).save();
-        fresh.carrier = lock(&self.inner).state.carrier;
-        fresh.sent = sent;
-        self.restore(fresh);
+        let before = self.save();
+        let mut fresh = power_on_state();
+        fresh.carrier = before.carrier;
+        fresh.msr = lines_of(before.carrier);
+        fresh.sent = before.sent;
+        self.replace(fresh);
         // Whoever was refused may try again: the receiver is empty.
         self.owner.wake();
     }
@@ -256,12 +277,36 @@ impl BusDevice for Uart {
     }
 }
 
+fn power_on_state() -> UartState {
+    UartState {
+        version: VERSION,
+        // 9600 baud.
+        divisor: 12,
+        ier: 0,
+        fcr: 0,
+        lcr: 0x03,
+        mcr: mcr::OUT2,
+        msr: lines_of(true),
+        scratch: 0,
+        overrun: false,
+        transmitter_interrupt: false,
+        carrier: true,
+        received: VecDeque::with_capacity(RING_BYTES),
+        sent: VecDeque::with_capacity(RING_BYTES),
+    }
+}
+
+/// The modem's lines with or without somebody at the other end.
+fn lines_of(carrier: bool) -> u8 {
+    if carrier { msr::CTS | msr::DSR | msr::CARRIER } else { 0 }
+}
+
 impl Inner {
     fn read(&mut self, register: u64) -> u8 {
         let [divisor_low, divisor_high] = self.state.divisor.to_le_bytes();
         match register {
             0 if self.is_divisor_open() => divisor_low,
-            0 => self.state.received.pop_front().unwrap_or(0),
+            0 => self.state.received.pop_front().map_or(0, |byte| byte.to_le_bytes()[0]),
             1 if self.is_divisor_open() => divisor_high,
             1 => self.state.ier,
             2 => {
@@ -276,6 +321,10 @@ impl Inner {
             5 => {
                 let status = self.line_status();
                 self.state.overrun = false;
+                // A break is reported with its byte at the front, once (§8.4).
+                if let Some(byte) = self.state.received.front_mut() {
+                    *byte &= !BREAK;
+                }
                 status
             }
             6 => {
@@ -327,7 +376,7 @@ impl Inner {
     fn send(&mut self, byte: u8) {
         if self.is_loopback() {
             if self.state.received.len() < RING_BYTES {
-                self.state.received.push_back(byte);
+                self.state.received.push_back(byte.into());
             } else {
                 self.state.overrun = true;
             }
@@ -347,6 +396,9 @@ impl Inner {
         if self.state.overrun {
             status |= lsr::OVERRUN;
         }
+        if self.has_break() {
+            status |= lsr::BREAK;
+        }
         if self.has_room_to_send() {
             status |= lsr::HOLDING_EMPTY | lsr::TRANSMITTER_EMPTY;
         }
@@ -356,7 +408,7 @@ impl Inner {
     /// The interrupt of the highest priority (datasheet table IV).
     fn interrupt_source(&self) -> u8 {
         let state = &self.state;
-        if state.ier & ier::LINE_STATUS != 0 && state.overrun {
+        if state.ier & ier::LINE_STATUS != 0 && (state.overrun || self.has_break()) {
             iir::LINE_STATUS
         } else if state.ier & ier::RECEIVED != 0 && !state.received.is_empty() {
             // No later byte is ever on its way, so a FIFO below its trigger level has timed out.
@@ -389,10 +441,8 @@ impl Inner {
                 .into_iter()
                 .filter(|(output, _)| modem_control & output != 0)
                 .fold(0, |lines, (_, input)| lines | input)
-        } else if self.state.carrier {
-            msr::CTS | msr::DSR | msr::CARRIER
         } else {
-            0
+            lines_of(self.state.carrier)
         };
         let before = self.state.msr;
         let mut changed = (before ^ lines) >> 4;
@@ -414,6 +464,10 @@ impl Inner {
             2 => 8,
             _ => 14,
         }
+    }
+
+    fn has_break(&self) -> bool {
+        self.state.received.front().is_some_and(|byte| byte & BREAK != 0)
     }
 
     fn has_fifos(&self) -> bool {

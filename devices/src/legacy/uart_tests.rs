@@ -141,6 +141,25 @@ fn input_beyond_the_ring_stays_with_the_owner_who_is_woken_once_there_is_room() 
 }
 
 #[test]
+fn a_break_comes_in_its_place_and_is_reported_once() {
+    let (uart, line, _) = uart();
+    write(&uart, IER, 0x04);
+    uart.push_input(b"a");
+    assert!(uart.push_break());
+    uart.push_input(b"h");
+    assert!(!line.level());
+    assert_eq!((read(&uart, LSR), read(&uart, THR)), (0x61, b'a'));
+    assert!(line.level());
+    assert_eq!(read(&uart, IIR), 0x06);
+    assert_eq!(read(&uart, LSR), 0x71);
+    assert!(!line.level());
+    assert_eq!((read(&uart, LSR), read(&uart, THR)), (0x61, 0));
+    assert_eq!((read(&uart, LSR), read(&uart, THR)), (0x61, b'h'));
+    uart.push_input(&[0; 256]);
+    assert!(!uart.push_break());
+}
+
+#[test]
 fn loopback_answers_as_linux_probes_it() {
     let (uart, _, owner) = uart();
     write(&uart, MCR, 0x10 | 0x0a);
@@ -215,9 +234,9 @@ fn a_restored_port_goes_on_where_the_saved_one_stopped() {
     write(&first, IER, 0x03);
     first.push_input(b"in");
     write(&first, THR, b'o');
-    let state: UartState = serde_json_like(&first.save());
+    let state = first.save();
     let (second, line, owner) = uart();
-    second.restore(state);
+    second.restore(&state).unwrap();
     assert!(line.level());
     assert_eq!(owner.take(), 1);
     assert_eq!(output(&second), b"o");
@@ -229,9 +248,21 @@ fn a_restored_port_goes_on_where_the_saved_one_stopped() {
     });
 }
 
-/// The state is owned and comparable; a copy stands for a trip through a file.
-fn serde_json_like(state: &UartState) -> UartState {
-    state.clone()
+#[test]
+fn a_state_no_port_can_have_is_refused() {
+    let (uart, _, _) = uart();
+    write(&uart, 7, 0x5a);
+    let good = uart.save();
+    for bad in [
+        UartState { version: 2, ..good.clone() },
+        UartState { received: std::iter::repeat_n(0, 257).collect(), ..good.clone() },
+        UartState { sent: std::iter::repeat_n(0, 257).collect(), ..good.clone() },
+        UartState { ier: 0x10, ..good.clone() },
+        UartState { mcr: 0x20, ..good.clone() },
+    ] {
+        assert!(uart.restore(&bad).is_err(), "{bad:?}");
+    }
+    assert_eq!(uart.save(), good);
 }
 
 #[test]
