@@ -128,14 +128,19 @@ fn isa_bridge(name: &str, address: u32, children: &[u8]) -> Vec<u8> {
 /// Ranges that belong to the board: without them Linux neither trusts the ECAM window nor keeps devices off the ports.
 fn motherboard(config: &AcpiConfig) -> Vec<u8> {
     let ports = |port: u16, len: u8| IO::new(port, port, 1, len);
-    let mut ranges = vec![ports(config.pm.event_port, 4), ports(config.pm.control_port, 2)];
-    ranges.extend(config.pm.timer.map(|timer| ports(timer.port, 4)));
-    ranges.extend(config.pm.gpe0.map(|gpe| ports(gpe.port, gpe.len)));
-    ranges.extend(config.pm.smi.map(|smi| ports(smi.port, 1)));
+    let pm = &config.pm;
+    let mut ranges = Vec::new();
+    // The PIIX4 function owns its power-management ports; naming them a second time makes Linux warn of an overlap.
+    if config.profile != Profile::I440fx {
+        ranges.extend([ports(pm.event_port, 4), ports(pm.control_port, 2)]);
+        ranges.extend(pm.timer.map(|timer| ports(timer.port, 4)));
+    }
+    ranges.extend(pm.gpe0.map(|gpe| ports(gpe.port, gpe.len)));
+    ranges.extend(pm.smi.map(|smi| ports(smi.port, 1)));
     let ecam = config.ecam.map(|range| Memory32Fixed::new(true, range.start as u32, range.len as u32));
     let mut resources: Vec<&dyn Aml> = ranges.iter().map(|range| range as &dyn Aml).collect();
     resources.extend(ecam.iter().map(|window| window as &dyn Aml));
-    pnp_device("MBRD", "PNP0C02", 0, resources)
+    if resources.is_empty() { Vec::new() } else { pnp_device("MBRD", "PNP0C02", 0, resources) }
 }
 
 fn legacy_devices(config: &AcpiConfig) -> Vec<u8> {

@@ -411,14 +411,28 @@ fn the_pci_root_has_bus_zero_only_and_windows_that_miss_ram_and_ecam() {
 }
 
 #[test]
+fn the_board_claims_power_management_ports_unless_a_pci_function_does() {
+    let [i440fx, micro, bhyve] = profiles(1).map(|config| {
+        let memory = Memory::of(&config);
+        resources(&Namespace::of(memory.tables()[b"DSDT"]), "_SB_.MBRD")
+    });
+    let ecam = Resource::Memory(0xe000_0000, 1 << 20);
+    assert_eq!(i440fx, [ecam.clone()], "the PIIX4 function has the ports");
+    assert_eq!(micro, [Resource::Port(0x600, 4), Resource::Port(0x604, 2), ecam.clone()]);
+    let ports = [(0x400, 4), (0x404, 2), (0x408, 4), (0xb2, 1)].map(|(port, len)| Resource::Port(port, len));
+    assert_eq!(bhyve[..4], ports);
+    assert_eq!(bhyve[4], ecam);
+}
+
+#[test]
 fn a_machine_without_ecam_has_no_mcfg() {
     let mut config = AcpiConfig::i440fx(1, &map());
     config.ecam = None;
     let memory = Memory::of(&config);
     let tables = memory.tables();
     assert!(!tables.contains_key(b"MCFG"));
-    let board = resources(&Namespace::of(tables[b"DSDT"]), "_SB_.MBRD");
-    assert!(board.iter().all(|resource| !matches!(resource, Resource::Memory(..))));
+    let names = Namespace::of(tables[b"DSDT"]);
+    assert_eq!(names.get("_SB_.MBRD"), None, "nothing is left for the board to claim");
 }
 
 #[test]
