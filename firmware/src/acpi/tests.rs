@@ -417,7 +417,7 @@ fn the_board_claims_power_management_ports_unless_a_pci_function_does() {
         resources(&Namespace::of(memory.tables()[b"DSDT"]), "_SB_.MBRD")
     });
     let ecam = Resource::Memory(0xe000_0000, 1 << 20);
-    assert_eq!(i440fx, [ecam.clone()], "the PIIX4 function has the ports");
+    assert_eq!(i440fx, std::slice::from_ref(&ecam), "the PIIX4 function has the ports");
     assert_eq!(micro, [Resource::Port(0x600, 4), Resource::Port(0x604, 2), ecam.clone()]);
     let ports = [(0x400, 4), (0x404, 2), (0x408, 4), (0xb2, 1)].map(|(port, len)| Resource::Port(port, len));
     assert_eq!(bhyve[..4], ports);
