@@ -88,7 +88,8 @@ Exit statuses:
 ";
 
 fn command() -> clap::Command {
-    let after = format!("{EXAMPLES}{}", Exit::table());
+    let after =
+        format!("{EXAMPLES}{}A bug ends it with SIGABRT (134 in shells), and is worth a report.", Exit::table());
     Cli::command().mut_subcommand("run", |run| run.after_long_help(after))
 }
 

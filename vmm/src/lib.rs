@@ -2,8 +2,10 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod exit;
 pub mod hypervisor;
+mod logging;
 pub mod run;
 pub mod vcpu;
 pub mod worker;

@@ -1,10 +1,81 @@
 //! Runs one guest from its configuration to its end.
 
-use crate::config::VmConfig;
-use crate::exit::Exit;
+use std::io;
 
-/// Runs the guest until it ends; says on stderr why it could not be started.
-pub fn run(_config: &VmConfig) -> Exit {
-    eprintln!("zvmm: this build has no machine to run a guest on");
-    Exit::HostLacks
+use devices_host::tty;
+
+use crate::config::{VmConfig, system_text};
+use crate::control::{
+    BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, Policy, QmpServer, Signals,
+};
+use crate::exit::Exit;
+use crate::logging;
+
+/// Why there is no guest, or no more.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("{what}: {}", system_text(.error))]
+    System { what: &'static str, error: io::Error },
+    #[error("qmp: {0}")]
+    Qmp(#[from] BindError),
+    #[error("{0}")]
+    Line(#[from] LineError),
+    #[error("this build has no machine to run a guest on")]
+    NoMachine,
+}
+
+impl RunError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::System { .. } => Exit::HostFailed,
+            Self::Qmp(error) => error.exit(),
+            Self::Line(error) => error.exit(),
+            Self::NoMachine => Exit::HostLacks,
+        }
+    }
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |error| RunError::System { what, error }
+}
+
+/// Runs the guest of a configuration that was checked, until it ends. Says in one line on stderr why it could not.
+pub fn run(config: &VmConfig) -> Exit {
+    logging::init(&config.log);
+    match start_and_serve(config) {
+        Ok(exit) => exit,
+        Err(error) => {
+            eprintln!("zvmm: {}", error.to_string().replace('\n', " "));
+            error.exit()
+        }
+    }
+}
+
+/// The order matters: signals before the first thread; everything that can be refused before there is guest memory; the
+/// terminal last, so that no error is said in raw mode.
+fn start_and_serve(config: &VmConfig) -> Result<Exit, RunError> {
+    let signals = Signals::block().map_err(system("cannot block signals"))?;
+    std::panic::set_hook(Box::new(|bug| {
+        tty::restore();
+        eprintln!("zvmm: this is a bug: {}", bug.to_string().replace('\n', " "));
+        std::process::abort();
+    }));
+    let inbox = Inbox::new().map_err(system("cannot create a wake-up"))?;
+    let qmp = config.qmp.as_deref().map(Listener::bind).transpose()?.map(QmpServer::new);
+    let ends = Ends::open(config)?;
+    let signals = signals.start(inbox.sender(), tty::restore).map_err(system("cannot start the thread 'signals'"))?;
+
+    let built = build(config, inbox.sender())?;
+
+    let raw_mode = ends.enter_raw_mode().map_err(system("cannot set up the terminal"))?;
+    let lines = ends.join(&built)?;
+    let exit = MainLoop::new(inbox, Policy::from(config), config.cpus.count, built, lines, qmp).run();
+    drop(raw_mode);
+    drop(signals);
+    Ok(exit)
+}
+
+/// The wiring point: `crate::machine::start(config, events)` belongs here.
+fn build(_config: &VmConfig, _events: EventSender) -> Result<Built, RunError> {
+    Err(RunError::NoMachine)
 }

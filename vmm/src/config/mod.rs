@@ -23,6 +23,7 @@ pub use devices::{
     ConsoleConfig, DebugPortConfig, DiskConfig, MAX_DISK_QUEUES, MAX_DISK_SERIAL, NetConfig, RngConfig, SerialBackend,
 };
 pub use host::HostFacts;
+pub(crate) use host::system_text;
 pub(crate) use json::reword;
 pub use slots::SlotPlan;
 pub use values::{BadValue, LogRule, Mac, Slot, Uuid, format_size, parse_size};

@@ -1,0 +1,150 @@
+//! The main thread's loop: signals and reports, control socket, serial lines, timers.
+//!
+//! It waits with poll(2) on every system. The handful of descriptors (one event, one socket and its few clients, a
+//! serial line or two) changes its wishes with almost every turn, which with epoll would cost a system call each;
+//! illumos has no epoll in the zone anyway, and one loop is tested once.
+
+use std::sync::Arc;
+
+use devices_host::clock;
+use devices_host::poll::{PollFd, poll};
+use serde_json::json;
+
+use super::inbox::{Inbox, Notice};
+use super::line::Lines;
+use super::qmp::{self, ErrorClass, Order, Outcome, QmpServer};
+use super::{Built, Command, Controller, Event, Machine, Policy, State, Timed};
+use crate::exit::Exit;
+use std::os::fd::AsRawFd;
+
+/// How long readers of the console and clients of the control socket may keep the end of the process waiting.
+const FAREWELL_NS: u64 = 1_000_000_000;
+
+/// Everything the main thread looks after.
+pub struct MainLoop {
+    inbox: Inbox,
+    controller: Controller,
+    machine: Arc<dyn Machine>,
+    timers: Vec<Arc<dyn Timed>>,
+    lines: Lines,
+    qmp: Option<QmpServer>,
+    fds: Vec<PollFd>,
+}
+
+impl MainLoop {
+    /// A loop around a machine that is built; `lines` are joined to its ports.
+    pub fn new(inbox: Inbox, policy: Policy, vcpus: u8, built: Built, lines: Lines, qmp: Option<QmpServer>) -> Self {
+        let Built { machine, timers, .. } = built;
+        let controller = Controller::new(policy, vcpus);
+        Self { inbox, controller, machine, timers, lines, qmp, fds: Vec::new() }
+    }
+
+    /// Starts the guest and serves it until it ends. On return no thread of the machine runs any more, and what the
+    /// guest wrote last has been written out.
+    pub fn run(mut self) -> Exit {
+        self.controller.start(&*self.machine);
+        let mut again = false;
+        let exit = loop {
+            if let State::Stopped(exit) = self.controller.state() {
+                break exit;
+            }
+            if let Err(error) = self.turn(&mut again) {
+                eprintln!("zvmm: the main loop cannot wait: {}", crate::config::system_text(&error));
+                self.machine.stop();
+                break Exit::HostFailed;
+            }
+        };
+        self.machine.join();
+        self.take_leave();
+        exit
+    }
+
+    fn turn(&mut self, again: &mut bool) -> std::io::Result<()> {
+        self.fds.clear();
+        self.fds.push(PollFd::new(self.inbox.as_raw_fd()).readable(true));
+        self.lines.interest(&mut self.fds);
+        let lines_end = self.fds.len();
+        if let Some(qmp) = &self.qmp {
+            qmp.interest(&mut self.fds);
+        }
+        let timeout_ns = if *again { Some(0) } else { self.timeout_ns() };
+        poll(&mut self.fds, timeout_ns)?;
+
+        // Cleared before anything is looked at: a wake-up that comes now is for what is not seen below.
+        if self.fds[0].is_readable() {
+            self.inbox.clear();
+        }
+        while let Some(notice) = self.inbox.next() {
+            let events = match notice {
+                Notice::Machine(event) => self.controller.machine_event(event, &*self.machine),
+                Notice::Signal(signal) => self.controller.signal(signal, &*self.machine),
+            };
+            tell(&mut self.qmp, &events);
+        }
+        let now_ns = clock::monotonic_ns();
+        for timer in self.timers.iter().filter(|timer| timer.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns)) {
+            timer.tick(now_ns);
+        }
+        let turn = self.lines.turn(&self.fds[1..lines_end], now_ns);
+        *again = turn.again;
+        if turn.leave {
+            let events = self.controller.command(Command::Quit, &*self.machine).unwrap_or_default();
+            tell(&mut self.qmp, &events);
+        }
+        if let Some(qmp) = &mut self.qmp {
+            let (controller, machine) = (&mut self.controller, &*self.machine);
+            qmp.ready(&self.fds[lines_end..], &mut |order| act(order, controller, machine));
+        }
+        Ok(())
+    }
+
+    fn timeout_ns(&self) -> Option<u64> {
+        let timers = self.timers.iter().filter_map(|timer| timer.deadline_ns());
+        let deadline_ns = timers.chain(self.lines.deadline_ns()).min()?;
+        Some(deadline_ns.saturating_sub(clock::monotonic_ns()))
+    }
+
+    /// Writes out what the guest wrote last, and what clients are still owed.
+    fn take_leave(&mut self) {
+        let deadline_ns = clock::monotonic_ns().saturating_add(FAREWELL_NS);
+        let mut left_ns = 0;
+        loop {
+            self.fds.clear();
+            self.lines.interest(&mut self.fds);
+            if poll(&mut self.fds, Some(left_ns)).is_err() {
+                break;
+            }
+            let now_ns = clock::monotonic_ns();
+            let turn = self.lines.turn(&self.fds, now_ns);
+            if now_ns >= deadline_ns || !(turn.again || self.lines.has_output()) {
+                break;
+            }
+            // Typed bytes and waiting clients make the poll return at once; a short sleep keeps that cheap.
+            left_ns = 1_000_000;
+        }
+        if let Some(qmp) = &mut self.qmp {
+            qmp.flush(deadline_ns.saturating_sub(clock::monotonic_ns()));
+        }
+    }
+}
+
+fn tell(qmp: &mut Option<QmpServer>, events: &[Event]) {
+    if let Some(qmp) = qmp {
+        events.iter().for_each(|event| qmp.tell(event));
+    }
+}
+
+fn act(order: Order, controller: &mut Controller, machine: &dyn Machine) -> Outcome {
+    match order {
+        Order::QueryStatus => (Ok(qmp::status(controller.state())), Vec::new()),
+        Order::QueryStats => (Ok(machine.stats()), Vec::new()),
+        Order::Command(command) => match controller.command(command, machine) {
+            Ok(events) => (Ok(json!({})), events),
+            Err(error) => (Err((ErrorClass::GenericError, error.to_string())), Vec::new()),
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "main_loop_tests.rs"]
+mod tests;

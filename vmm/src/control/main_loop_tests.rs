@@ -1,0 +1,212 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::*;
+use crate::control::inbox::EventSender;
+use crate::control::{MachineEvent, SerialPort};
+
+type Start = Box<dyn FnOnce(&EventSender) + Send>;
+
+/// A guest that does one thing when it starts.
+struct Guest {
+    on_start: Mutex<Option<Start>>,
+    sender: EventSender,
+    orders: Mutex<Vec<&'static str>>,
+}
+
+impl Guest {
+    fn order(&self, order: &'static str) {
+        self.orders.lock().unwrap().push(order);
+    }
+}
+
+impl Machine for Guest {
+    fn pause(&self) {
+        self.order("pause");
+    }
+    fn resume(&self) {
+        self.order("resume");
+        if let Some(start) = self.on_start.lock().unwrap().take() {
+            start(&self.sender);
+        }
+    }
+    fn press_power_button(&self) {
+        self.order("press");
+        self.sender.send(MachineEvent::GuestPowerOff);
+    }
+    fn reset(&self) {
+        self.order("reset");
+        self.sender.send(MachineEvent::ResetDone);
+        self.sender.send(MachineEvent::GuestPowerOff);
+    }
+    fn stop(&self) {
+        self.order("stop");
+    }
+    fn join(&self) {
+        self.order("join");
+    }
+    fn inject_nmi(&self, _vcpu: u8) {}
+    fn stats(&self) -> serde_json::Value {
+        json!({})
+    }
+}
+
+fn run(
+    on_start: impl FnOnce(&EventSender) + Send + 'static,
+    timers: Vec<Arc<dyn Timed>>,
+    lines: Lines,
+) -> (Exit, Vec<&'static str>) {
+    run_with(on_start, timers, lines, None)
+}
+
+fn run_with(
+    on_start: impl FnOnce(&EventSender) + Send + 'static,
+    timers: Vec<Arc<dyn Timed>>,
+    lines: Lines,
+    qmp: Option<QmpServer>,
+) -> (Exit, Vec<&'static str>) {
+    let inbox = Inbox::new().unwrap();
+    let machine = Arc::new(Guest {
+        on_start: Mutex::new(Some(Box::new(on_start))),
+        sender: inbox.sender(),
+        orders: Mutex::default(),
+    });
+    let built = Built { machine: machine.clone(), ports: Vec::new(), timers };
+    let exit = MainLoop::new(inbox, Policy::default(), 1, built, lines, qmp).run();
+    let orders = machine.orders.lock().unwrap().clone();
+    (exit, orders)
+}
+
+#[test]
+fn a_guest_runs_until_it_powers_off_and_its_threads_are_waited_for() {
+    let (exit, orders) = run(|events| events.send(MachineEvent::GuestPowerOff), Vec::new(), Lines::default());
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "stop", "join"]));
+}
+
+#[test]
+fn a_report_from_another_thread_wakes_the_loop() {
+    let start = |events: &EventSender| {
+        let events = events.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            events.send(MachineEvent::GuestReset { source: "test" });
+        });
+    };
+    let (exit, orders) = run(start, Vec::new(), Lines::default());
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "reset", "stop", "join"]));
+}
+
+#[test]
+fn sigterm_becomes_the_power_button() {
+    let start = |events: &EventSender| events.send_signal(crate::control::signals::Signal::Terminate);
+    let (exit, orders) = run(start, Vec::new(), Lines::default());
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "press", "stop", "join"]));
+}
+
+/// Ends the guest at a moment of its own.
+struct Alarm {
+    at_ns: AtomicU64,
+    ticked_ns: AtomicU64,
+    sender: Mutex<Option<EventSender>>,
+}
+
+impl Timed for Alarm {
+    fn deadline_ns(&self) -> Option<u64> {
+        Some(self.at_ns.load(Ordering::Relaxed)).filter(|at_ns| *at_ns != 0)
+    }
+    fn tick(&self, now_ns: u64) {
+        self.at_ns.store(0, Ordering::Relaxed);
+        self.ticked_ns.store(now_ns, Ordering::Relaxed);
+        self.sender.lock().unwrap().as_ref().unwrap().send(MachineEvent::GuestPowerOff);
+    }
+}
+
+#[test]
+fn a_timer_is_ticked_at_its_moment_and_one_set_later_is_seen_after_a_wake() {
+    let alarm = Arc::new(Alarm { at_ns: 0.into(), ticked_ns: 0.into(), sender: Mutex::default() });
+    let at_ns = clock::monotonic_ns() + 60_000_000;
+    let start = {
+        let alarm = alarm.clone();
+        move |events: &EventSender| {
+            *alarm.sender.lock().unwrap() = Some(events.clone());
+            let events = events.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                alarm.at_ns.store(at_ns, Ordering::Relaxed);
+                devices::wake::Wake::wake(&events);
+            });
+        }
+    };
+    run(start, vec![alarm.clone()], Lines::default());
+    let late_ns = alarm.ticked_ns.load(Ordering::Relaxed).checked_sub(at_ns).unwrap();
+    assert!(late_ns < 500_000_000, "{late_ns}");
+}
+
+/// A port whose guest writes one last line and never again.
+struct LastWords(Mutex<Vec<u8>>);
+
+impl SerialPort for LastWords {
+    fn take_output(&self, bytes: &mut [u8]) -> usize {
+        let mut words = self.0.lock().unwrap();
+        let count = bytes.len().min(words.len());
+        bytes[..count].copy_from_slice(&words[..count]);
+        words.drain(..count);
+        count
+    }
+    fn push_input(&self, bytes: &[u8]) -> usize {
+        bytes.len()
+    }
+}
+
+#[test]
+fn the_guests_last_words_are_written_before_the_process_ends() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let words = vec![b'w'; 200_000];
+    let port = Arc::new(LastWords(Mutex::new(words.clone())));
+    let line = crate::control::line::End::file(file.reopen().unwrap()).join("com1", port);
+    run(|events| events.send(MachineEvent::GuestPowerOff), Vec::new(), Lines::new(vec![line]));
+    assert!(std::fs::read(file.path()).unwrap() == words);
+}
+
+#[test]
+fn control_a_x_on_the_terminal_ends_the_guest() {
+    use std::io::Write;
+    let (mut user, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let theirs = std::os::fd::OwnedFd::from(theirs);
+    let (input, output) = (theirs.try_clone().unwrap().into(), theirs.into());
+    let port = Arc::new(LastWords(Mutex::default()));
+    let line = crate::control::line::End::terminal(input, output, false, true).join("com1", port);
+    let start = move |_: &EventSender| user.write_all(b"\x01x").unwrap();
+    let (exit, orders) = run(start, Vec::new(), Lines::new(vec![line]));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "stop", "join"]));
+}
+
+#[test]
+fn a_client_of_the_control_socket_pauses_resumes_and_ends_the_guest() {
+    use std::io::{BufRead, BufReader, Write};
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("qmp");
+    let server = QmpServer::new(crate::control::Listener::bind(&path).unwrap());
+    let client = std::thread::spawn(move || {
+        let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let commands = ["qmp_capabilities", "query-status", "stop", "query-status", "cont", "system_powerdown"];
+        for command in commands {
+            writeln!(&stream, "{{\"execute\":\"{command}\"}}").unwrap();
+        }
+        let lines = BufReader::new(stream).lines().map_while(Result::ok);
+        lines.map(|line| serde_json::from_str(&line).unwrap()).collect::<Vec<serde_json::Value>>()
+    });
+    let (exit, orders) = run_with(|_| (), Vec::new(), Lines::default(), Some(server));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "pause", "resume", "press", "stop", "join"]));
+    let told: Vec<String> = client
+        .join()
+        .unwrap()
+        .iter()
+        .map(|line| {
+            let event = line["event"].as_str().map(str::to_owned);
+            event.or(line["return"]["status"].as_str().map(str::to_owned)).unwrap_or_else(|| "-".to_owned())
+        })
+        .collect();
+    assert_eq!(told, ["-", "-", "running", "STOP", "-", "paused", "RESUME", "-", "POWERDOWN", "-", "SHUTDOWN"]);
+}

@@ -1,0 +1,160 @@
+//! The life cycle of a running guest, and everything outside that can act on it.
+//!
+//! Orders come as [`Command`]s (control socket, terminal), as signals, and as [`MachineEvent`]s from vCPUs and devices.
+//! All of them end in the one [`Controller`] on the main thread, which alone decides, drives the [`Machine`] and tells
+//! everybody who listens with [`Event`]s. Whatever arrives at the same time, there is one order of decisions.
+
+mod console;
+mod controller;
+mod ends;
+mod inbox;
+mod line;
+mod main_loop;
+mod qmp;
+mod signals;
+mod socket;
+
+use std::sync::Arc;
+
+pub use console::{Escape, Typed};
+pub use controller::{CommandError, Controller, Policy, State};
+pub use ends::{Ends, LineError};
+pub use inbox::{EventSender, Inbox, Notice};
+pub use line::Lines;
+pub use main_loop::MainLoop;
+pub use qmp::QmpServer;
+pub use signals::{SignalThread, Signals};
+pub use socket::{BindError, Listener};
+
+/// What the controller asks of the machine. Every method returns soon and may be called in any state of the guest.
+pub trait Machine: Send + Sync {
+    /// Holds all vCPUs; returns when none of them runs guest code any more.
+    fn pause(&self);
+
+    /// Lets the vCPUs run. The first call starts the guest.
+    fn resume(&self);
+
+    /// Presses the ACPI power button.
+    fn press_power_button(&self);
+
+    /// Begins a reset: all vCPUs leave the guest, devices are reset, the guest starts again. The machine sends
+    /// [`MachineEvent::ResetDone`] when it is through, before any vCPU runs again. A paused guest stays paused.
+    fn reset(&self);
+
+    /// Ends the guest for good, whatever it is doing: overtakes a pause and a reset in progress.
+    fn stop(&self);
+
+    /// Waits until every thread of the machine has ended. Called once, after [`Machine::stop`].
+    fn join(&self);
+
+    /// Gives a vCPU a non-maskable interrupt.
+    fn inject_nmi(&self, vcpu: u8);
+
+    /// Counters of vCPUs, queues and devices, as `query-stats` shows them.
+    fn stats(&self) -> serde_json::Value;
+}
+
+/// The guest's side of a serial line: a UART, a virtio console port, the debug port.
+pub trait SerialPort: Send + Sync {
+    /// Takes bytes that the guest has written; how many.
+    fn take_output(&self, bytes: &mut [u8]) -> usize;
+
+    /// Hands bytes to the guest; how many of them it has room for now.
+    fn push_input(&self, bytes: &[u8]) -> usize;
+
+    /// The other side sent a break; lines that know none ignore it.
+    fn push_break(&self) {}
+}
+
+/// A device that wants to be looked at when a moment has come, such as the alarm of a clock.
+///
+/// A device whose deadline moves closer wakes the main loop (see [`EventSender`]).
+pub trait Timed: Send + Sync {
+    /// The next moment, in nanoseconds of [`devices_host::clock::monotonic_ns`].
+    fn deadline_ns(&self) -> Option<u64>;
+
+    /// The moment may have come.
+    fn tick(&self, now_ns: u64);
+}
+
+/// A machine that is built and waits for [`Machine::resume`].
+pub struct Built {
+    /// The machine.
+    pub machine: Arc<dyn Machine>,
+    /// The guest's serial lines by name: `com1` to `com4`, `console`, `debug port`. The machine wakes the main loop
+    /// (see [`EventSender`]) when a line has output where it had none, and when it has room again for input.
+    pub ports: Vec<(&'static str, Arc<dyn SerialPort>)>,
+    /// Devices with timers.
+    pub timers: Vec<Arc<dyn Timed>>,
+}
+
+/// What an operator can order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Hold all vCPUs.
+    Pause,
+    /// Let the vCPUs go on.
+    Resume,
+    /// Press the ACPI power button.
+    PowerButton,
+    /// Reset the guest as the reset button does.
+    Reset,
+    /// End the guest at once and leave.
+    Quit,
+    /// Give a vCPU a non-maskable interrupt.
+    Nmi {
+        /// Number of the vCPU.
+        vcpu: u8,
+    },
+}
+
+/// What vCPUs and devices report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest powered itself off (ACPI S5).
+    GuestPowerOff,
+    /// The guest reset itself.
+    GuestReset {
+        /// Where: `port 0xcf9`, `ACPI reset register`, `keyboard controller`, …
+        source: &'static str,
+    },
+    /// A vCPU shut down by triple fault.
+    TripleFault {
+        /// Number of the vCPU.
+        vcpu: u8,
+    },
+    /// The guest reported a panic (pvpanic).
+    GuestPanicked,
+    /// A reset is through; sent before any vCPU runs again.
+    ResetDone,
+    /// A call of the host failed and the guest cannot go on.
+    HostError {
+        /// The call and what it said.
+        what: String,
+    },
+}
+
+/// What listeners are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The vCPUs are held.
+    Stopped,
+    /// The vCPUs go on.
+    Resumed,
+    /// The power button was pressed.
+    PowerButton,
+    /// The guest is being reset; `guest`: it asked for it itself.
+    Reset {
+        /// Whether the guest asked for it.
+        guest: bool,
+    },
+    /// The guest ends; `guest`: it asked for it itself.
+    Shutdown {
+        /// Whether the guest asked for it.
+        guest: bool,
+        /// Why, in the words of QMP: `guest-shutdown`, `host-qmp-quit`, …
+        reason: &'static str,
+    },
+    /// The guest reported a panic.
+    GuestPanicked,
+}

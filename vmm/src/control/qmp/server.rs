@@ -1,0 +1,189 @@
+//! Clients of the control socket.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use devices_host::clock;
+use devices_host::poll::{PollFd, poll};
+use serde_json::Value;
+
+use super::super::Event;
+use super::super::socket::{Listener, MAX_SEND};
+use super::{ErrorClass, Order, Session, Step, event, failure, success};
+
+/// The most clients at a time; more are told so and let go.
+pub const MAX_CLIENTS: usize = 8;
+
+/// A client that leaves this much unread is not listened to until it reads.
+const FULL: usize = 64 * 1024;
+
+/// A client that leaves this much unread, events included, is let go.
+const TOO_FULL: usize = 1024 * 1024;
+
+/// What an order led to: the value to return or why not, and what everybody is to be told.
+pub type Outcome = (Result<Value, (ErrorClass, String)>, Vec<Event>);
+
+/// The control socket and its clients.
+#[derive(Debug)]
+pub struct QmpServer {
+    listener: Listener,
+    clients: Vec<Client>,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    session: Session,
+    unsent: Vec<u8>,
+    /// The client has sent its last byte; what it is still owed is sent, then it is let go.
+    finished: bool,
+    gone: bool,
+}
+
+impl QmpServer {
+    /// Serves a socket.
+    pub fn new(listener: Listener) -> Self {
+        Self { listener, clients: Vec::new() }
+    }
+
+    /// Adds what this server waits for.
+    pub fn interest(&self, fds: &mut Vec<PollFd>) {
+        fds.push(PollFd::new(self.listener.as_raw_fd()).readable(true));
+        for client in &self.clients {
+            let (wants, owed) = (client.wants_input(), !client.unsent.is_empty());
+            let fd = if wants || owed { client.stream.as_raw_fd() } else { -1 };
+            fds.push(PollFd::new(fd).readable(wants).writable(owed));
+        }
+    }
+
+    /// Looks at everything that [`QmpServer::interest`] added, in the same order. `act` carries out one order.
+    pub fn ready(&mut self, fds: &[PollFd], act: &mut dyn FnMut(Order) -> Outcome) {
+        let Some((listening, clients)) = fds.split_first() else { return };
+        for (index, fd) in clients.iter().enumerate() {
+            if fd.is_readable() && self.clients.get(index).is_some_and(Client::wants_input) {
+                self.read(index, act);
+            }
+        }
+        if listening.is_readable() {
+            self.accept();
+        }
+        self.send();
+    }
+
+    /// Tells every client what happened.
+    pub fn tell(&mut self, what: &Event) {
+        let line = event(what, clock::realtime());
+        for client in self.clients.iter_mut().filter(|client| client.session.wants_events()) {
+            client.queue(&line);
+        }
+    }
+
+    /// Sends what clients are still owed, for at most `limit_ns`: the process is about to end.
+    pub fn flush(&mut self, limit_ns: u64) {
+        let deadline_ns = clock::monotonic_ns().saturating_add(limit_ns);
+        loop {
+            self.send();
+            let owed = self.clients.iter().filter(|client| !client.unsent.is_empty());
+            let mut fds: Vec<PollFd> =
+                owed.map(|client| PollFd::new(client.stream.as_raw_fd()).writable(true)).collect();
+            let left_ns = deadline_ns.saturating_sub(clock::monotonic_ns());
+            if fds.is_empty() || left_ns == 0 || poll(&mut fds, Some(left_ns)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Some(stream) = self.listener.accept() {
+            let mut client =
+                Client { stream, session: Session::default(), unsent: Vec::new(), finished: false, gone: false };
+            if self.clients.len() < MAX_CLIENTS {
+                client.queue(&Session::greeting());
+                self.clients.push(client);
+            } else {
+                let desc = format!("there are already {MAX_CLIENTS} clients");
+                client.queue(&failure(super::Id::default(), ErrorClass::GenericError, &desc));
+                client.send();
+            }
+        }
+    }
+
+    fn read(&mut self, index: usize, act: &mut dyn FnMut(Order) -> Outcome) {
+        let mut bytes = [0; 4096];
+        let read = match self.clients.get_mut(index) {
+            Some(client) => client.read(&mut bytes),
+            None => 0,
+        };
+        for byte in bytes.iter().take(read) {
+            let step = match self.clients.get_mut(index) {
+                Some(client) => client.session.byte(*byte),
+                None => None,
+            };
+            let answer = match step {
+                None => continue,
+                Some(Step::Answer(answer)) => answer,
+                Some(Step::Do(request)) => {
+                    let (result, events) = act(request.order);
+                    // Events first, as qemu sends them: after the answer the client knows that it has seen them.
+                    events.iter().for_each(|event| self.tell(event));
+                    match result {
+                        Ok(value) => success(request.id, value),
+                        Err((class, desc)) => failure(request.id, class, &desc),
+                    }
+                }
+            };
+            if let Some(client) = self.clients.get_mut(index) {
+                client.queue(&answer);
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        self.clients.iter_mut().for_each(Client::send);
+        self.clients.retain(|client| !client.gone);
+    }
+}
+
+impl Client {
+    fn wants_input(&self) -> bool {
+        !self.finished && self.unsent.len() < FULL
+    }
+
+    /// Reads what is there; how much.
+    fn read(&mut self, bytes: &mut [u8]) -> usize {
+        match self.stream.read(bytes) {
+            Ok(0) => self.finished = true,
+            Ok(read) => return read,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.gone = true,
+        }
+        0
+    }
+
+    fn queue(&mut self, message: &Value) {
+        if self.unsent.len() > TOO_FULL {
+            self.gone = true;
+            return;
+        }
+        self.unsent.extend_from_slice(message.to_string().as_bytes());
+        self.unsent.extend_from_slice(b"\r\n");
+    }
+
+    fn send(&mut self) {
+        while !self.unsent.is_empty() && !self.gone {
+            let piece = self.unsent.len().min(MAX_SEND);
+            match self.stream.write(&self.unsent[..piece]) {
+                Ok(sent) => drop(self.unsent.drain(..sent)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.gone = true,
+            }
+        }
+        self.gone |= self.finished;
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

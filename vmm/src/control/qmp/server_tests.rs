@@ -1,0 +1,154 @@
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::control::Command;
+
+struct Place {
+    _dir: TempDir,
+    path: PathBuf,
+    server: QmpServer,
+}
+
+fn place() -> Place {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("qmp");
+    let server = QmpServer::new(Listener::bind(&path).unwrap());
+    Place { _dir: dir, path, server }
+}
+
+impl Place {
+    fn connect(&mut self) -> BufReader<UnixStream> {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        self.turn();
+        BufReader::new(stream)
+    }
+
+    /// One turn of a main loop in which pausing works and everything else does not.
+    fn turn(&mut self) {
+        let mut fds = Vec::new();
+        self.server.interest(&mut fds);
+        poll(&mut fds, Some(0)).unwrap();
+        self.server.ready(&fds, &mut |order| match order {
+            Order::Command(Command::Pause) => (Ok(json!({})), vec![Event::Stopped]),
+            _ => (Err((ErrorClass::GenericError, "no".to_owned())), Vec::new()),
+        });
+    }
+
+    fn ask(&mut self, client: &mut BufReader<UnixStream>, text: &str) {
+        client.get_mut().write_all(text.as_bytes()).unwrap();
+        self.turn();
+    }
+}
+
+fn line(client: &mut BufReader<UnixStream>) -> Value {
+    let mut line = String::new();
+    client.read_line(&mut line).unwrap();
+    if line.is_empty() { Value::Null } else { serde_json::from_str(&line).unwrap() }
+}
+
+#[test]
+fn a_client_that_does_not_wait_for_the_greeting_is_served() {
+    let mut place = place();
+    let mut client = place.connect();
+    place.ask(&mut client, "{\"execute\":\"qmp_capabilities\",\"id\":0}\n{\"execute\":\"stop\",\"id\":1}\n");
+    assert!(line(&mut client)["QMP"].is_object());
+    assert_eq!(line(&mut client), json!({"return": {}, "id": 0}));
+    assert_eq!(line(&mut client)["event"], "STOP");
+    assert_eq!(line(&mut client), json!({"return": {}, "id": 1}));
+}
+
+#[test]
+fn a_failed_order_is_answered_under_its_id() {
+    let mut place = place();
+    let mut client = place.connect();
+    place.ask(&mut client, "{\"execute\":\"qmp_capabilities\"}{\"execute\":\"cont\",\"id\":\"x\"}");
+    line(&mut client);
+    line(&mut client);
+    assert_eq!(line(&mut client), json!({"error": {"class": "GenericError", "desc": "no"}, "id": "x"}));
+}
+
+#[test]
+fn events_go_to_every_client_that_has_negotiated() {
+    let mut place = place();
+    let (mut one, mut two, mut fresh) = (place.connect(), place.connect(), place.connect());
+    for client in [&mut one, &mut two] {
+        place.ask(client, "{\"execute\":\"qmp_capabilities\"}\n");
+        line(client);
+        line(client);
+    }
+    place.ask(&mut one, "{\"execute\":\"stop\"}\n");
+    assert_eq!((line(&mut one)["event"].clone(), line(&mut two)["event"].clone()), (json!("STOP"), json!("STOP")));
+    assert!(line(&mut fresh)["QMP"].is_object());
+    fresh.get_ref().set_nonblocking(true).unwrap();
+    assert_eq!(fresh.fill_buf().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn one_client_too_many_is_told_so_and_a_place_becomes_free_again() {
+    let mut place = place();
+    let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| place.connect()).collect();
+    let mut refused = place.connect();
+    assert_eq!(line(&mut refused)["error"]["desc"], "there are already 8 clients");
+    assert_eq!(line(&mut refused), Value::Null);
+    clients.pop();
+    place.turn();
+    let mut next = place.connect();
+    assert!(line(&mut next)["QMP"].is_object());
+}
+
+#[test]
+fn a_client_that_closes_its_sending_side_still_gets_its_answers() {
+    let mut place = place();
+    let mut client = place.connect();
+    client.get_mut().write_all(b"{\"execute\":\"qmp_capabilities\"}").unwrap();
+    client.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    place.turn();
+    place.turn();
+    line(&mut client);
+    assert_eq!(line(&mut client), json!({"return": {}}));
+    assert_eq!(line(&mut client), Value::Null);
+    assert!(place.server.clients.is_empty());
+}
+
+#[test]
+fn a_client_that_never_reads_is_held_back_and_then_let_go() {
+    let mut place = place();
+    let mut client = place.connect();
+    place.ask(&mut client, "{\"execute\":\"qmp_capabilities\"}\n");
+    client.get_ref().set_nonblocking(true).unwrap();
+    let flood = "{\"execute\":\"query-commands\"}\n".repeat(1000);
+    for _ in 0..1000 {
+        let _ = client.get_mut().write(flood.as_bytes());
+        place.turn();
+    }
+    let unsent = place.server.clients[0].unsent.len();
+    assert!((FULL..2 * TOO_FULL).contains(&unsent), "{unsent}");
+    for _ in 0..20_000 {
+        place.server.tell(&Event::Stopped);
+    }
+    place.turn();
+    assert!(place.server.clients.is_empty());
+}
+
+#[test]
+fn the_end_waits_for_readers_but_not_for_ever() {
+    let mut place = place();
+    let mut client = place.connect();
+    place.ask(&mut client, "{\"execute\":\"qmp_capabilities\"}\n");
+    for _ in 0..10_000 {
+        place.server.tell(&Event::Stopped);
+    }
+    let start_ns = clock::monotonic_ns();
+    place.server.flush(50_000_000);
+    assert!(clock::monotonic_ns() - start_ns >= 50_000_000);
+    let reader = std::thread::spawn(move || client.lines().filter(|line| line.is_ok()).count());
+    place.server.flush(5_000_000_000);
+    drop(place);
+    assert_eq!(reader.join().unwrap(), 10_002);
+}

@@ -1,0 +1,130 @@
+//! Signals, as messages to the main thread.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use devices_host::thread::{KickGuard, KickTarget, SignalWaiter, Signalled, spawn};
+
+use super::inbox::EventSender;
+use crate::exit::Exit;
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM, or SIGHUP when the terminal went away: end in good order.
+    Terminate,
+    /// SIGINT: end in good order, and at once when it comes again.
+    Interrupt,
+    /// SIGQUIT: end at once.
+    Quit,
+}
+
+impl Signal {
+    fn from_number(number: i32) -> Option<Self> {
+        match number {
+            libc::SIGTERM | libc::SIGHUP => Some(Self::Terminate),
+            libc::SIGINT => Some(Self::Interrupt),
+            libc::SIGQUIT => Some(Self::Quit),
+            _ => None,
+        }
+    }
+}
+
+/// Interrupts after which the process leaves even if the main thread does not answer: the second one is the main
+/// thread's, and only a host call that hangs can keep it from obeying.
+const PATIENCE: u32 = 3;
+
+/// Signals kept away from every thread, before there is a thread that could take one.
+#[derive(Debug)]
+pub struct Signals(SignalWaiter);
+
+impl Signals {
+    /// Blocks the signals. Call it first, while the process has one thread: threads inherit what is blocked.
+    ///
+    /// # Errors
+    /// Never in practice; what pthread_sigmask(3) says.
+    pub fn block() -> io::Result<Self> {
+        SignalWaiter::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]).map(Self)
+    }
+
+    /// Starts the thread `signals`, which passes them to the main thread. `restore` puts the terminal back if the
+    /// thread has to end the process by itself.
+    ///
+    /// # Errors
+    /// When the system cannot start a thread.
+    pub fn start(self, sender: EventSender, restore: fn()) -> io::Result<SignalThread> {
+        let ending = Arc::new(AtomicBool::new(false));
+        let (introduce, introduced) = mpsc::channel();
+        let thread = spawn("signals", &[], {
+            let ending = ending.clone();
+            move || {
+                let guard = KickGuard::for_current_thread();
+                // Nobody to introduce ourselves to: the starter is gone, and so will we be.
+                let _ = introduce.send(guard.target());
+                pass_on(&self.0, &sender, &ending, restore);
+            }
+        })?;
+        let target = introduced.recv().map_err(|_| io::Error::other("the thread 'signals' did not start"))?;
+        Ok(SignalThread { thread: Some(thread), target, ending })
+    }
+}
+
+/// The running thread; dropping it ends it.
+#[derive(Debug)]
+pub struct SignalThread {
+    thread: Option<JoinHandle<()>>,
+    target: KickTarget,
+    ending: Arc<AtomicBool>,
+}
+
+impl Drop for SignalThread {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Release);
+        self.target.kick();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pass_on(waiter: &SignalWaiter, sender: &EventSender, ending: &AtomicBool, restore: fn()) {
+    let mut interrupts = 0;
+    while let Ok(signalled) = waiter.wait() {
+        // The kick signal can also come from outside: alone it means nothing.
+        if ending.load(Ordering::Acquire) {
+            return;
+        }
+        let Signalled::Signal(number) = signalled else { continue };
+        let Some(signal) = Signal::from_number(number) else { continue };
+        if signal != Signal::Terminate {
+            interrupts += 1;
+        }
+        if interrupts >= PATIENCE {
+            restore();
+            // SAFETY: ends the process without running anything that could wait for the main thread.
+            unsafe { libc::_exit(Exit::Interrupted.status().into()) };
+        }
+        sender.send_signal(signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_signal_has_its_meaning() {
+        for (number, signal) in [
+            (libc::SIGTERM, Some(Signal::Terminate)),
+            (libc::SIGHUP, Some(Signal::Terminate)),
+            (libc::SIGINT, Some(Signal::Interrupt)),
+            (libc::SIGQUIT, Some(Signal::Quit)),
+            (libc::SIGCHLD, None),
+        ] {
+            assert_eq!(Signal::from_number(number), signal);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What the process says on stderr besides its last word.
+
+use std::io::Write;
+
+use env_logger::{Builder, WriteStyle};
+use log::LevelFilter;
+
+use crate::config::LogRule;
+
+/// Starts logging by the rules of the configuration; warnings and errors when there are none.
+///
+/// A line looks like `zvmm: warn: zvmm::vcpu: what happened`.
+pub fn init(rules: &[LogRule]) {
+    let mut builder = builder(rules);
+    // Only a second call can fail, and then there is a logger already.
+    let _ = builder.try_init();
+}
+
+fn builder(rules: &[LogRule]) -> Builder {
+    let mut builder = Builder::new();
+    builder.write_style(WriteStyle::Never).filter_level(LevelFilter::Warn);
+    for rule in rules {
+        match &rule.module {
+            Some(module) => builder.filter_module(module, rule.level),
+            None => builder.filter_level(rule.level),
+        };
+    }
+    builder.format(|out, record| {
+        let level = record.level().as_str().to_ascii_lowercase();
+        writeln!(out, "zvmm: {level}: {}: {}", record.target(), record.args())
+    });
+    builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::{Level, Log, Metadata};
+
+    #[test]
+    fn rules_decide_by_module_and_warnings_are_the_default() {
+        let rules = ["error", "zvmm::vcpu=debug"].map(|rule| rule.parse().unwrap());
+        for (rules, target, level, written) in [
+            (&[][..], "zvmm::machine", Level::Warn, true),
+            (&[][..], "zvmm::machine", Level::Info, false),
+            (&rules[..], "zvmm::vcpu", Level::Debug, true),
+            (&rules[..], "zvmm::vcpu", Level::Trace, false),
+            (&rules[..], "zvmm::machine", Level::Warn, false),
+        ] {
+            let logger = builder(rules).build();
+            let metadata = Metadata::builder().target(target).level(level).build();
+            assert_eq!(logger.enabled(&metadata), written, "{rules:?} {target} {level}");
+        }
+    }
+}
