@@ -13,6 +13,7 @@
 // PowerLog::take, and follow your names. testing.rs and lock/read_bytes/write_bytes below are free for your use.
 
 pub mod clock;
+pub mod cmos;
 pub mod pm;
 pub mod power;
 pub mod reset;
