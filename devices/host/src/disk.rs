@@ -34,7 +34,7 @@ pub enum DiskProblem {
     #[error("is a {0}, not a file or block device")]
     NotADisk(&'static str),
     /// Another process has it.
-    #[error("is in use by another process")]
+    #[error("is in use by another process or mounted")]
     InUse,
     /// It holds no whole sector.
     #[error("is too small: {0} bytes, a disk has at least one sector of 512")]
@@ -82,8 +82,14 @@ impl Disk {
                 .open(path)
         };
         // By name first: opening a directory for writing, or a socket, fails with an error that does not name the type.
-        refuse_other_types(&std::fs::metadata(path).map_err(DiskProblem::Open)?)?;
-        let file = open(0).map_err(DiskProblem::Open)?;
+        let named = std::fs::metadata(path).map_err(DiskProblem::Open)?;
+        refuse_other_types(&named)?;
+        // A device that the host has mounted must not be written to under its file system.
+        let flags = if named.is_file() || read_only { 0 } else { os::disk::EXCLUSIVE };
+        let file = open(flags).map_err(|error| match error.raw_os_error() {
+            Some(libc::EBUSY) => DiskProblem::InUse,
+            _ => DiskProblem::Open(error),
+        })?;
         // And again by descriptor: the name may stand for something else by now.
         let metadata = file.metadata().map_err(DiskProblem::Open)?;
         refuse_other_types(&metadata)?;
@@ -280,11 +286,11 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let path = file(&dir, 4096);
         let writer = Disk::open("d0", &path, false).unwrap();
-        assert_eq!(refusal(&path), "is in use by another process");
+        assert_eq!(refusal(&path), "is in use by another process or mounted");
         assert!(Disk::open("d0", &path, true).is_err());
         drop(writer);
         let readers = [Disk::open("d0", &path, true).unwrap(), Disk::open("d1", &path, true).unwrap()];
-        assert_eq!(refusal(&path), "is in use by another process");
+        assert_eq!(refusal(&path), "is in use by another process or mounted");
         drop(readers);
         Disk::open("d0", &path, false).unwrap();
     }

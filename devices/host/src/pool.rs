@@ -273,7 +273,7 @@ impl std::fmt::Debug for Engine {
 impl Shared {
     /// The body of the engine's threads.
     fn run(&self) {
-        let mut buffer = VectorBuffer::default();
+        let mut buffer = VectorBuffer::with_capacity(64);
         while let Some(job) = self.next() {
             let result = self.execute(&job, &mut buffer);
             self.complete(job, result);

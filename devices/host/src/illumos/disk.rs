@@ -10,6 +10,9 @@ use crate::iovec::Vectors;
 
 pub(crate) const CAN_DISCARD: bool = false;
 
+/// What makes the open of a volume exclusive: nothing is known to.
+pub(crate) const EXCLUSIVE: libc::c_int = 0;
+
 /// A volume's raw device is a character device, and the better one of its two nodes.
 pub(crate) fn is_raw_device(file_type: &FileType) -> bool {
     file_type.is_char_device()

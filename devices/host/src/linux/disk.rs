@@ -9,6 +9,9 @@ use crate::iovec::Vectors;
 
 pub(crate) const CAN_DISCARD: bool = true;
 
+/// On a block device: nobody else has it so, a mount included (open(2)).
+pub(crate) const EXCLUSIVE: libc::c_int = libc::O_EXCL;
+
 /// Linux has no raw twins of block devices.
 pub(crate) fn is_raw_device(_file_type: &FileType) -> bool {
     false

@@ -1,0 +1,74 @@
+//! Once a queue runs, its engine allocates nothing. A program of its own, because it counts what the whole process
+//! allocates.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use devices_host::Event;
+use devices_host::disk::Disk;
+use devices_host::iovec::GuestRange;
+use devices_host::poll::{PollFd, poll};
+use devices_host::pool::{Engine, EngineOptions, Op};
+use devices_host::ram::{RamOptions, allocate};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is handed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, len: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, len) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn rounds(engine: &mut Engine, wake: &Event, count: u64) {
+    const DEPTH: u64 = 32;
+    for round in 0..count {
+        for n in 0..DEPTH {
+            let op = if (round + n) % 3 == 0 { Op::Read } else { Op::Write { durable: false } };
+            let ranges = (0..16).map(|piece| GuestRange { address: n * 65536 + piece * 4096, len: 4096 });
+            engine.submit(n, op, n * 65536, 65536, ranges);
+        }
+        engine.commit();
+        while engine.in_flight() > 0 {
+            poll(&mut [PollFd::new(wake.as_raw_fd()).readable(true)], Some(10_000_000_000)).unwrap();
+            wake.clear();
+            engine.poll(|_, result| result.unwrap());
+        }
+    }
+}
+
+#[test]
+fn an_engine_that_has_seen_its_largest_requests_allocates_nothing() {
+    let path = std::env::temp_dir().join(format!("allocations-{}", std::process::id()));
+    File::create(&path).unwrap().set_len(4 << 20).unwrap();
+    let disk = Arc::new(Disk::open("d0", &path, false).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    let mem = Arc::new(allocate(&[(0, 4 << 20)], &RamOptions::default()).unwrap());
+    let wake = Arc::new(Event::new().unwrap());
+    let mut engine = Engine::start("disk", disk, mem, wake.clone(), &EngineOptions::default()).unwrap();
+    rounds(&mut engine, &wake, 200);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    rounds(&mut engine, &wake, 200);
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0);
+}
