@@ -386,22 +386,77 @@ pub(crate) mod tests {
         assert_eq!((sent(), read(&msix, 0x1000, 4)), (3, 0));
     }
 
+    /// A source at which the guest masks the vector just before the message goes out.
+    #[derive(Default)]
+    struct MaskedUnderway {
+        msix: std::sync::OnceLock<std::sync::Weak<Msix>>,
+        inner: FakeMsi,
+        masks: std::sync::atomic::AtomicBool,
+    }
+
+    impl MsiSource for MaskedUnderway {
+        fn set_message(&self, message: Option<MsiMessage>) {
+            self.inner.set_message(message);
+        }
+        fn trigger(&self) {
+            if self.masks.swap(false, SeqCst) {
+                write32(&self.msix.get().unwrap().upgrade().unwrap(), 12, 1);
+            }
+            self.inner.trigger();
+        }
+    }
+
     #[test]
-    fn an_interrupt_that_races_with_masking_is_never_lost() {
+    fn an_interrupt_masked_on_its_way_out_is_pending_instead_of_lost() {
+        let source = Arc::new(MaskedUnderway::default());
+        let msix = Arc::new(Msix::new(vec![source.clone()]).unwrap());
+        source.msix.set(Arc::downgrade(&msix)).unwrap();
+        msix.set_control(0x8000);
+        program(&msix, 0, 0x4041);
+        source.masks.store(true, SeqCst);
+        msix.trigger(0);
+        assert_eq!((source.inner.sent.lock().unwrap().len(), read(&msix, 0x1000, 4)), (0, 1));
+        write32(&msix, 12, 0);
+        assert_eq!(*source.inner.sent.lock().unwrap(), [MESSAGE]);
+    }
+
+    #[test]
+    fn an_interrupt_that_meets_an_unmask_is_sent() {
+        const ROUNDS: u32 = 20_000;
         let (msix, sources) = msix(1);
         msix.set_control(0x8000);
         program(&msix, 0, 0x4041);
-        for round in 0..2000 {
-            sources[0].sent.lock().unwrap().clear();
-            std::thread::scope(|scope| {
-                scope.spawn(|| msix.trigger(0));
-                write32(&msix, 12, 1);
-                write32(&msix, 12, 0);
-                write32(&msix, 12, 1);
+        let mut wrong = None;
+        let round = std::sync::atomic::AtomicU32::new(0);
+        let finished = std::sync::atomic::AtomicU32::new(0);
+        let wait = |counter: &std::sync::atomic::AtomicU32, value| {
+            while counter.load(SeqCst) < value {
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 1..=ROUNDS {
+                    wait(&round, number);
+                    // Different distances between the two threads, so that every pair of steps meets some time.
+                    (0..number % 64).for_each(|_| std::hint::spin_loop());
+                    msix.trigger(0);
+                    finished.store(number, SeqCst);
+                }
             });
-            write32(&msix, 12, 0);
-            assert!(!sources[0].sent.lock().unwrap().is_empty(), "round {round}");
-        }
+            for number in 1..=ROUNDS {
+                write32(&msix, 12, 1);
+                sources[0].sent.lock().unwrap().clear();
+                round.store(number, SeqCst);
+                (0..number % 61).for_each(|_| std::hint::spin_loop());
+                write32(&msix, 12, 0);
+                wait(&finished, number);
+                if sources[0].sent.lock().unwrap().len() != 1 {
+                    wrong.get_or_insert(number);
+                }
+            }
+        });
+        assert_eq!(wrong, None, "the first round in which not exactly one message was sent");
     }
 
     #[test]
