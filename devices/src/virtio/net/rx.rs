@@ -65,6 +65,10 @@ impl Rx {
 
     /// The queue has started.
     pub fn started<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, framing: Framing) {
+        if framing != self.framing {
+            // A frame kept through a pause was admitted for the driver of then.
+            self.waiting = None;
+        }
         self.framing = framing;
         self.peak_bytes = 0;
         if backend.set_offloads(framing.offloads).is_err() {

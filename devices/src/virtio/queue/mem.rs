@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{self, Ordering};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
 
 /// An access that does not lie wholly inside guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,8 +44,12 @@ impl Descriptor {
     /// Decodes the 16 little-endian bytes of a table entry.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         let word = u128::from_le_bytes(bytes);
-        // Truncating casts pick the fields out of the little-endian word.
-        Self { addr: word as u64, len: (word >> 64) as u32, flags: (word >> 96) as u16, next: (word >> 112) as u16 }
+        Self::from_words(word as u64, (word >> 64) as u64)
+    }
+
+    /// Decodes the two halves of a table entry. Truncating casts pick the fields out.
+    fn from_words(addr: u64, rest: u64) -> Self {
+        Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
     /// Encodes the descriptor as a table entry.
@@ -76,6 +80,13 @@ pub trait RingMem {
     /// Whether the whole range lies inside guest memory.
     fn contains(&self, addr: u64, len: u64) -> bool;
 
+    /// First and last address of a stretch of guest memory around `addr`, where there is a cheap answer. It lets a
+    /// queue check a chain's buffers by comparing instead of asking [`contains`](Self::contains) for each.
+    fn stretch(&self, addr: u64) -> Option<(u64, u64)> {
+        let _ = addr;
+        None
+    }
+
     /// A memory fence between accesses to this memory.
     fn fence(&self, order: Ordering) {
         atomic::fence(order);
@@ -95,8 +106,20 @@ impl<M: GuestMemory + ?Sized> RingMem for M {
 
     #[inline]
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory> {
-        let mut bytes = [0; 16];
-        self.read_slice(&mut bytes, GuestAddress(addr)).map_err(|_| OutsideMemory { addr, len: Descriptor::SIZE })?;
+        let outside = OutsideMemory { addr, len: Descriptor::SIZE };
+        let mut slices =
+            self.get_slices(GuestAddress(addr), Descriptor::SIZE as usize, Permissions::Read).map_err(|_| outside)?;
+        let slice = slices.next().and_then(Result::ok).ok_or(outside)?;
+        // Atomic loads, because a plain copy leaves the compiler free to read the guest's memory again instead of the
+        // copy. Where the entry is too odd for that (an indirect table may lie anywhere), byte by byte.
+        let words = (slice.load::<u64>(0, Ordering::Relaxed), slice.load::<u64>(8, Ordering::Relaxed));
+        if let (Ok(low), Ok(high)) = words {
+            return Ok(Descriptor::from_words(u64::from_le(low), u64::from_le(high)));
+        }
+        let mut bytes = [0; Descriptor::SIZE as usize];
+        for (offset, byte) in (0u64..).zip(&mut bytes) {
+            *byte = self.load(GuestAddress(addr.wrapping_add(offset)), Ordering::Relaxed).map_err(|_| outside)?;
+        }
         Ok(Descriptor::from_bytes(bytes))
     }
 
@@ -110,6 +133,12 @@ impl<M: GuestMemory + ?Sized> RingMem for M {
     fn contains(&self, addr: u64, len: u64) -> bool {
         usize::try_from(len).is_ok_and(|len| self.check_range(GuestAddress(addr), len, Permissions::ReadWrite))
     }
+
+    #[inline]
+    fn stretch(&self, addr: u64) -> Option<(u64, u64)> {
+        let region = self.physical_memory()?.find_region(GuestAddress(addr))?;
+        Some((region.start_addr().0, region.last_addr().0))
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +151,19 @@ mod tests {
         let desc = Descriptor { addr: 0x1122_3344_5566_7788, len: 0x99aa_bbcc, flags: 0xddee, next: 0x1234 };
         assert_eq!(Descriptor::from_bytes(desc.to_bytes()), desc);
         assert_eq!(desc.to_bytes()[..9], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0xcc]);
+    }
+
+    #[test]
+    fn a_descriptor_is_read_from_any_address_and_across_regions() {
+        let regions = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
+        let mem = GuestMemoryMmap::<()>::from_ranges(&regions).unwrap();
+        let desc = Descriptor { addr: 0x1122_3344_5566_7788, len: 0x99aa_bbcc, flags: 0xddee, next: 0x1234 };
+        for addr in [0x10, 0x18, 0x21, 0xff8, 0xfff, 0xff0] {
+            mem.write_slice(&desc.to_bytes(), GuestAddress(addr)).unwrap();
+            assert_eq!(mem.read_descriptor(addr), Ok(desc), "at {addr:#x}");
+        }
+        assert_eq!(mem.stretch(0x1fff), Some((0x1000, 0x1fff)));
+        assert_eq!(mem.stretch(0x2000), None);
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub struct Queue {
     walk: u32,
     /// Vectors of chains that came back, ready for the next ones.
     spare: Vec<Vec<GuestRange>>,
+    /// First and last address of the stretch of guest memory the last buffer was in. Guest memory does not shrink under
+    /// a running queue, and an access beyond it would be refused again.
+    stretch: Option<(u64, u64)>,
 }
 
 /// What a walk over a chain has added up.
@@ -126,6 +129,7 @@ impl Queue {
             visited: vec![0; usize::from(state.size)].into_boxed_slice(),
             walk: 0,
             spare: Vec::with_capacity(usize::from(state.size)),
+            stretch: None,
         })
     }
 
@@ -367,9 +371,7 @@ impl Queue {
                 return Err(QueueError::TooManyBytes);
             }
             if desc.len > 0 {
-                if !mem.contains(desc.addr, bytes) {
-                    return Err(OutsideMemory { addr: desc.addr, len: bytes }.into());
-                }
+                self.check_buffer(mem, desc.addr, bytes)?;
                 ranges.push(GuestRange { addr: desc.addr, len: desc.len });
                 if !shape.writable_seen {
                     shape.readable = ranges.len();
@@ -383,6 +385,21 @@ impl Queue {
             }
             index = desc.next;
         }
+    }
+
+    /// Refuses a buffer that is not wholly inside guest memory. `len` is not zero.
+    #[inline]
+    fn check_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
+        let outside = OutsideMemory { addr, len };
+        let last = addr.checked_add(len.wrapping_sub(1)).ok_or(outside)?;
+        if self.stretch.is_some_and(|(start, end)| start <= addr && last <= end) {
+            return Ok(());
+        }
+        if !mem.contains(addr, len) {
+            return Err(outside.into());
+        }
+        self.stretch = mem.stretch(addr);
+        Ok(())
     }
 
     /// Guest address of the ring entry that free-running `index` falls on.
