@@ -1,0 +1,344 @@
+//! The command line from outside: what each wrong word leads to on stderr, and with which exit status.
+//!
+//! None of these runs reaches the point where a guest gets memory, so they need no hypervisor.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// What a run left behind.
+#[derive(Debug)]
+struct Outcome {
+    status: Option<i32>,
+    output: String,
+    errors: String,
+}
+
+fn zvmm(args: &[&str]) -> Outcome {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm"));
+    let run = command.args(args).stdin(Stdio::null()).output().expect("the binary runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    Outcome { status: run.status.code(), output: text(run.stdout), errors: text(run.stderr) }
+}
+
+/// The run is refused as a configuration error, with this one line.
+#[track_caller]
+fn refused(args: &[&str], line: &str) {
+    let outcome = zvmm(args);
+    assert_eq!(outcome.errors, format!("zvmm: {line}\n"), "{args:?}");
+    assert_eq!((outcome.status, outcome.output.as_str()), (Some(2), ""), "{args:?}");
+}
+
+/// A directory with what a good configuration names.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(TempDir::new().expect("a directory"));
+        for (name, bytes) in [("vmlinuz", 4096), ("initrd.img", 4096), ("root.img", 1 << 20), ("data.img", 1 << 20)] {
+            fs::write(place.path(name), vec![0; bytes]).expect("a file");
+        }
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// `run` with a kernel and more options; `@name` stands for a path in this place.
+    fn options(&self, more: &[&str]) -> Vec<String> {
+        let options = ["run", "--kernel", "@vmlinuz"].iter().chain(more);
+        let prefix = self.0.path().display();
+        options.map(|option| option.replace('@', &format!("{prefix}/"))).collect()
+    }
+
+    #[track_caller]
+    fn refuses(&self, more: &[&str], line: &str) {
+        let options = self.options(more);
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        refused(&options, &line.replace('@', &format!("{}/", self.0.path().display())));
+    }
+}
+
+#[test]
+fn a_good_configuration_is_called_good() {
+    let place = Place::new();
+    let options = place.options(&["--disk=@root.img", "--net=tap=tap0,mac=52:54:00:12:34:56", "--serial=stdio"]);
+    let mut args: Vec<&str> = options.iter().map(String::as_str).collect();
+    args[0] = "check-config";
+    let outcome = zvmm(&args);
+    assert_eq!((outcome.status, outcome.output.as_str()), (Some(0), "configuration: good\n"), "{outcome:?}");
+}
+
+#[test]
+fn printed_options_are_a_file_that_says_the_same() {
+    let place = Place::new();
+    let options = place.options(&["--disk=@root.img,ro,slot=4", "--rng", "--memory=1G", "--on-reset=exit"]);
+    let mut args: Vec<&str> = options.iter().map(String::as_str).collect();
+    args[0] = "check-config";
+    args.push("--print");
+    let printed = zvmm(&args);
+    assert_eq!(printed.status, Some(0), "{printed:?}");
+    fs::write(place.path("vm.json"), &printed.output).expect("a file");
+    let again = zvmm(&["check-config", "--print", &place.text("vm.json")]);
+    assert_eq!((again.status, again.output), (Some(0), printed.output));
+}
+
+#[test]
+fn check_config_lists_every_problem_and_where_it_is() {
+    let place = Place::new();
+    let file = place.text("vm.json");
+    fs::write(&file, "{\"cpus\": {\"count\": 0}, \"memory\": {\"size\": 1}}").expect("a file");
+    let outcome = zvmm(&["check-config", &file]);
+    let lines: Vec<&str> = outcome.errors.lines().collect();
+    assert_eq!(outcome.status, Some(2));
+    assert_eq!(
+        lines,
+        [
+            format!("zvmm: {file}: cpus.count (--cpus): 0 vCPUs are not possible; a guest has 1 to 254"),
+            format!("zvmm: {file}: memory.size (--memory): 1 byte is too little; a guest has at least 1M"),
+            format!("zvmm: {file}: boot.kernel (--kernel): no kernel is given, and there is nothing else to boot"),
+        ]
+    );
+}
+
+#[test]
+fn check_config_can_leave_this_host_out_of_it() {
+    let args = ["check-config", "--kernel=/nonexistent/vmlinuz"];
+    assert_eq!(zvmm(&args).status, Some(2));
+    assert_eq!(zvmm(&[args[0], args[1], "--no-host"]).status, Some(0));
+}
+
+#[test]
+fn an_unknown_json_key_is_named_with_line_column_path_and_the_nearest_key() {
+    let place = Place::new();
+    let file = place.text("vm.json");
+    for (text, message) in [
+        ("{\n  \"memroy\": {}\n}", "2:10: memroy: unknown key 'memroy'; did you mean 'memory'?"),
+        ("{\"cpus\": {\"cuont\": 2}}", "1:17: cpus.cuont: unknown key 'cuont'; did you mean 'count'?"),
+        (
+            "{\"disks\": [{\"path\": \"a\", \"redonly\": true}]}",
+            "1:34: disks[0].redonly: unknown key 'redonly'; did you mean 'read_only'?",
+        ),
+        (
+            "{\"memory\": {\"size\": \"1Q\"}}",
+            "1:24: memory.size: '1Q' is not a size; write a number of bytes, or a number with K, M, G or T, such as 512M",
+        ),
+        ("{", "1:1: .: EOF while parsing an object"),
+    ] {
+        fs::write(&file, text).expect("a file");
+        for args in [&["check-config", &file][..], &["run", "--config", &file]] {
+            refused(args, &format!("{file}:{message}"));
+        }
+    }
+    refused(
+        &["run", "--config", "/nonexistent"],
+        "/nonexistent: cannot read the configuration: No such file or directory",
+    );
+}
+
+#[test]
+fn an_unknown_option_or_command_is_answered_with_the_nearest_one() {
+    refused(&["run", "--dsk", "x"], "unknown option '--dsk'; did you mean '--disk'?");
+    refused(&["run", "--memroy=1G"], "unknown option '--memroy'; did you mean '--memory'?");
+    refused(&["run", "--xyzzy"], "unknown option '--xyzzy'");
+    refused(&["run", "vmlinuz"], "'vmlinuz' belongs to no option");
+    refused(&["rnu"], "unknown command 'rnu'; did you mean 'run'?");
+    refused(&[], "no command; the commands are run and check-config, and --help explains them");
+    refused(&["run", "--memory"], "--memory: no value is given");
+}
+
+#[test]
+fn an_unknown_key_inside_an_option_is_answered_with_the_nearest_one() {
+    let place = Place::new();
+    place.refuses(
+        &["--disk=@root.img,xyzzy"],
+        "--disk: unknown key 'xyzzy'; the valid ones are ro, slot, serial, queues, queue_size, id, path",
+    );
+    place.refuses(&["--disk=@root.img,slto=4"], "--disk: unknown key 'slto'; did you mean 'slot'?");
+    place.refuses(&["--net=tap=t,mca=52:54:00:12:34:56"], "--net: unknown key 'mca'; did you mean 'mac'?");
+    place.refuses(&["--topology=sokets=1"], "--topology: unknown key 'sokets'; did you mean 'sockets'?");
+    place.refuses(&["--smbios=serail=1"], "--smbios: unknown key 'serail'; did you mean 'serial'?");
+    place.refuses(&["--profile=micor"], "--profile: unknown value 'micor'; did you mean 'micro'?");
+}
+
+#[test]
+fn a_kernel_that_is_missing_empty_or_a_directory_is_refused() {
+    let place = Place::new();
+    refused(&["run"], "boot.kernel (--kernel): no kernel is given, and there is nothing else to boot");
+    refused(
+        &["run", "--kernel=/nonexistent/vmlinuz"],
+        "boot.kernel (--kernel): cannot open /nonexistent/vmlinuz: No such file or directory",
+    );
+    let directory = place.0.path().display().to_string();
+    refused(
+        &["run", "--kernel", &directory],
+        &format!("boot.kernel (--kernel): {directory} is a directory, not a file"),
+    );
+    fs::write(place.path("vmlinuz"), "").expect("a file");
+    place.refuses(&[], "boot.kernel (--kernel): @vmlinuz is empty");
+}
+
+#[test]
+fn an_initrd_that_is_missing_or_larger_than_memory_is_refused() {
+    let place = Place::new();
+    place.refuses(&["--initrd=@none"], "boot.initrd (--initrd): cannot open @none: No such file or directory");
+    fs::File::create(place.path("big")).and_then(|file| file.set_len(64 << 20)).expect("a file");
+    place.refuses(
+        &["--initrd=@big", "--memory=64M"],
+        "boot.initrd (--initrd): @big has 64M bytes and cannot fit in 64M of memory",
+    );
+}
+
+#[test]
+fn memory_of_0_or_1_byte_or_more_than_the_host_is_refused() {
+    let place = Place::new();
+    place.refuses(&["--memory=0"], "memory.size (--memory): 0 bytes are too little; a guest has at least 1M");
+    place.refuses(&["--memory=1"], "memory.size (--memory): 1 byte is too little; a guest has at least 1M");
+    place.refuses(
+        &["--memory=512"],
+        "memory.size (--memory): 512 bytes are too little; a guest has at least 1M (for 512 MiB write 512M)",
+    );
+    let page = "memory.size (--memory): 1048577 bytes are no multiple of the 4K page; use 1M or 1028K";
+    place.refuses(&["--memory=1048577"], page);
+    place.refuses(&["--memory=8192T"], "memory.size (--memory): 8192T is beyond the 52 address bits of x86");
+    let options = place.options(&["--memory=1024T"]);
+    let outcome = zvmm(&options.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(outcome.status, Some(2));
+    assert!(
+        outcome.errors.starts_with("zvmm: memory.size (--memory): 1P")
+            || outcome.errors.contains("1024T is more than the host has"),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn vcpu_counts_outside_1_to_254_are_refused() {
+    let place = Place::new();
+    place.refuses(&["--cpus=0"], "cpus.count (--cpus): 0 vCPUs are not possible; a guest has 1 to 254");
+    place.refuses(&["--cpus=255"], "cpus.count (--cpus): 255 vCPUs are not possible; a guest has 1 to 254");
+    place.refuses(&["--cpus=256"], "--cpus: 256 vCPUs are not possible; a guest has 1 to 254");
+    place.refuses(&["--cpus=-1"], "--cpus: '-1' is not a number");
+    place.refuses(
+        &["--cpus=6", "--topology=sockets=2,cores=3"],
+        "cpus.topology (--topology): 3 cores × 1 threads a socket leave gaps in the APIC ids; make their product a power of two",
+    );
+}
+
+#[test]
+fn a_disk_that_is_a_directory_missing_or_given_twice_is_refused() {
+    let place = Place::new();
+    let directory = place.0.path().display().to_string();
+    place.refuses(
+        &["--disk", &directory],
+        &format!("disk0: {directory} is a directory; a disk is a file or a block device"),
+    );
+    place.refuses(&["--disk=@none"], "disk0: cannot open @none: No such file or directory");
+    place.refuses(
+        &["--disk=@root.img", "--disk=@root.img"],
+        "disk1: @root.img is also disk0; a guest that writes would damage it",
+    );
+    symlink(place.path("root.img"), place.path("link")).expect("a link");
+    place.refuses(
+        &["--disk=@root.img", "--disk=@link"],
+        "disk1: @link is the same file as disk0; a guest that writes would damage it",
+    );
+}
+
+#[test]
+fn two_devices_in_one_slot_are_both_named() {
+    let place = Place::new();
+    place.refuses(
+        &["--disk=@root.img,slot=5", "--rng=slot=5"],
+        "rng: slot 5 is already taken by disk0; give one of them another slot",
+    );
+    place.refuses(
+        &["--disk=@root.img,slot=1"],
+        "disk0: slot 1 belongs to the PIIX of profile i440fx; choose another slot",
+    );
+    place.refuses(
+        &["--disk=@root.img,slot=32"],
+        "--disk: slot=32: '32' is not a PCI slot; write device or device.function, 0 to 31 and 0 to 7",
+    );
+}
+
+#[test]
+fn a_mac_that_is_multicast_or_zero_and_a_tap_used_twice_are_refused() {
+    let place = Place::new();
+    place.refuses(
+        &["--net=tap=tap0,mac=53:54:00:12:34:56"],
+        "net0: mac 53:54:00:12:34:56 is multicast (the first octet is odd); use for example 52:54:00:12:34:56",
+    );
+    place.refuses(
+        &["--net=tap=tap0,mac=00:00:00:00:00:00"],
+        "net0: mac 00:00:00:00:00:00 is no address; use for example 52:54:00:12:34:56",
+    );
+    place.refuses(
+        &["--net=tap=tap0,mac=52:54:00:12:34:56", "--net=tap=tap0,mac=52:54:00:12:34:57"],
+        "net1: tap tap0 is already taken by net0",
+    );
+}
+
+#[test]
+fn a_socket_path_that_is_a_file_or_served_by_others_is_refused() {
+    let place = Place::new();
+    place.refuses(&["--qmp=@root.img"], "qmp (--qmp): @root.img exists and is a file, not a socket");
+    place.refuses(&["--serial=socket:@root.img"], "com1: @root.img exists and is a file, not a socket");
+    place.refuses(&["--qmp=@no/socket"], "qmp (--qmp): the directory @no does not exist");
+    let _served = UnixListener::bind(place.path("served")).expect("a socket");
+    place.refuses(&["--qmp=@served"], "qmp: @served is served by another process");
+    place.refuses(&["--serial=socket:@served"], "com1: @served is served by another process");
+    assert!(place.path("served").exists() && fs::metadata(place.path("root.img")).is_ok());
+}
+
+#[test]
+fn the_terminal_is_given_to_one_line_only() {
+    Place::new().refuses(
+        &["--serial=stdio", "--console=stdio"],
+        "console: stdio is already taken by com1; give one of them another back end",
+    );
+}
+
+#[test]
+fn help_and_version_go_to_stdout_and_succeed() {
+    for args in [&["--help"][..], &["-h"], &["--version"], &["run", "--help"], &["check-config", "--help"]] {
+        let outcome = zvmm(args);
+        assert_eq!((outcome.status, outcome.errors.as_str()), (Some(0), ""), "{args:?}");
+        assert!(!outcome.output.is_empty());
+    }
+    let help = zvmm(&["run", "--help"]).output;
+    for words in
+        ["Ctrl-A x leaves", "Exit statuses:", "130  stopped at once by a second SIGINT", "--on-reset", "SIGTERM"]
+    {
+        assert!(help.contains(words), "{words}");
+    }
+}
+
+#[test]
+fn help_into_a_closed_pipe_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_zvmm"))
+        .args(["run", "--help"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    drop(child.stdout.take());
+    let outcome = child.wait_with_output().expect("it ends");
+    assert_eq!((outcome.status.code(), outcome.stderr.is_empty()), (Some(0), true));
+}
+
+#[test]
+fn a_refused_run_leaves_no_socket_behind() {
+    let place = Place::new();
+    let _served = UnixListener::bind(place.path("served")).expect("a socket");
+    place.refuses(&["--qmp=@qmp", "--serial=socket:@served"], "com1: @served is served by another process");
+    assert!(!Path::exists(&place.path("qmp")));
+}
