@@ -39,8 +39,14 @@ impl VmConfig {
     }
 }
 
+/// The path of the key; where the text breaks off before the key is known, of what it is in.
 fn path_of(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
-    error.path().to_string()
+    let path = error.path().to_string();
+    match path.strip_suffix('?') {
+        None => path,
+        Some("") => ".".to_owned(),
+        Some(known) => known.trim_end_matches('.').to_owned(),
+    }
 }
 
 fn locate(file: &Path, path: &str, error: &serde_json::Error) -> ConfigError {
