@@ -10,8 +10,10 @@
 
 pub mod clock;
 pub mod cmos;
+pub mod debug_port;
 pub mod pm;
 pub mod power;
+pub mod pvpanic;
 pub mod reset;
 #[cfg(test)]
 mod testing;
