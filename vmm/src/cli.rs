@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{ConfigError, nearest};
 use crate::exit::Exit;
+use crate::logging;
 
 mod guest;
 
@@ -97,14 +98,11 @@ fn command() -> clap::Command {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(args) {
         Ok(exit) => exit.into(),
-        Err(error) => fail(Exit::Config, &error),
+        Err(error) => {
+            logging::say(error);
+            Exit::Config.into()
+        }
     }
-}
-
-/// Says why the process ends, in one line.
-pub(crate) fn fail(exit: Exit, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("zvmm: {}", error.to_string().replace('\n', " "));
-    exit.into()
 }
 
 fn dispatch(args: impl IntoIterator<Item = OsString>) -> Result<Exit, ConfigError> {
@@ -138,15 +136,15 @@ fn check_config(check: CheckArgs) -> Result<Exit, ConfigError> {
         problems.extend(config.check_host().err());
     }
     for problem in &problems {
-        eprintln!("zvmm: {name}: {problem}");
+        logging::say(format_args!("{name}: {problem}"));
     }
     if !problems.is_empty() {
         return Ok(Exit::Config);
     }
     if check.print {
-        println!("{}", config.to_json());
+        logging::print(config.to_json());
     } else {
-        println!("{name}: good");
+        logging::print(format_args!("{name}: good"));
     }
     Ok(Exit::Done)
 }

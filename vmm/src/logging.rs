@@ -1,11 +1,22 @@
 //! What the process says on stderr besides its last word.
 
-use std::io::Write;
+use std::fmt::Display;
+use std::io::{Write, stderr, stdout};
 
 use env_logger::{Builder, WriteStyle};
 use log::LevelFilter;
 
 use crate::config::LogRule;
+
+/// Says one thing on stderr, in one line. Nobody reading is no reason to end a guest, as `eprintln!` would.
+pub fn say(what: impl Display) {
+    let _ = writeln!(stderr(), "zvmm: {}", what.to_string().replace('\n', " "));
+}
+
+/// Writes a result to stdout. A reader that has seen enough (`| head`) is no failure.
+pub fn print(what: impl Display) {
+    let _ = writeln!(stdout(), "{what}");
+}
 
 /// Starts logging by the rules of the configuration; warnings and errors when there are none.
 ///

@@ -45,7 +45,7 @@ pub fn run(config: &VmConfig) -> Exit {
     match start_and_serve(config) {
         Ok(exit) => exit,
         Err(error) => {
-            eprintln!("zvmm: {}", error.to_string().replace('\n', " "));
+            logging::say(&error);
             error.exit()
         }
     }
@@ -57,7 +57,7 @@ fn start_and_serve(config: &VmConfig) -> Result<Exit, RunError> {
     let signals = Signals::block().map_err(system("cannot block signals"))?;
     std::panic::set_hook(Box::new(|bug| {
         tty::restore();
-        eprintln!("zvmm: this is a bug: {}", bug.to_string().replace('\n', " "));
+        logging::say(format_args!("this is a bug: {bug}"));
         std::process::abort();
     }));
     let inbox = Inbox::new().map_err(system("cannot create a wake-up"))?;

@@ -144,7 +144,7 @@ impl Controller {
                 events
             }
             (MachineEvent::HostError { what }, _) => {
-                eprintln!("zvmm: {}", what.replace('\n', " "));
+                crate::logging::say(what);
                 self.stop(Exit::HostFailed, false, "host-error", machine)
             }
         }

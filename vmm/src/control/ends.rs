@@ -109,7 +109,7 @@ fn open(name: &'static str, backend: &SerialBackend) -> Result<End, LineError> {
             let open = || -> io::Result<End> {
                 let pty = Pty::open()?;
                 // Nobody could use it without knowing its name.
-                eprintln!("zvmm: {name} is {}", pty.path().display());
+                crate::logging::say(format_args!("{name} is {}", pty.path().display()));
                 let (ours, theirs) = pty.into_parts();
                 End::pty(ours, theirs)
             };

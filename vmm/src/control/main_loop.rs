@@ -4,6 +4,7 @@
 //! serial line or two) changes its wishes with almost every turn, which with epoll would cost a system call each;
 //! illumos has no epoll in the zone anyway, and one loop is tested once.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use devices_host::clock;
@@ -14,8 +15,9 @@ use super::inbox::{Inbox, Notice};
 use super::line::Lines;
 use super::qmp::{self, ErrorClass, Order, Outcome, QmpServer};
 use super::{Built, Command, Controller, Event, Machine, Policy, State, Timed};
+use crate::config::system_text;
 use crate::exit::Exit;
-use std::os::fd::AsRawFd;
+use crate::logging;
 
 /// How long readers of the console and clients of the control socket may keep the end of the process waiting.
 const FAREWELL_NS: u64 = 1_000_000_000;
@@ -49,7 +51,7 @@ impl MainLoop {
                 break exit;
             }
             if let Err(error) = self.turn(&mut again) {
-                eprintln!("zvmm: the main loop cannot wait: {}", crate::config::system_text(&error));
+                logging::say(format_args!("the main loop cannot wait: {}", system_text(&error)));
                 self.machine.stop();
                 break Exit::HostFailed;
             }

@@ -39,7 +39,11 @@ const PATIENCE: u32 = 3;
 
 /// Signals kept away from every thread, before there is a thread that could take one.
 #[derive(Debug)]
-pub struct Signals(SignalWaiter);
+pub struct Signals {
+    waiter: SignalWaiter,
+    /// The process was started so that it outlives its terminal (`nohup`).
+    ignores_hang_up: bool,
+}
 
 impl Signals {
     /// Blocks the signals. Call it first, while the process has one thread: threads inherit what is blocked.
@@ -47,7 +51,8 @@ impl Signals {
     /// # Errors
     /// Never in practice; what pthread_sigmask(3) says.
     pub fn block() -> io::Result<Self> {
-        SignalWaiter::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]).map(Self)
+        let waiter = SignalWaiter::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT])?;
+        Ok(Self { waiter, ignores_hang_up: is_ignored(libc::SIGHUP) })
     }
 
     /// Starts the thread `signals`, which passes them to the main thread. `restore` puts the terminal back if the
@@ -64,11 +69,37 @@ impl Signals {
                 let guard = KickGuard::for_current_thread();
                 // Nobody to introduce ourselves to: the starter is gone, and so will we be.
                 let _ = introduce.send(guard.target());
-                pass_on(&self.0, &sender, &ending, restore);
+                self.pass_on(&sender, &ending, restore);
             }
         })?;
         let target = introduced.recv().map_err(|_| io::Error::other("the thread 'signals' did not start"))?;
         Ok(SignalThread { thread: Some(thread), target, ending })
+    }
+}
+
+impl Signals {
+    fn pass_on(&self, sender: &EventSender, ending: &AtomicBool, restore: fn()) {
+        let mut interrupts = 0;
+        while let Ok(signalled) = self.waiter.wait() {
+            // The kick signal can also come from outside: alone it means nothing.
+            if ending.load(Ordering::Acquire) {
+                return;
+            }
+            let Signalled::Signal(number) = signalled else { continue };
+            if number == libc::SIGHUP && self.ignores_hang_up {
+                continue;
+            }
+            let Some(signal) = Signal::from_number(number) else { continue };
+            if signal != Signal::Terminate {
+                interrupts += 1;
+            }
+            if interrupts >= PATIENCE {
+                restore();
+                // SAFETY: ends the process without running anything that could wait for the main thread.
+                unsafe { libc::_exit(Exit::Interrupted.status().into()) };
+            }
+            sender.send_signal(signal);
+        }
     }
 }
 
@@ -90,25 +121,15 @@ impl Drop for SignalThread {
     }
 }
 
-fn pass_on(waiter: &SignalWaiter, sender: &EventSender, ending: &AtomicBool, restore: fn()) {
-    let mut interrupts = 0;
-    while let Ok(signalled) = waiter.wait() {
-        // The kick signal can also come from outside: alone it means nothing.
-        if ending.load(Ordering::Acquire) {
-            return;
-        }
-        let Signalled::Signal(number) = signalled else { continue };
-        let Some(signal) = Signal::from_number(number) else { continue };
-        if signal != Signal::Terminate {
-            interrupts += 1;
-        }
-        if interrupts >= PATIENCE {
-            restore();
-            // SAFETY: ends the process without running anything that could wait for the main thread.
-            unsafe { libc::_exit(Exit::Interrupted.status().into()) };
-        }
-        sender.send_signal(signal);
-    }
+/// Whether whoever started the process wants it to ignore a signal. A blocked signal arrives all the same.
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: asks only; the structure is valid as zeroes and written by the call.
+    let action = unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
 }
 
 #[cfg(test)]

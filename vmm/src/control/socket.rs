@@ -75,7 +75,17 @@ impl Listener {
 
     /// The next client, if one waits. Its socket does not block.
     pub fn accept(&self) -> Option<UnixStream> {
-        let (stream, _) = self.listener.accept().ok()?;
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
+                    // Most likely no descriptors are left. The client still waits, so the next poll returns at once:
+                    // without a pause the main thread would use up a CPU until a descriptor becomes free.
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                return None;
+            }
+        };
         // Inherited from the listener on illumos, not on Linux.
         stream.set_nonblocking(true).ok()?;
         Some(stream)
