@@ -78,6 +78,8 @@ pub struct Content {
     pub qemu: PathBuf,
     /// The same content as a folder.
     pub tools_tree: PathBuf,
+    /// Where the program of that name is.
+    pub peer_path: PathBuf,
     /// Where the static busybox is.
     pub busybox_path: PathBuf,
     busybox: Vec<u8>,
@@ -104,11 +106,13 @@ pub mod at {
     }
 }
 
-/// Fetches and builds everything that is missing or out of date.
+/// Fetches and builds everything that is missing or out of date; `peer` is the program of that name, static.
 ///
 /// # Errors
 /// When a package cannot be had or an image cannot be made.
-pub fn prepare() -> anyhow::Result<Content> {
+pub fn prepare(peer: &Path) -> anyhow::Result<Content> {
+    let peer_path = peer.to_owned();
+    let peer = fs::read(peer)?;
     let lab = paths::lab();
     fs::create_dir_all(&lab)?;
     let lock = fs::File::create(lab.join(".content.lock"))?;
@@ -124,11 +128,11 @@ pub fn prepare() -> anyhow::Result<Content> {
     let tools = lab.join("tools.img");
     let tools_tree = lab.join("tools");
     let stamp_path = lab.join("tools.stamp");
-    let stamp = stamp(&kernels)?;
+    let stamp = stamp(&kernels, &peer)?;
     if !tools.exists() || fs::read_to_string(&stamp_path).ok().as_ref() != Some(&stamp) {
         eprintln!("lab: making the tools disk");
         let _ = fs::remove_file(&stamp_path);
-        make_tools(&tools_tree, &tools, &qemu, &busybox, &kernels)?;
+        make_tools(&tools_tree, &tools, &qemu, [&busybox, &peer], &kernels)?;
         fs::write(&stamp_path, stamp)?;
     }
     Ok(Content {
@@ -137,6 +141,7 @@ pub fn prepare() -> anyhow::Result<Content> {
         tools,
         tools_tree,
         qemu,
+        peer_path,
         busybox_path,
         busybox,
     })
@@ -159,6 +164,7 @@ impl Content {
             fs.file(&format!("bin/{name}"), &content)
         };
         program("lab-runner", runner)?;
+        program("lab-peer", &self.peer_path)?;
         if let Some(zvmm) = zvmm {
             program("zvmm", zvmm)?;
         }
@@ -167,7 +173,7 @@ impl Content {
 }
 
 /// Everything the tools disk is made of, in a few lines of text: when it changes, so must the disk.
-fn stamp(kernels: &[Kernel]) -> anyhow::Result<String> {
+fn stamp(kernels: &[Kernel], peer: &[u8]) -> anyhow::Result<String> {
     let mut text = String::new();
     for kernel in kernels {
         writeln!(text, "{}", kernel.release)?;
@@ -178,16 +184,13 @@ fn stamp(kernels: &[Kernel]) -> anyhow::Result<String> {
     writeln!(text, "{ROOT_PACKAGES:?} {GUEST_MODULES:?} {GUEST_INIT} {GUEST_SHELL} {POWER_BUTTON} {ROOT_FILES:?}")?;
     // The code that makes it: this program's own source files.
     for file in [include_str!("content.rs"), include_str!("images.rs")] {
-        writeln!(text, "{} {:x}", file.len(), checksum(file))?;
+        writeln!(text, "{} {:x}", file.len(), crc32fast::hash(file.as_bytes()))?;
     }
+    writeln!(text, "{} {:x}", peer.len(), crc32fast::hash(peer))?;
     Ok(text)
 }
 
-fn checksum(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
-}
-
-fn make_tools(stage: &Path, tools: &Path, qemu: &Path, busybox: &[u8], kernels: &[Kernel]) -> anyhow::Result<()> {
+fn make_tools(stage: &Path, tools: &Path, qemu: &Path, programs: [&[u8]; 2], kernels: &[Kernel]) -> anyhow::Result<()> {
     debian::remove_tree(stage)?;
     fs::create_dir_all(stage)?;
     for kernel in kernels {
@@ -195,7 +198,7 @@ fn make_tools(stage: &Path, tools: &Path, qemu: &Path, busybox: &[u8], kernels: 
         let place = |path: String| stage.join(path.trim_start_matches("/tools/"));
         fs::copy(&kernel.bzimage, place(at::kernel(which, false)))?;
         fs::copy(&kernel.vmlinux, place(at::kernel(which, true)))?;
-        fs::write(place(at::initrd(which)), guest_initrd(kernel, busybox)?)?;
+        fs::write(place(at::initrd(which)), guest_initrd(kernel, programs)?)?;
     }
     images::stage_program(qemu, "qemu-system-x86_64", stage, "/tools")?;
     let e2fsprogs = debian::unpack("e2fsprogs", &["e2fsprogs"])?;
@@ -215,10 +218,11 @@ fn make_tools(stage: &Path, tools: &Path, qemu: &Path, busybox: &[u8], kernels: 
     images::ext4(stage, tools, 1024)
 }
 
-fn guest_initrd(kernel: &Kernel, busybox: &[u8]) -> anyhow::Result<Vec<u8>> {
+fn guest_initrd(kernel: &Kernel, [busybox, peer]: [&[u8]; 2]) -> anyhow::Result<Vec<u8>> {
     let mut fs = Initramfs::new()?;
     fs.file("bin/busybox", busybox)?;
     fs.link("bin/sh", "busybox")?;
+    fs.file("bin/lab-peer", peer)?;
     fs.file("init", GUEST_INIT.as_bytes())?;
     fs.file("shell.sh", GUEST_SHELL.as_bytes())?;
     fs.file("etc/acpi/PWRF/00000080", POWER_BUTTON.as_bytes())?;

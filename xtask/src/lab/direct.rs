@@ -39,6 +39,7 @@ pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Opt
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
     }
     fs::copy(runner, root.join("bin/lab-runner"))?;
+    fs::copy(&content.peer_path, root.join("bin/lab-peer"))?;
     if let Some(zvmm) = zvmm {
         fs::copy(zvmm, root.join("bin/zvmm"))?;
     }

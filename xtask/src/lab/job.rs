@@ -147,5 +147,5 @@ pub struct Sample {
 #[must_use]
 pub fn pattern(n: u32) -> String {
     let body = n.wrapping_mul(2_654_435_761);
-    format!("{n:08x} {body:08x} the quick brown fox jumps over the lazy do\n")
+    format!("{n:08x} {body:08x} the quick brown fox jumps over the lazy dogs.\n")
 }

@@ -120,7 +120,8 @@ impl Lab {
     /// # Errors
     /// When a package cannot be had or a program does not build.
     pub fn prepare(vmm: Vmm) -> anyhow::Result<Self> {
-        let content = content::prepare()?;
+        let peer = outer::build_static("xtask", "lab-peer")?;
+        let content = content::prepare(&peer)?;
         let runner = outer::build_static("xtask", "lab-runner")?;
         let zvmm = if vmm.is_zvmm() { Some(outer::build_static("zvmm", "zvmm")?) } else { None };
         Ok(Self { content, runner, zvmm, place: Place::find() })

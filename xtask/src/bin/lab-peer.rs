@@ -1,0 +1,136 @@
+//! The program that guests and the outer machine run to talk to each other; static, so that it needs nothing.
+//!
+//! * `lab-peer serve ADDRESS BYTES`: accepts one connection, sends BYTES of the pattern, expects them back.
+//! * `lab-peer call ADDRESS BYTES`: connects, receives and checks BYTES of the pattern, sends as many.
+//!
+//! Both print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+
+/// Silence after which the other side is given up.
+const SILENCE: Duration = Duration::from_secs(30);
+const CHUNK: usize = 64 * 1024;
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [mode, address, bytes] = &arguments[..] else {
+        bail!("usage: lab-peer serve|call ADDRESS BYTES");
+    };
+    let bytes: u64 = bytes.parse().context("BYTES is no number")?;
+    match mode.as_str() {
+        "serve" => {
+            let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+            let (stream, from) = listener.accept()?;
+            println!("connection from {from}");
+            prepare(&stream)?;
+            send(&stream, bytes)?;
+            receive(&stream, bytes)
+        }
+        "call" => {
+            let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+            prepare(&stream)?;
+            receive(&stream, bytes)?;
+            send(&stream, bytes)?;
+            // The other side closes when it has everything.
+            let rest = (&stream).read(&mut [0; 1])?;
+            ensure!(rest == 0, "more arrived than was asked for");
+            Ok(())
+        }
+        _ => bail!("`{mode}` is neither serve nor call"),
+    }
+}
+
+fn prepare(stream: &TcpStream) -> anyhow::Result<()> {
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))?;
+    Ok(())
+}
+
+/// The pattern: a linear congruential sequence, so that no two chunks are alike and a lost one shows.
+struct Pattern(u64);
+
+impl Pattern {
+    const fn new() -> Self {
+        Self(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn fill(&mut self, chunk: &mut [u8]) {
+        for word in chunk.chunks_mut(8) {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
+        }
+    }
+}
+
+fn send(mut stream: &TcpStream, bytes: u64) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut pattern = Pattern::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut left = bytes;
+    while left > 0 {
+        let now = usize::try_from(left.min(CHUNK as u64))?;
+        pattern.fill(&mut chunk);
+        stream.write_all(&chunk[..now]).with_context(|| format!("cannot send with {left} bytes left"))?;
+        left -= now as u64;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    println!("sent {bytes} bytes in {} ms", start.elapsed().as_millis());
+    Ok(())
+}
+
+fn receive(mut stream: &TcpStream, bytes: u64) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut pattern = Pattern::new();
+    let (mut want, mut got) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut sum = crc32fast::Hasher::new();
+    let mut received = 0;
+    while received < bytes {
+        let now = usize::try_from((bytes - received).min(CHUNK as u64))?;
+        stream.read_exact(&mut got[..now]).with_context(|| format!("only {received} of {bytes} bytes arrived"))?;
+        pattern.fill(&mut want);
+        ensure!(got[..now] == want[..now], "what arrived after byte {received} is not what was sent");
+        sum.update(&got[..now]);
+        received += now as u64;
+    }
+    println!("received {received} bytes, CRC-32 {:08x}, in {} ms", sum.finalize(), start.elapsed().as_millis());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_serve_sends_call_accepts_and_sends_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            send(&stream, 200_001).unwrap();
+            receive(&stream, 200_001).unwrap();
+        });
+        let stream = TcpStream::connect(address).unwrap();
+        receive(&stream, 200_001).unwrap();
+        send(&stream, 200_001).unwrap();
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn one_wrong_byte_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let mut bytes = vec![0; CHUNK];
+            Pattern::new().fill(&mut bytes);
+            bytes[77] ^= 1;
+            (&listener.accept().unwrap().0).write_all(&bytes).unwrap();
+        });
+        let error = receive(&TcpStream::connect(address).unwrap(), CHUNK as u64).unwrap_err();
+        assert!(error.to_string().contains("not what was sent"));
+        server.join().unwrap();
+    }
+}
