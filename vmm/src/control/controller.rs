@@ -59,18 +59,14 @@ pub struct Controller {
     policy: Policy,
     vcpus: u8,
     interrupts: u32,
-    triple_faults: u32,
     /// The guest has reported a panic since it last started: it can do so a million times a second.
     panicked: bool,
 }
 
-/// Triple faults that are warned about; a guest can make them without end.
-const LOUD_TRIPLE_FAULTS: u32 = 8;
-
 impl Controller {
     /// A controller of a machine that is built and not started.
     pub fn new(policy: Policy, vcpus: u8) -> Self {
-        Self { state: State::Starting, policy, vcpus, interrupts: 0, triple_faults: 0, panicked: false }
+        Self { state: State::Starting, policy, vcpus, interrupts: 0, panicked: false }
     }
 
     /// Where the guest is in its life.
@@ -125,9 +121,8 @@ impl Controller {
                 self.guest_reset(machine)
             }
             (MachineEvent::TripleFault { vcpu }, _) => {
-                let loud = self.triple_faults < LOUD_TRIPLE_FAULTS;
-                self.triple_faults = self.triple_faults.saturating_add(1);
-                log::log!(if loud { log::Level::Warn } else { log::Level::Debug }, "triple fault on vCPU {vcpu}");
+                // No warning: it is the way in which kernels reboot when no other has worked.
+                log::info!("triple fault on vCPU {vcpu}");
                 match self.policy.on_triple_fault {
                     OnTripleFault::Reset => self.guest_reset(machine),
                     OnTripleFault::Exit => self.stop(Exit::TripleFault, true, "guest-reset", machine),
