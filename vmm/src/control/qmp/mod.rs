@@ -348,4 +348,38 @@ mod tests {
         let names = [Event::Stopped, Event::Resumed, Event::PowerButton].map(|e| event(&e, (0, 0))["event"].clone());
         assert_eq!(names, ["STOP", "RESUME", "POWERDOWN"].map(Value::from));
     }
+
+    /// A million pieces of messages in an order that nobody would think of.
+    #[test]
+    fn no_stream_of_pieces_breaks_a_session() {
+        let pieces = [
+            "{",
+            "}",
+            "[",
+            "]",
+            "\"",
+            "\\",
+            ":",
+            ",",
+            "\n",
+            "execute",
+            "\"execute\":",
+            "\"stop\"",
+            "\"id\":1",
+            "\u{fe}",
+            "0",
+        ];
+        let (mut session, mut state) = (negotiated(), 1_u64);
+        for _ in 0..1_000_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let piece = pieces[(state >> 33) as usize % pieces.len()];
+            for step in feed(&mut session, piece) {
+                if let Step::Answer(answer) = step {
+                    assert!(answer.get("return").is_some() != answer.get("error").is_some(), "{answer}");
+                }
+            }
+        }
+        let last: Vec<Step> = b"\xff{\"execute\":\"query-version\"}".iter().filter_map(|b| session.byte(*b)).collect();
+        assert!(matches!(&last[..], [Step::Answer(answer)] if answer.get("return").is_some()), "{last:?}");
+    }
 }
