@@ -64,6 +64,11 @@ impl WorkerQueue {
         self.running.as_ref().map_or(0, |running| running.queue.size())
     }
 
+    /// Whether the driver can post nothing more before it gets something back.
+    pub fn is_exhausted(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.queue.is_exhausted())
+    }
+
     /// The next chain; `None` where there is none, the queue is stopped, or the driver broke it.
     pub fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Option<Chain> {
         let chain = self.with(|queue| queue.pop(mem)).flatten();

@@ -5,6 +5,8 @@
 
 mod backend;
 mod device;
+#[cfg(test)]
+mod proptests;
 mod request;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,8 @@
 mod backend;
 mod device;
 mod header;
+#[cfg(test)]
+mod proptests;
 mod rx;
 #[cfg(test)]
 mod tests;

@@ -125,6 +125,10 @@ impl Rx {
             let fits = len_bytes <= if direct { room } else { self.bounce.len() };
             if !self.framing.admit(&mut header) || !fits {
                 self.queue.counters().dropped.count();
+                if !fits && !self.framing.mergeable {
+                    // The next frame gets the next buffer: one that is too small must not stay in everybody's way.
+                    self.use_first(mem, 0);
+                }
                 continue;
             }
             let frame = Frame { header, len_bytes };
@@ -137,8 +141,21 @@ impl Rx {
         Stop::Budget
     }
 
-    /// Pops buffers until they take any frame, or one of them without mergeable buffers.
+    /// Pops buffers until they take any frame, or one of them without mergeable buffers. The first one has room for a
+    /// header.
     fn gather<M: GuestMemory>(&mut self, mem: &M) {
+        self.hold_enough(mem);
+        // §5.1.6.3.1: a buffer holds at least the header. One that does not goes back, or it would be lost; only from
+        // the front, because a chain that is unpopped may have none behind it that was pushed.
+        while self.held.front().is_some_and(|chain| chain.writable_bytes() < self.framing.header_bytes as u64) {
+            self.queue.counters().malformed.count();
+            self.use_first(mem, 0);
+            self.hold_enough(mem);
+        }
+        self.peak_bytes = self.peak_bytes.max(self.held_bytes);
+    }
+
+    fn hold_enough<M: GuestMemory>(&mut self, mem: &M) {
         let wanted = MAX_FRAME_BYTES.saturating_add(self.framing.header_bytes) as u64;
         loop {
             let enough = if self.framing.mergeable { self.held_bytes >= wanted } else { !self.held.is_empty() };
@@ -146,16 +163,19 @@ impl Rx {
                 break;
             }
             let Some(chain) = self.queue.pop(mem) else { break };
-            if chain.writable_bytes() < self.framing.header_bytes as u64 {
-                // §5.1.6.3.1: a buffer holds at least the header. This one goes back, or it would be lost.
-                self.queue.counters().malformed.count();
-                self.queue.push(mem, chain, 0);
-                continue;
-            }
             self.held_bytes = self.held_bytes.saturating_add(chain.writable_bytes());
             self.held.push_back(chain);
         }
-        self.peak_bytes = self.peak_bytes.max(self.held_bytes);
+    }
+
+    /// Returns the oldest held chain with up to `bytes` bytes written; how many they were.
+    fn use_first<M: GuestMemory>(&mut self, mem: &M, bytes: u64) -> u64 {
+        let Some(chain) = self.held.pop_front() else { return 0 };
+        let room = chain.writable_bytes();
+        self.held_bytes = self.held_bytes.saturating_sub(room);
+        let used = bytes.min(room);
+        self.queue.push(mem, chain, used);
+        used
     }
 
     /// Lists the guest ranges of the next frame, behind its header. Returns the bytes they take.
@@ -185,9 +205,9 @@ impl Rx {
     fn deliver_bounced<M: GuestMemory>(&mut self, mem: &M, frame: Frame) -> bool {
         let needed = frame.len_bytes.saturating_add(self.framing.header_bytes) as u64;
         if needed > self.held_bytes {
-            if needed > self.peak_bytes {
-                // The driver never had that much posted. To wait for it might mean to wait for ever, with the driver
-                // waiting for us.
+            if needed > self.peak_bytes || self.queue.is_exhausted() {
+                // The driver never had that much posted, or cannot post more. To wait might mean to wait for ever, with
+                // the driver waiting for us.
                 self.waiting = None;
                 self.queue.counters().dropped.count();
                 return true;
@@ -222,12 +242,7 @@ impl Rx {
         debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
         let mut left = total;
         for _ in 0..buffers {
-            let Some(chain) = self.held.pop_front() else { break };
-            let room = chain.writable_bytes();
-            self.held_bytes = self.held_bytes.saturating_sub(room);
-            let here = left.min(room);
-            left = left.saturating_sub(here);
-            self.queue.push(mem, chain, here);
+            left = left.saturating_sub(self.use_first(mem, left));
         }
         self.queue.counters().bytes_to_guest.add(frame.len_bytes as u64);
     }

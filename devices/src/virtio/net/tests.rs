@@ -279,7 +279,7 @@ fn a_frame_larger_than_everything_ever_posted_is_dropped_not_waited_for() {
     // CVE-2015-7295.
     for features in [V1, V1 | MRG] {
         let mut rig = rig(features);
-        let posted = rig.post_rx(&[600, 600]);
+        let posted = rig.post_rx(&[600; 3]);
         rig.link.arrive(header(0, 0), &frame(9000));
         rig.link.arrive(header(0, 0), &frame(100));
         assert!(rig.step().want_readable);

@@ -27,6 +27,8 @@ pub struct Chain {
     pub(super) readable: usize,
     pub(super) readable_bytes: u64,
     pub(super) writable_bytes: u64,
+    /// Descriptors of the ring it takes; an indirect table is one.
+    pub(super) slots: u16,
     pub(super) settled: bool,
 }
 

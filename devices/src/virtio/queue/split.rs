@@ -52,6 +52,8 @@ pub struct Queue {
     /// One bit a head that has been popped and not pushed.
     in_flight: Box<[u64]>,
     in_flight_count: u16,
+    /// Descriptors of the ring that chains in flight take.
+    slots_in_flight: u32,
     /// For each table index, the walk that last visited it: finds cycles without clearing anything between chains.
     visited: Box<[u32]>,
     walk: u32,
@@ -66,6 +68,7 @@ pub struct Queue {
 #[derive(Default)]
 struct Shape {
     descriptors: u16,
+    slots: u16,
     readable: usize,
     readable_bytes: u64,
     writable_bytes: u64,
@@ -126,6 +129,7 @@ impl Queue {
             used_flags: None,
             in_flight: vec![0; usize::from(state.size).div_ceil(64)].into_boxed_slice(),
             in_flight_count: 0,
+            slots_in_flight: 0,
             visited: vec![0; usize::from(state.size)].into_boxed_slice(),
             walk: 0,
             spare: Vec::with_capacity(usize::from(state.size)),
@@ -141,6 +145,12 @@ impl Queue {
     /// Chains popped and not yet pushed, unpopped or abandoned.
     pub fn in_flight(&self) -> u16 {
         self.in_flight_count
+    }
+
+    /// Whether every descriptor of the ring belongs to a chain in flight: the driver can post nothing more before it
+    /// gets one back.
+    pub fn is_exhausted(&self) -> bool {
+        self.slots_in_flight >= u32::from(self.size())
     }
 
     /// Where the queue stands: what another [`Queue::new`] needs to go on. Complete once nothing is in flight and
@@ -185,6 +195,7 @@ impl Queue {
         match self.parse(mem, head, &mut ranges) {
             Ok(shape) => {
                 self.set_in_flight(head, true);
+                self.slots_in_flight = self.slots_in_flight.saturating_add(u32::from(shape.slots));
                 self.ring.set_next_avail(next.wrapping_add(1));
                 Ok(Some(Chain {
                     head,
@@ -192,6 +203,7 @@ impl Queue {
                     readable: shape.readable,
                     readable_bytes: shape.readable_bytes,
                     writable_bytes: shape.writable_bytes,
+                    slots: shape.slots,
                     settled: false,
                 }))
             }
@@ -206,6 +218,7 @@ impl Queue {
     /// their popping, and none popped after `chain` may have been pushed meanwhile.
     pub fn unpop(&mut self, chain: Chain) {
         self.set_in_flight(chain.head, false);
+        self.slots_in_flight = self.slots_in_flight.saturating_sub(u32::from(chain.slots));
         self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(1));
         let ranges = chain.settle();
         self.recycle(ranges);
@@ -214,7 +227,7 @@ impl Queue {
     /// Returns a chain to the driver, with the number of bytes written from the start of its writable part
     /// (virtio 1.3 §2.7.8.2). The driver sees it after the next [`publish`](Self::publish).
     pub fn push<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Chain, written_bytes: u64) -> Result<(), QueueError> {
-        let head = chain.head;
+        let (head, slots) = (chain.head, u32::from(chain.slots));
         debug_assert!(written_bytes <= chain.writable_bytes, "more written than the chain has room for");
         let len = u32::try_from(written_bytes.min(chain.writable_bytes)).unwrap_or(u32::MAX);
         let ranges = chain.settle();
@@ -225,6 +238,7 @@ impl Queue {
         let next = self.ring.next_used();
         mem.write_used(self.entry(self.ring.used_ring(), next, USED_ENTRY), u32::from(head), len)?;
         self.set_in_flight(head, false);
+        self.slots_in_flight = self.slots_in_flight.saturating_sub(slots);
         self.ring.set_next_used(next.wrapping_add(1));
         Ok(())
     }
@@ -299,7 +313,9 @@ impl Queue {
         let size = self.ring.size();
         let mut shape = Shape::default();
         let table = self.ring.desc_table();
-        let Some(indirect) = self.walk(mem, table, size, head, ranges, &mut shape, self.indirect)? else {
+        let indirect = self.walk(mem, table, size, head, ranges, &mut shape, self.indirect)?;
+        shape.slots = shape.descriptors.saturating_add(u16::from(indirect.is_some()));
+        let Some(indirect) = indirect else {
             return Ok(shape);
         };
         let Descriptor { addr, len, .. } = indirect;

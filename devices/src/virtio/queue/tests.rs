@@ -411,6 +411,27 @@ fn unpopped_chains_come_again_in_the_same_order() {
 }
 
 #[test]
+fn a_ring_is_exhausted_when_no_descriptor_is_left_to_the_driver() {
+    let (mem, mut driver, mut queue) = setup(4, F_INDIRECT_DESC);
+    driver.post(&[Buf::Write(1), Buf::Write(0)]);
+    driver.post_indirect(&[Buf::Write(1), Buf::Write(1), Buf::Write(1)]);
+    driver.publish();
+    let (two, one) = (queue.pop(&mem).unwrap().unwrap(), queue.pop(&mem).unwrap().unwrap());
+    assert!(!queue.is_exhausted());
+    driver.post(&[Buf::Write(1)]);
+    driver.publish();
+    let last = queue.pop(&mem).unwrap().unwrap();
+    assert!(queue.is_exhausted());
+    queue.unpop(last);
+    assert!(!queue.is_exhausted());
+    let last = queue.pop(&mem).unwrap().unwrap();
+    for chain in [two, one, last] {
+        queue.push(&mem, chain, 0).unwrap();
+        assert!(!queue.is_exhausted());
+    }
+}
+
+#[test]
 fn a_queue_goes_on_where_another_stopped_across_the_wrap_of_its_indices() {
     let (mem, mut driver, _) = setup(8, 0);
     let start = 0xfffe;
