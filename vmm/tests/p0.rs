@@ -94,6 +94,23 @@ fn no_notification_and_no_completion_is_lost() {
 }
 
 #[test]
+fn the_vcpu_does_not_leave_the_kernel_for_a_notification() {
+    let Some(guests) = guests() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let socket = folder.path().join("qmp");
+    let running = Zvmm::new(&guests, "doorbell")
+        .cmdline("n=1000 hold=2000")
+        .args(["--rng", "--qmp", &socket.display().to_string()])
+        .start();
+    running.wait_for("PASS doorbell burst 1000");
+    let stats = process::ask(&socket, "query-stats");
+    let exits = stats["vcpus"][0]["exits"]["mmio_write"].as_u64();
+    // 2000 notifications; what is left is the set-up of the device.
+    assert!(exits.is_some_and(|exits| exits < 200), "{stats:#}");
+    running.finish().passed(&["doorbell single 1000", "doorbell burst 1000"]);
+}
+
+#[test]
 fn an_independent_driver_verifies_blocks_random_bytes_and_console_output() {
     let Some(guests) = guests() else { return };
     for profile in PROFILES {

@@ -1,9 +1,11 @@
 //! One run of the program: its arguments, its time limit, and what became of it.
 
-use std::io::Read;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -59,8 +61,8 @@ impl Zvmm {
         self
     }
 
-    /// Runs it to its end, or kills it at the time limit.
-    pub fn run(mut self) -> Outcome {
+    /// Starts it.
+    pub fn start(mut self) -> Running {
         let mut child = self
             .command
             .stdin(Stdio::null())
@@ -68,36 +70,96 @@ impl Zvmm {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{:?} does not start: {error}", self.command));
-        let output = read(child.stdout.take());
-        let errors = read(child.stderr.take());
-        let end = Instant::now() + LIMIT;
+        let output = Pipe::read(child.stdout.take());
+        let errors = Pipe::read(child.stderr.take());
+        Running { command: format!("{:?}", self.command), child, output, errors, end: Instant::now() + LIMIT }
+    }
+
+    /// Runs it to its end, or kills it at the time limit.
+    pub fn run(self) -> Outcome {
+        self.start().finish()
+    }
+}
+
+/// A run that goes on.
+pub struct Running {
+    command: String,
+    child: Child,
+    output: Pipe,
+    errors: Pipe,
+    end: Instant,
+}
+
+impl Running {
+    /// Waits until the guest has printed a line.
+    #[track_caller]
+    pub fn wait_for(&self, line: &str) {
+        while !self.output.text().lines().any(|said| said == line) {
+            assert!(Instant::now() < self.end, "no line `{line}`: {}", self.output.text());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits for the end, or kills it at the time limit.
+    pub fn finish(mut self) -> Outcome {
         let status = loop {
-            match child.try_wait().expect("a child to wait for") {
+            match self.child.try_wait().expect("a child to wait for") {
                 Some(status) => break Some(status),
-                None if Instant::now() >= end => {
-                    child.kill().expect("a child to kill");
-                    child.wait().expect("a child to wait for");
+                None if Instant::now() >= self.end => {
+                    self.child.kill().expect("a child to kill");
+                    self.child.wait().expect("a child to wait for");
                     break None;
                 }
                 None => thread::sleep(Duration::from_millis(2)),
             }
         };
-        let text = |reader: thread::JoinHandle<Vec<u8>>| {
-            String::from_utf8_lossy(&reader.join().expect("a reader")).replace('\r', "")
-        };
-        Outcome { command: format!("{:?}", self.command), status, output: text(output), errors: text(errors) }
+        Outcome { command: self.command, status, output: self.output.rest(), errors: self.errors.rest() }
     }
 }
 
-fn read(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
+/// What a child writes, read by a thread so that it never waits for us.
+struct Pipe {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: thread::JoinHandle<()>,
+}
+
+impl Pipe {
+    fn read(pipe: Option<impl Read + Send + 'static>) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let into = bytes.clone();
+        let reader = thread::spawn(move || {
+            let mut pipe = pipe.expect("a pipe");
+            let mut buffer = [0; 4096];
             // What came before an error is all there is to show.
-            let _ = pipe.read_to_end(&mut bytes);
-        }
-        bytes
-    })
+            while let Ok(length @ 1..) = pipe.read(&mut buffer) {
+                into.lock().expect("the bytes").extend_from_slice(&buffer[..length]);
+            }
+        });
+        Self { bytes, reader }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().expect("the bytes")).replace('\r', "")
+    }
+
+    fn rest(self) -> String {
+        let Self { bytes, reader } = self;
+        reader.join().expect("a reader");
+        String::from_utf8_lossy(&bytes.lock().expect("the bytes")).replace('\r', "")
+    }
+}
+
+/// Asks the control socket one thing.
+pub fn ask(socket: &Path, command: &str) -> serde_json::Value {
+    let stream = UnixStream::connect(socket).expect("the control socket");
+    let mut lines = BufReader::new(&stream).lines();
+    let mut reply = || lines.next().expect("a reply").expect("a readable reply");
+    reply();
+    writeln!(&stream, r#"{{"execute":"qmp_capabilities"}}"#).expect("a writable socket");
+    reply();
+    writeln!(&stream, r#"{{"execute":"{command}"}}"#).expect("a writable socket");
+    let reply: serde_json::Value = serde_json::from_str(&reply()).expect("a JSON reply");
+    reply["return"].clone()
 }
 
 /// What became of a run.

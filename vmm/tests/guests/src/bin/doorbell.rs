@@ -1,6 +1,7 @@
 //! Many notifications and many completions: one by one, then in bursts.
 //!
-//! Options: `n=<count>` (default 500), `dev=rng|blk`, `pci=ports|ecam`.
+//! Options: `n=<count>` (default 500), `dev=rng|blk`, `pci=ports|ecam`; `hold=<ms>` waits at the end, for whoever wants
+//! to read counters.
 
 #![no_std]
 #![no_main]
@@ -55,4 +56,5 @@ fn main() {
     let got = interrupts::count(VECTOR) - count;
     assert!(got >= completed / burst && got <= completed, "{got} interrupts for {completed} completions in bursts");
     println!("PASS doorbell burst {completed}");
+    interrupts::sleep(pvh::number("hold", 0));
 }
