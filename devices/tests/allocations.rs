@@ -1,0 +1,141 @@
+//! Once a queue runs, its worker allocates nothing: every request's memory is there from the start or comes back from
+//! an earlier one.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::VecDeque;
+
+use devices::GuestRam;
+use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, RequestToken};
+use devices::virtio::net::{
+    Header, NetBackend, NetConfig, NetDevice, NetError, Offloads, RX_QUEUE, Received, Sent, TX_QUEUE,
+};
+use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, GuestRange};
+use devices::virtio::testing::{Buf, DriverQueue, RecordingInterrupt, guest_ram};
+use devices::virtio::{VirtioDevice, VirtioWorker};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator unchanged; the counter needs no allocation of its own.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Steps the worker until it rests; the allocations that took.
+fn allocations_of(worker: &mut dyn VirtioWorker<GuestRam>, mem: &GuestRam) -> usize {
+    let before = ALLOCATIONS.get();
+    while worker.step(mem).again {}
+    ALLOCATIONS.get() - before
+}
+
+/// A disk that completes everything at once.
+struct NullDisk(VecDeque<RequestToken>);
+
+impl<M: ?Sized> BlkBackend<M> for NullDisk {
+    fn submit(&mut self, _mem: &M, request: BlkRequest<'_>) -> Result<(), BlkError> {
+        self.0.push_back(request.token);
+        Ok(())
+    }
+    fn poll(&mut self, _mem: &M, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
+        self.0.drain(..).for_each(|token| done(token, Ok(())));
+    }
+    fn cancel_all(&mut self) {}
+    fn in_flight(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[test]
+fn a_disk_queue_allocates_nothing_once_it_runs() {
+    let mem = guest_ram(0x40_0000);
+    let interrupt = RecordingInterrupt::new();
+    let features = 1 << 32 | F_INDIRECT_DESC | F_EVENT_IDX;
+    let device = BlkDevice::new(BlkConfig { capacity_sectors: 1000, ..Default::default() });
+    let mut worker = device.worker(0, NullDisk(VecDeque::with_capacity(256)), Default::default());
+    let mut driver = DriverQueue::new(&mem, 0x10_0000, 256, features);
+    worker.start(&mem, 0, driver.state(), &interrupt.activation(features));
+    for round in 0..5 {
+        for _ in 0..30 {
+            driver.post(&[Buf::Read(vec![0; 16]), Buf::Write(512), Buf::Write(1)]);
+            driver.post_indirect(&[Buf::Read(vec![0; 16]), Buf::Write(512), Buf::Write(512), Buf::Write(1)]);
+        }
+        driver.publish();
+        let allocations = allocations_of(&mut worker, &mem);
+        assert_eq!(driver.used().len(), 60);
+        assert!(round == 0 || allocations == 0, "round {round}: {allocations}");
+        interrupt.take_used();
+    }
+}
+
+/// A link with `frames` waiting.
+struct NullLink {
+    frames: usize,
+}
+
+impl<M: ?Sized> NetBackend<M> for NullLink {
+    fn send(&mut self, _mem: &M, _header: &Header, _frame: &[GuestRange]) -> Result<Sent, NetError> {
+        Ok(Sent::Done)
+    }
+    fn receive(
+        &mut self,
+        _mem: &M,
+        _header: &mut Header,
+        _into: &[GuestRange],
+        _spill: &mut [u8],
+    ) -> Result<Received, NetError> {
+        match self.frames {
+            0 => Ok(Received::WouldBlock),
+            _ => {
+                self.frames -= 1;
+                Ok(Received::Frame { len_bytes: 3000 })
+            }
+        }
+    }
+    fn set_offloads(&mut self, _offloads: Offloads) -> Result<(), NetError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn network_queues_allocate_nothing_once_they_run() {
+    let mem = guest_ram(0x40_0000);
+    let interrupt = RecordingInterrupt::new();
+    let device = NetDevice::new(NetConfig { mac: [2; 6], mtu: None, offloads: true, queue_size: 256 });
+    let features = device.features() | 1 << 32;
+    let mut worker = device.worker(NullLink { frames: 0 }, Default::default(), Default::default());
+    let mut rx = DriverQueue::new(&mem, 0x20_0000, 256, features);
+    let mut tx = DriverQueue::new(&mem, 0x30_0000, 256, features);
+    worker.start(&mem, RX_QUEUE, rx.state(), &interrupt.activation(features));
+    worker.start(&mem, TX_QUEUE, tx.state(), &interrupt.activation(features));
+    for round in 0..5 {
+        while rx.free() > 0 {
+            rx.post(&[Buf::Write(1536)]);
+        }
+        rx.publish();
+        for _ in 0..60 {
+            tx.post(&[Buf::Read(vec![0; 12]), Buf::Read(vec![0; 1500])]);
+        }
+        tx.publish();
+        worker.backend().frames = 60;
+        let allocations = allocations_of(&mut worker, &mem);
+        assert_eq!((rx.used().len(), tx.used().len()), (120, 60));
+        assert!(round == 0 || allocations == 0, "round {round}: {allocations}");
+        interrupt.take_used();
+    }
+}
