@@ -4,15 +4,12 @@
 //! Each is a [`BusDevice`](crate::bus::BusDevice) that any vCPU may touch at any width: an access wider than a register
 //! falls apart into bytes, as on the bus these devices were made for.
 
-// NOTE (temporary, remove at the end): cmos.rs, ps2.rs, pvpanic.rs and debug_port.rs are being written by another
-// founder right now; clock.rs and power.rs below are theirs too. The owner of this folder writes uart.rs, pm.rs, reset.rs
-// and uses clock::Clock and power::PowerSink.
-
 pub mod clock;
 pub mod cmos;
 pub mod debug_port;
 pub mod pm;
 pub mod power;
+pub mod ps2;
 pub mod pvpanic;
 pub mod reset;
 #[cfg(test)]
