@@ -225,3 +225,28 @@ fn a_file_keeps_what_the_guest_said() {
     Qmp::connect(&zvmm).ask("quit");
     assert_eq!(zvmm.status(), Some(0));
 }
+
+#[test]
+fn what_only_the_hypervisor_or_the_kernel_file_can_refuse_is_refused_in_one_line() {
+    if process::skip() {
+        return;
+    }
+    let long = "a".repeat(5000);
+    for (args, status, words) in [
+        (&["--cpu", "hosst"][..], 2, "did you mean 'host'?"),
+        (&["--cpu", "host,-avx512x"], 2, "did you mean 'avx512f'?"),
+        (&["--cmdline", &long], 2, "the kernel command line has 5000 bytes"),
+        (&["--kernel", "/dev/null"], 2, "/dev/null is a character device, not a file"),
+        (&["--kernel", "@short"], 2, "the kernel file is truncated: the ELF header ends"),
+        (&["--kernel", "@truncated"], 2, "the kernel file is truncated"),
+        (&["--memory", "1M"], 2, "the kernel needs memory up to"),
+        (&["--net", "tap=none0,mac=52:54:00:12:34:56"], 4, "net0: "),
+    ] {
+        let outcome = Zvmm::refuse(args);
+        assert_eq!(outcome.status.code(), Some(status), "{args:?}: {outcome:?}");
+        let line = String::from_utf8_lossy(&outcome.stderr);
+        let is_one_line = line.starts_with("zvmm: ") && line.trim_end().lines().count() == 1;
+        assert!(is_one_line && line.contains(words), "{args:?}: {line}");
+        assert!(outcome.stdout.is_empty(), "{args:?}: {outcome:?}");
+    }
+}

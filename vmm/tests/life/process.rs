@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use devices_host::poll::{PollFd, poll};
@@ -96,6 +96,27 @@ pub fn skip() -> bool {
     true
 }
 
+/// A directory with the guest in it.
+fn place() -> TempDir {
+    let place = TempDir::new().expect("a directory");
+    std::fs::write(place.path().join("guest"), elf()).expect("a file");
+    place
+}
+
+fn command(place: &TempDir, args: &[&str]) -> Command {
+    let prefix = format!("{}/", place.path().display());
+    let mut all = vec!["run"];
+    for (option, value) in [("--memory", "32M"), ("--kernel", "@guest")] {
+        if !args.contains(&option) {
+            all.extend([option, value]);
+        }
+    }
+    all.extend(args);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm"));
+    command.args(all.iter().map(|arg| arg.replace('@', &prefix)));
+    command
+}
+
 /// The process, killed at the latest when this is dropped.
 #[derive(Debug)]
 pub struct Zvmm {
@@ -114,17 +135,20 @@ impl Zvmm {
         Self::spawn(args, || terminal.theirs.try_clone().expect("a descriptor").into())
     }
 
+    /// Runs it to its end on arguments that it should refuse. `@short` and `@truncated` are broken kernels.
+    pub fn refuse(args: &[&str]) -> Output {
+        let place = place();
+        let broken = [("short", &elf()[..40]), ("truncated", &elf()[..0x1010])];
+        for (name, bytes) in broken {
+            std::fs::write(place.path().join(name), bytes).expect("a file");
+        }
+        let mut command = command(&place, args);
+        command.stdin(Stdio::null()).output().expect("the binary runs")
+    }
+
     fn spawn(args: &[&str], stdio: impl Fn() -> Stdio) -> Self {
-        let place = TempDir::new().expect("a directory");
-        std::fs::write(place.path().join("guest"), elf()).expect("a file");
-        let prefix = format!("{}/", place.path().display());
-        let all = ["run", "--memory", "32M", "--kernel", "@guest"].iter().chain(args);
-        let child = Command::new(env!("CARGO_BIN_EXE_zvmm"))
-            .args(all.map(|arg| arg.replace('@', &prefix)))
-            .stdin(stdio())
-            .stdout(stdio())
-            .spawn()
-            .expect("the binary runs");
+        let place = place();
+        let child = command(&place, args).stdin(stdio()).stdout(stdio()).spawn().expect("the binary runs");
         Self { child, place }
     }
 
