@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod exit;
 pub mod hypervisor;
+pub mod machine;
 mod logging;
 pub mod run;
 pub mod vcpu;

@@ -9,7 +9,9 @@ use crate::control::{
     BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, Policy, QmpServer, Signals,
 };
 use crate::exit::Exit;
+use crate::hypervisor;
 use crate::logging;
+use crate::machine::{self, StartError};
 
 /// Why there is no guest, or no more.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +22,8 @@ enum RunError {
     Qmp(#[from] BindError),
     #[error("{0}")]
     Line(#[from] LineError),
-    #[error("this build has no machine to run a guest on")]
-    NoMachine,
+    #[error("{0}")]
+    Start(#[from] StartError),
 }
 
 impl RunError {
@@ -30,7 +32,7 @@ impl RunError {
             Self::System { .. } => Exit::HostFailed,
             Self::Qmp(error) => error.exit(),
             Self::Line(error) => error.exit(),
-            Self::NoMachine => Exit::HostLacks,
+            Self::Start(error) => error.exit(),
         }
     }
 }
@@ -75,7 +77,7 @@ fn start_and_serve(config: &VmConfig) -> Result<Exit, RunError> {
     Ok(exit)
 }
 
-/// The wiring point: `crate::machine::start(config, events)` belongs here.
-fn build(_config: &VmConfig, _events: EventSender) -> Result<Built, RunError> {
-    Err(RunError::NoMachine)
+fn build(config: &VmConfig, events: EventSender) -> Result<Built, StartError> {
+    let hypervisor = hypervisor::open()?;
+    machine::start(&*hypervisor, config, events)
 }

@@ -17,7 +17,17 @@ use devices::interrupt::{IrqLine, MsiSource};
 use devices::park::Parked;
 
 #[cfg(target_os = "linux")]
+#[path = "host/linux.rs"]
+mod host;
+
+#[cfg(target_os = "illumos")]
+#[path = "host/illumos.rs"]
+mod host;
+
+#[cfg(target_os = "linux")]
 pub mod kvm;
+
+pub use host::open;
 
 /// What went wrong between the process and the hypervisor. Every variant ends the guest or prevents its start; the
 /// message names the call and what to do.

@@ -1,0 +1,277 @@
+//! The few lines between the device model's seams and the host's services: neither knows the other.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use devices::GuestRam;
+use devices::legacy::clock::Clock;
+use devices::legacy::cmos::Cmos;
+use devices::legacy::pm::Pm;
+use devices::legacy::power::{PowerSink, ResetSource};
+use devices::legacy::uart::Uart;
+use devices::virtio::blk::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
+use devices::virtio::console::ConsoleBackend;
+use devices::virtio::net::{Header, NetBackend, NetError, Offloads, Received, Sent};
+use devices::virtio::queue::GuestRange;
+use devices::virtio::rng::{RngBackend, RngError};
+use devices::wake::Wake;
+use devices_host::event::Event;
+use devices_host::iovec::{FrameError, GuestRange as HostRange};
+use devices_host::pool::{Engine, EngineError, Op};
+use devices_host::tap::{HEADER_BYTES, Offloads as TapOffloads, Tap};
+
+use crate::control::{EventSender, MachineEvent, SerialPort, Timed};
+
+/// The host's clocks.
+pub struct HostClock;
+
+impl Clock for HostClock {
+    fn realtime(&self) -> (i64, u32) {
+        devices_host::clock::realtime()
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        devices_host::clock::monotonic_ns()
+    }
+}
+
+/// Tells the life cycle what the guest does to its power.
+pub struct PowerEvents(pub EventSender);
+
+impl PowerSink for PowerEvents {
+    fn power_off(&self) {
+        self.0.send(MachineEvent::GuestPowerOff);
+    }
+
+    fn reset(&self, source: ResetSource) {
+        let source = match source {
+            ResetSource::Port0Cf9 => "port 0xcf9",
+            ResetSource::Port92 => "port 0x92",
+            ResetSource::Keyboard => "keyboard controller",
+        };
+        self.0.send(MachineEvent::GuestReset { source });
+    }
+
+    fn panicked(&self) {
+        self.0.send(MachineEvent::GuestPanicked);
+    }
+}
+
+impl SerialPort for Uart {
+    fn take_output(&self, bytes: &mut [u8]) -> usize {
+        Uart::take_output(self, bytes)
+    }
+
+    fn push_input(&self, bytes: &[u8]) -> usize {
+        Uart::push_input(self, bytes)
+    }
+
+    fn push_break(&self) {
+        Uart::push_break(self);
+    }
+}
+
+impl Timed for Cmos {
+    fn deadline_ns(&self) -> Option<u64> {
+        self.next_deadline_ns()
+    }
+
+    fn tick(&self, _now_ns: u64) {
+        Cmos::tick(self);
+    }
+}
+
+impl Timed for Pm {
+    fn deadline_ns(&self) -> Option<u64> {
+        Pm::deadline_ns(self)
+    }
+
+    fn tick(&self, now_ns: u64) {
+        Pm::tick(self, now_ns);
+    }
+}
+
+fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
+    ranges.iter().map(|range| HostRange { address: range.addr, len: range.len })
+}
+
+/// A disk queue on the thread-pool engine.
+pub struct PoolDisk(pub Engine);
+
+impl BlkBackend<GuestRam> for PoolDisk {
+    fn has_room(&self) -> bool {
+        self.0.has_room()
+    }
+
+    fn submit(&mut self, _mem: &GuestRam, request: BlkRequest<'_>) -> Result<(), BlkError> {
+        let op = match request.op {
+            BlkOp::Read => Op::Read,
+            BlkOp::Write { durable } => Op::Write { durable },
+            BlkOp::Flush => Op::Flush,
+            BlkOp::Discard => Op::Discard,
+            BlkOp::WriteZeroes { unmap, durable } => Op::WriteZeroes { unmap, durable },
+        };
+        self.0.submit(request.token.0, op, request.offset_bytes, request.len_bytes, host_ranges(request.ranges));
+        Ok(())
+    }
+
+    fn commit(&mut self) {
+        self.0.commit();
+    }
+
+    fn poll(&mut self, _mem: &GuestRam, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
+        self.0.poll(|token, result| {
+            let result = result.map_err(|error| match error {
+                EngineError::Unsupported => BlkError::Unsupported,
+                EngineError::Host(errno) => BlkError::Host(errno),
+                EngineError::Short => BlkError::Short,
+                EngineError::Memory => BlkError::Memory,
+                EngineError::Cancelled => BlkError::Cancelled,
+            });
+            done(RequestToken(token), result);
+        });
+    }
+
+    fn cancel_all(&mut self) {
+        self.0.cancel_all();
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.in_flight()
+    }
+}
+
+/// A network link on a TAP device.
+pub struct TapLink(pub Tap);
+
+fn link_error(error: FrameError) -> Result<(), NetError> {
+    match error {
+        FrameError::Memory(_) => Err(NetError::Memory),
+        FrameError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        FrameError::Io(error) => Err(NetError::Host(error.raw_os_error().unwrap_or(libc::EIO))),
+    }
+}
+
+impl NetBackend<GuestRam> for TapLink {
+    fn send(&mut self, mem: &GuestRam, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError> {
+        match self.0.send(mem, header, host_ranges(frame)) {
+            Ok(_) => Ok(Sent::Done),
+            Err(error) => link_error(error).map(|()| Sent::WouldBlock),
+        }
+    }
+
+    fn receive(
+        &mut self,
+        mem: &GuestRam,
+        header: &mut Header,
+        into: &[GuestRange],
+        spill: &mut [u8],
+    ) -> Result<Received, NetError> {
+        match self.0.receive(mem, header, host_ranges(into), spill) {
+            Ok(len) => Ok(Received::Frame { len_bytes: len.saturating_sub(HEADER_BYTES) }),
+            Err(error) => link_error(error).map(|()| Received::WouldBlock),
+        }
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
+        let Offloads { csum, tso4, tso6, ecn } = offloads;
+        self.0
+            .set_offloads(TapOffloads { csum, tso4, tso6, ecn })
+            .map_err(|error| NetError::Host(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+}
+
+/// The host's random numbers.
+pub struct HostRandom;
+
+impl RngBackend for HostRandom {
+    fn fill(&mut self, buf: &mut [u8]) -> Result<(), RngError> {
+        devices_host::random::fill(buf).map_err(|error| RngError(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+}
+
+/// Bytes each way between a virtio console's worker and the main loop, at most. Whoever finds the other way full waits
+/// for a wake-up.
+const PIPE_BYTES: usize = 16 << 10;
+
+/// A virtio console's line between its worker and the main loop.
+pub struct ConsolePipe {
+    ways: Mutex<Ways>,
+    main: Arc<dyn Wake>,
+    worker: Arc<Event>,
+}
+
+#[derive(Default)]
+struct Ways {
+    from_guest: VecDeque<u8>,
+    to_guest: VecDeque<u8>,
+}
+
+impl ConsolePipe {
+    /// An empty line: `main` is woken for output and for room, `worker` for input and for room.
+    pub fn new(main: Arc<dyn Wake>, worker: Arc<Event>) -> Arc<Self> {
+        Arc::new(Self { ways: Mutex::default(), main, worker })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ways> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn put(way: &mut VecDeque<u8>, bytes: &[u8]) -> usize {
+    let taken = bytes.len().min(PIPE_BYTES - way.len());
+    way.extend(&bytes[..taken]);
+    taken
+}
+
+fn take(way: &mut VecDeque<u8>, into: &mut [u8]) -> usize {
+    let taken = into.len().min(way.len());
+    for (slot, byte) in into.iter_mut().zip(way.drain(..taken)) {
+        *slot = byte;
+    }
+    taken
+}
+
+/// The worker's end.
+pub struct ConsoleEnd(pub Arc<ConsolePipe>);
+
+impl ConsoleBackend for ConsoleEnd {
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        let taken = put(&mut self.0.lock().from_guest, bytes);
+        self.0.main.wake();
+        taken
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> usize {
+        let mut ways = self.0.lock();
+        let was_full = ways.to_guest.len() == PIPE_BYTES;
+        let taken = take(&mut ways.to_guest, buf);
+        drop(ways);
+        if was_full {
+            self.0.main.wake();
+        }
+        taken
+    }
+}
+
+impl SerialPort for ConsolePipe {
+    fn take_output(&self, bytes: &mut [u8]) -> usize {
+        let mut ways = self.lock();
+        let was_full = ways.from_guest.len() == PIPE_BYTES;
+        let taken = take(&mut ways.from_guest, bytes);
+        drop(ways);
+        if was_full {
+            self.worker.wake();
+        }
+        taken
+    }
+
+    fn push_input(&self, bytes: &[u8]) -> usize {
+        let taken = put(&mut self.lock().to_guest, bytes);
+        if taken > 0 {
+            self.worker.wake();
+        }
+        taken
+    }
+}

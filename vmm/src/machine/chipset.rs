@@ -1,0 +1,254 @@
+//! The parts every guest finds: PCI with its host bridge, power management, serial ports, clock, keyboard controller.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arch::layout::{AddressRange, MemoryLayout};
+use devices::bus::{Bus, BusDevice, BusError};
+use devices::legacy::cmos::Cmos;
+use devices::legacy::pm::{PM_PORTS, Pm, PmConfig};
+use devices::legacy::power::PowerSink;
+use devices::legacy::reset::ResetControl;
+use devices::legacy::uart::{UART_PORTS, Uart};
+use devices::pci::{
+    BarMapper, ConfigPorts, Ecam, InterruptPin, IntxPin, IntxRouter, PciAddress, PciBus, PciError, PciFunction,
+    Piix4Pm, SmbusHost, Windows, i440fx_host_bridge, i440fx_link, micro_host_bridge, piix3_isa_bridge, piix4_pm,
+};
+use devices::wake::Wake;
+use firmware::acpi::{AcpiConfig, IntxRoute};
+
+use super::adapters::HostClock;
+use crate::config::{Profile, VmConfig};
+use crate::control::Timed;
+use crate::hypervisor::Vm;
+
+/// First port and interrupt of COM1 to COM4.
+const COM: [(u64, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+
+/// Ports that BARs may take: above everything legacy, as qemu's machines do it.
+const PCI_PORTS: Range<u64> = 0xc000..0x1_0000;
+
+/// First port of the SMBus host of the PIIX4, where qemu has it.
+const SMBUS_BASE: u16 = 0x700;
+
+/// The interrupt of the real-time clock.
+const RTC_GSI: u32 = 8;
+
+/// Why the chipset cannot be put together: only a defect leads here, or two settings that claim one port.
+#[derive(Debug, thiserror::Error)]
+pub enum ChipsetError {
+    /// Two devices claim one address.
+    #[error("{0}")]
+    Bus(#[from] BusError),
+    /// PCI refused something.
+    #[error("{0}")]
+    Pci(#[from] PciError),
+}
+
+/// The chipset, wired to its buses.
+pub struct Chipset {
+    /// Port I/O.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub memory: Arc<Bus>,
+    /// PCI bus 0.
+    pub pci: Arc<PciBus>,
+    /// Places BARs.
+    pub mapper: Arc<BarMapper>,
+    /// The UARTs of COM1 to COM4.
+    pub com: [Option<Arc<Uart>>; 4],
+    /// What has deadlines.
+    pub timers: Vec<Arc<dyn Timed>>,
+    pm: Arc<Pm>,
+    cmos: Option<Arc<Cmos>>,
+    config_ports: Option<Arc<ConfigPorts>>,
+    reset_control: Arc<ResetControl>,
+    intx: Arc<IntxRouter>,
+}
+
+/// What the tables have to say about the machine: the one description both they and the wiring below follow.
+pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout) -> AcpiConfig {
+    let vcpus = config.cpus.count;
+    let base = match config.profile {
+        Profile::I440fx => AcpiConfig::i440fx(vcpus, layout),
+        Profile::Micro => AcpiConfig::micro(vcpus, layout),
+    };
+    AcpiConfig { com: std::array::from_fn(|port| config.serials[port].is_some()), ps2: false, ..base }
+}
+
+impl Chipset {
+    /// Builds the chipset that `acpi` describes.
+    pub fn build(
+        config: &VmConfig,
+        acpi: &AcpiConfig,
+        layout: &MemoryLayout,
+        vm: &dyn Vm,
+        power: &Arc<dyn PowerSink>,
+        main: &Arc<dyn Wake>,
+    ) -> Result<Self, ChipsetError> {
+        let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let pci = Arc::new(PciBus::new());
+        let range = |range: AddressRange| range.start..range.end();
+        let windows =
+            Windows { io: PCI_PORTS, mem32: range(acpi.mmio32), mem64: acpi.mmio64.map(range), prefer_mem64: false };
+        let mapper = Arc::new(BarMapper::new(ports.clone(), memory.clone(), windows)?);
+
+        let links = intx_links(&acpi.intx);
+        let lines = links.iter().copied().collect::<std::collections::BTreeSet<u32>>();
+        let intx = IntxRouter::new(lines.into_iter().map(|gsi| (gsi, vm.irq_line(gsi))).collect(), links);
+
+        let reset_control = Arc::new(ResetControl::new(power.clone()));
+        let pm = Arc::new(Pm::new(
+            PmConfig {
+                timer_32_bits: acpi.pm.timer.is_some_and(|timer| timer.wide),
+                s5_sleep_type: acpi.pm.s5_type,
+                gpe0_bytes: acpi.pm.gpe0.map_or(4, |gpe| gpe.len),
+                smi: None,
+            },
+            Arc::new(HostClock),
+            vm.irq_line(acpi.pm.sci_irq.into()),
+            power.clone(),
+            main.clone(),
+        ));
+        ports.insert(acpi.pm.event_port.into(), PM_PORTS, pm.clone())?;
+
+        let mut chipset = Self {
+            ports,
+            memory,
+            pci,
+            mapper,
+            com: Default::default(),
+            timers: vec![pm.clone()],
+            pm,
+            cmos: None,
+            config_ports: None,
+            reset_control,
+            intx,
+        };
+        chipset.add_pci(config.profile, acpi)?;
+        chipset.add_com(config, vm, main)?;
+        if acpi.rtc {
+            chipset.add_cmos(layout, vm, main)?;
+        }
+        Ok(chipset)
+    }
+
+    fn add_pci(&mut self, profile: Profile, acpi: &AcpiConfig) -> Result<(), ChipsetError> {
+        if let Some(ecam) = acpi.ecam {
+            self.memory.insert(ecam.start, ecam.len, Arc::new(Ecam::new(self.pci.clone())))?;
+        }
+        match profile {
+            Profile::I440fx => {
+                let config_ports = Arc::new(ConfigPorts::new(self.pci.clone(), self.reset_control.clone()));
+                self.ports.insert(ConfigPorts::BASE, ConfigPorts::LEN, config_ports.clone())?;
+                self.config_ports = Some(config_ports);
+                let bases = Piix4Pm { pm_base: acpi.pm.event_port, smbus_base: SMBUS_BASE };
+                self.ports.insert(SMBUS_BASE.into(), SmbusHost::LEN, Arc::new(SmbusHost::new()))?;
+                self.add_function(0, 0, "host bridge", Arc::new(i440fx_host_bridge()))?;
+                self.add_function(1, 0, "isa bridge", Arc::new(piix3_isa_bridge(self.intx.clone())))?;
+                self.add_function(1, 3, "power management", Arc::new(piix4_pm(bases)))?;
+            }
+            Profile::Micro => {
+                self.ports.insert(acpi.reset.port.into(), 1, self.reset_control.clone())?;
+                self.add_function(0, 0, "host bridge", Arc::new(micro_host_bridge()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_function(
+        &self,
+        device: u8,
+        function: u8,
+        name: &str,
+        what: Arc<dyn PciFunction>,
+    ) -> Result<(), ChipsetError> {
+        Ok(self.pci.add(PciAddress::new(device, function)?, name, what)?)
+    }
+
+    fn add_com(&mut self, config: &VmConfig, vm: &dyn Vm, main: &Arc<dyn Wake>) -> Result<(), ChipsetError> {
+        for (index, (base, gsi)) in COM.into_iter().enumerate() {
+            if config.serials[index].is_some() {
+                let uart = Arc::new(Uart::new(vm.irq_line(gsi), main.clone()));
+                self.ports.insert(base, UART_PORTS, uart.clone())?;
+                self.com[index] = Some(uart);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_cmos(&mut self, layout: &MemoryLayout, vm: &dyn Vm, main: &Arc<dyn Wake>) -> Result<(), ChipsetError> {
+        let high = layout.high_ram().map_or(0, |range| range.len);
+        let line = vm.irq_line(RTC_GSI);
+        let cmos = Arc::new(Cmos::new(Arc::new(HostClock), line, main.clone(), layout.low_ram_end(), high));
+        self.ports.insert(0x70, 2, cmos.clone())?;
+        self.timers.push(cmos.clone());
+        self.cmos = Some(cmos);
+        Ok(())
+    }
+
+    /// Adds a port device that belongs to no profile.
+    pub fn add_port_device(&self, port: u16, len: u64, device: Arc<dyn BusDevice>) -> Result<(), ChipsetError> {
+        Ok(self.ports.insert(port.into(), len, device)?)
+    }
+
+    /// INTA# of the device in `slot`: its input, and the GSI that guests find in its interrupt line register.
+    pub fn interrupt_pin(&self, slot: PciAddress) -> (InterruptPin, IntxPin, u8) {
+        let pin = InterruptPin::A;
+        let link = i440fx_link(slot, pin);
+        let gsi = self.intx.gsi(link).and_then(|gsi| u8::try_from(gsi).ok()).unwrap_or(u8::MAX);
+        (pin, self.intx.input(link), gsi)
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        if !self.pm.press_power_button() {
+            log::info!("the guest does not listen to its power button yet");
+        }
+    }
+
+    /// Back to the state after power-on, PCI aside. All vCPUs are out.
+    pub fn reset_legacy(&self) {
+        self.pm.reset();
+        self.reset_control.reset();
+        if let Some(ports) = &self.config_ports {
+            ports.set_address(0);
+        }
+        if let Some(cmos) = &self.cmos {
+            cmos.reset();
+        }
+        for uart in self.com.iter().flatten() {
+            uart.reset();
+        }
+    }
+}
+
+/// The GSI of each PIRQ link, read back from the routing table the guest gets.
+fn intx_links(routes: &[IntxRoute]) -> [u32; 4] {
+    let mut links = [0; 4];
+    for route in routes {
+        let pin = [InterruptPin::A, InterruptPin::B, InterruptPin::C, InterruptPin::D][usize::from(route.pin & 3)];
+        if let Ok(slot) = PciAddress::new(route.device, 0) {
+            links[i440fx_link(slot, pin)] = route.gsi;
+        }
+    }
+    links
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wiring_follows_the_routing_table_for_every_device_and_pin() {
+        let gsis = [10, 10, 11, 11];
+        let routes = IntxRoute::i440fx(gsis);
+        let links = intx_links(&routes);
+        assert_eq!(links, gsis);
+        for route in routes {
+            let pin = [InterruptPin::A, InterruptPin::B, InterruptPin::C, InterruptPin::D][usize::from(route.pin)];
+            let slot = PciAddress::new(route.device, 0).unwrap();
+            assert_eq!(links[i440fx_link(slot, pin)], route.gsi, "device {} pin {}", route.device, route.pin);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Assembles memory, chipset, devices and vCPUs from a [`VmConfig`], and drives them together.
+
+mod adapters;
+mod chipset;
+mod image;
+mod stats;
+mod virtio;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use arch::cpu::{CpuModel, CpuidOptions, CpuidTemplate, Topology};
+use arch::layout::{self, MemoryLayout};
+use devices::legacy::power::PowerSink;
+use devices::park::Parked;
+use devices::wake::Wake;
+use devices_host::ram::{Pages, RamOptions};
+use firmware::acpi::build_acpi;
+use firmware::smbios::{SmbiosConfig, SystemInfo, build_smbios};
+
+use self::adapters::PowerEvents;
+use self::chipset::Chipset;
+use self::image::KernelImage;
+use self::virtio::{BuildError, Builder, Device, HostDevices};
+use crate::config::{HugePages, VmConfig, system_text};
+use crate::control::{Built, EventSender, Machine as MachineControl, MachineEvent, SerialPort};
+use crate::exit::Exit;
+use crate::hypervisor::{Hypervisor, HypervisorError, Vcpu, VcpuStart, Vm, VmSpec};
+use crate::vcpu::{self, Gate, VcpuCounters, VcpuEvent, VcpuIo, VcpuOwner};
+
+/// Why a machine cannot be started: one line for the user, and how the process ends.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration asks for something that cannot be.
+    #[error("{0}")]
+    Config(String),
+    /// The hypervisor.
+    #[error("{0}")]
+    Hypervisor(#[from] HypervisorError),
+    /// A device of the host, or a call.
+    #[error("{0}")]
+    Host(String),
+}
+
+impl StartError {
+    /// How the process ends for it.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) => Exit::Config,
+            Self::Hypervisor(HypervisorError::Unavailable(_) | HypervisorError::MissingCapability { .. }) => {
+                Exit::HostLacks
+            }
+            Self::Hypervisor(_) | Self::Host(_) => Exit::HostFailed,
+        }
+    }
+}
+
+impl From<BuildError> for StartError {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Config(line) => Self::Config(line),
+            other => Self::Host(other.to_string()),
+        }
+    }
+}
+
+/// One guest and everything it runs on.
+struct Machine {
+    gate: Arc<Gate>,
+    vm: Arc<dyn Vm>,
+    chipset: Chipset,
+    devices: Vec<Device>,
+    image: KernelImage,
+    tables: image::Tables,
+    rsdp: u64,
+    has_ecam: bool,
+    counters: Vec<Arc<VcpuCounters>>,
+    events: EventSender,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Builds the machine of a configuration that was checked. Everything that can be refused is, before guest memory
+/// exists. The guest waits for [`MachineControl::resume`].
+pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender) -> Result<Built, StartError> {
+    let bad = |error: &dyn std::fmt::Display| StartError::Config(error.to_string());
+    let host = hypervisor.capabilities();
+    if u32::from(config.cpus.count) > host.max_vcpus {
+        let line = format!("cpus: {} has at most {} vCPUs", host.name, host.max_vcpus);
+        return Err(StartError::Config(line));
+    }
+    let split = config.memory.low_split_bytes.unwrap_or(layout::LOW_RAM_END);
+    let layout = MemoryLayout::with_split(config.memory.size_bytes, host.phys_bits, split)
+        .map_err(|error| bad(&format_args!("memory: {error}")))?;
+    let image = KernelImage::open(&config.boot, &layout).map_err(StartError::Config)?;
+    let (cpuid, topology) = cpuid(hypervisor, config, &layout).map_err(|error| bad(&format_args!("cpus: {error}")))?;
+    let host_devices = HostDevices::open(config).map_err(StartError::Host)?;
+
+    devices_host::thread::install_kick_handler()
+        .map_err(|error| StartError::Host(format!("cannot install a signal handler: {}", system_text(&error))))?;
+    let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
+    let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| bad(&format_args!("cpus: {error}")))?;
+    let vcpus =
+        (0..config.cpus.count).map(|id| vm.create_vcpu(id, &cpuid.for_vcpu(id))).collect::<Result<Vec<_>, _>>()?;
+
+    let main: Arc<dyn Wake> = Arc::new(events.clone());
+    let power: Arc<dyn PowerSink> = Arc::new(PowerEvents(events.clone()));
+    let acpi = chipset::acpi_config(config, &layout);
+    let chipset = Chipset::build(config, &acpi, &layout, &*vm, &power, &main).map_err(BuildError::from)?;
+    let mut builder = Builder { vm: &*vm, chipset: &chipset, profile: config.profile, devices: Vec::new() };
+    let console = builder.all(config, host_devices, &main)?;
+    let devices = builder.devices;
+
+    let acpi_tables = build_acpi(&acpi, layout::ACPI_TABLES);
+    let smbios = smbios(config, &cpuid, topology, &layout).map_err(|error| bad(&error))?;
+    let tables = acpi_tables.blobs.into_iter().chain(smbios).collect();
+
+    let mut ports: Vec<(&'static str, Arc<dyn SerialPort>)> = Vec::new();
+    for (name, uart) in ["com1", "com2", "com3", "com4"].into_iter().zip(&chipset.com) {
+        if let Some(uart) = uart {
+            ports.push((name, uart.clone()));
+        }
+    }
+    if let Some(console) = console {
+        ports.push(("console", console));
+    }
+    let timers = chipset.timers.clone();
+
+    let machine = Arc::new(Machine {
+        gate: Gate::new(vcpus.len()),
+        vm,
+        chipset,
+        devices,
+        image,
+        tables,
+        rsdp: acpi_tables.rsdp_gpa,
+        has_ecam: acpi.ecam.is_some(),
+        counters: vcpus.iter().map(|_| Arc::default()).collect(),
+        events,
+        threads: Mutex::default(),
+    });
+    let boot = machine.place_image(false)?;
+    machine.start_vcpus(vcpus, boot, cpuid.vendor(), &config.cpus.pin)?;
+    Ok(Built { machine, ports, timers })
+}
+
+/// The CPUID table, lacking only what is known once the VM exists.
+struct Cpuid {
+    host: Vec<arch::cpu::CpuidEntry>,
+    model: CpuModel,
+    topology: Topology,
+    options: CpuidOptions,
+}
+
+impl Cpuid {
+    fn with_tsc(mut self, tsc_khz: Option<u32>) -> Result<CpuidTemplate, arch::cpu::CpuError> {
+        self.options.tsc_khz = tsc_khz;
+        CpuidTemplate::new(&self.host, &self.model, &self.topology, &self.options)
+    }
+}
+
+fn cpuid(hypervisor: &dyn Hypervisor, config: &VmConfig, layout: &MemoryLayout) -> Result<(Cpuid, Topology), String> {
+    let host = hypervisor.capabilities();
+    let text = |error: arch::cpu::CpuError| error.to_string();
+    let hide_clock = if config.kvmclock { "" } else { ",-kvmclock" };
+    let model: CpuModel = format!("{}{hide_clock}", config.cpus.model).parse().map_err(text)?;
+    let wanted = config.cpus.topology();
+    let topology = Topology::with(wanted.sockets.into(), wanted.cores.into(), wanted.threads.into()).map_err(text)?;
+    let options = CpuidOptions {
+        tsc_khz: None,
+        apic_timer_hz: host.apic_timer_hz,
+        hypervisor: host.hypervisor_leaves,
+        x2apic: host.x2apic,
+        tsc_deadline: host.tsc_deadline,
+        phys_bits: layout.phys_bits(),
+    };
+    let host = hypervisor.supported_cpuid().map_err(|error| error.to_string())?;
+    // Tried here, so that a model this host cannot run is refused before there is guest memory.
+    CpuidTemplate::new(&host, &model, &topology, &options).map_err(text)?;
+    Ok((Cpuid { host, model, topology, options }, topology))
+}
+
+fn vm_spec(config: &VmConfig, layout: &MemoryLayout) -> VmSpec {
+    let memory = &config.memory;
+    let pages = match memory.huge_pages {
+        None => Pages::Transparent,
+        Some(HugePages::Size2M) => Pages::Huge2M,
+        Some(HugePages::Size1G) => Pages::Huge1G,
+    };
+    VmSpec {
+        ram: layout.ram().iter().map(|range| (range.gpa, range.len)).collect(),
+        ram_options: RamOptions {
+            shared: memory.shared,
+            pages,
+            prealloc_threads: if memory.prealloc { config.cpus.count.into() } else { 0 },
+            lock: memory.lock,
+            numa_node: memory.numa_node,
+            dump: false,
+        },
+    }
+}
+
+fn smbios(
+    config: &VmConfig,
+    cpuid: &CpuidTemplate,
+    topology: Topology,
+    layout: &MemoryLayout,
+) -> Result<image::Tables, firmware::smbios::SmbiosError> {
+    let leaf1 = cpuid.for_vcpu(0).into_iter().find(|entry| entry.function == 1).unwrap_or_default();
+    let strings = config.smbios.clone();
+    let system = SystemInfo {
+        manufacturer: strings.manufacturer,
+        product: strings.product,
+        version: strings.version,
+        serial: strings.serial,
+        uuid: config.uuid.map(|uuid| uuid.0),
+        sku: strings.sku,
+        family: strings.family,
+    };
+    let processor_id = (leaf1.eax, leaf1.edx);
+    let config = SmbiosConfig { system, topology, processor_id, ram: layout.ram() };
+    Ok(build_smbios(&config, layout::SMBIOS_TABLES)?.blobs)
+}
+
+impl Machine {
+    fn place_image(&self, reused_memory: bool) -> Result<VcpuStart, StartError> {
+        self.image.place(self.vm.ram(), &self.tables, self.rsdp, self.has_ecam, reused_memory).map_err(StartError::Host)
+    }
+
+    fn start_vcpus(
+        self: &Arc<Self>,
+        vcpus: Vec<Box<dyn Vcpu>>,
+        boot: VcpuStart,
+        vendor: arch::msr::Vendor,
+        pin: &[usize],
+    ) -> Result<(), StartError> {
+        let mut start = Some(boot);
+        for (id, vcpu) in (0u8..).zip(vcpus) {
+            let index = usize::from(id);
+            let machine = self.clone();
+            let start = start.take().unwrap_or(VcpuStart::WaitForSipi);
+            let cpus: Vec<usize> = pin.get(index).copied().into_iter().collect();
+            let body = move || {
+                if let Err(error) = devices_host::thread::unblock_kick() {
+                    let what = format!("vcpu{id}: cannot unblock a signal: {}", system_text(&error));
+                    machine.events.send(MachineEvent::HostError { what });
+                    return;
+                }
+                let (ports, memory) = (machine.chipset.ports.clone(), machine.chipset.memory.clone());
+                let mut io = VcpuIo::new(ports, memory, vendor, machine.counters[index].clone());
+                let owner = Owner { id, machine: &machine };
+                vcpu::run(id, vcpu, start, &machine.gate, &owner, &mut io);
+            };
+            let thread = devices_host::thread::spawn(&format!("vcpu{id}"), &cpus, body).map_err(|error| {
+                StartError::Host(format!("vcpu{id}: cannot start its thread: {}", system_text(&error)))
+            })?;
+            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+        Ok(())
+    }
+}
+
+/// The machine as one of its vCPU threads sees it.
+struct Owner<'a> {
+    id: u8,
+    machine: &'a Machine,
+}
+
+impl VcpuOwner for Owner<'_> {
+    fn event(&self, event: VcpuEvent) {
+        self.machine.events.send(match event {
+            VcpuEvent::TripleFault => MachineEvent::TripleFault { vcpu: self.id },
+            VcpuEvent::Reset => MachineEvent::GuestReset { source: "hypervisor" },
+            VcpuEvent::PowerOff => MachineEvent::GuestPowerOff,
+            VcpuEvent::Failed(error) => MachineEvent::HostError { what: error.to_string() },
+        });
+    }
+
+    fn reset(&self, wait: &dyn Fn(&Parked) -> bool) -> Result<VcpuStart, HypervisorError> {
+        let machine = self.machine;
+        for token in machine.chipset.pci.reset() {
+            if !wait(&token) {
+                // Stopping: the state no longer matters, nobody will run it.
+                return Ok(VcpuStart::WaitForSipi);
+            }
+        }
+        machine.chipset.reset_legacy();
+        machine.vm.reset_irqchip()?;
+        let start = machine
+            .place_image(true)
+            .map_err(|error| HypervisorError::Vcpu { vcpu: self.id, what: format!("reset: {error}") })?;
+        machine.events.send(MachineEvent::ResetDone);
+        Ok(start)
+    }
+}
+
+impl MachineControl for Machine {
+    fn pause(&self) {
+        self.gate.pause();
+        for device in &self.devices {
+            device.workers.pause(Parked::new());
+        }
+    }
+
+    fn resume(&self) {
+        for device in &self.devices {
+            device.workers.resume();
+        }
+        self.gate.resume();
+    }
+
+    fn press_power_button(&self) {
+        self.chipset.press_power_button();
+    }
+
+    fn reset(&self) {
+        self.gate.reset();
+    }
+
+    fn stop(&self) {
+        self.gate.stop();
+    }
+
+    fn join(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("a vCPU thread ended by a panic");
+            }
+        }
+        for device in &self.devices {
+            device.workers.join();
+        }
+    }
+
+    fn inject_nmi(&self, vcpu: u8) {
+        self.gate.inject_nmi(vcpu.into());
+    }
+
+    fn stats(&self) -> serde_json::Value {
+        stats::snapshot(&self.counters, &self.devices, self.gate.resets())
+    }
+}

@@ -1,0 +1,306 @@
+//! Builds the virtio devices of a configuration: device, back end, workers, PCI function.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::pci::{PciAddress, PciError};
+use devices::virtio::VirtioDevice;
+use devices::virtio::blk::{BlkConfig, BlkDevice, EraseLimits, SECTOR_BYTES};
+use devices::virtio::console::ConsoleDevice;
+use devices::virtio::counters::QueueCounters;
+use devices::virtio::net::{NetConfig as LinkConfig, NetDevice};
+use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
+use devices::virtio::rng::RngDevice;
+use devices::wake::Wake;
+use devices_host::disk::Disk;
+use devices_host::event::Event;
+use devices_host::pool::{Engine, EngineOptions, MAX_THREADS};
+use devices_host::tap::Tap;
+
+use super::adapters::{ConsoleEnd, ConsolePipe, HostRandom, PoolDisk, TapLink};
+use super::chipset::{Chipset, ChipsetError};
+use crate::config::{DiskConfig, NetConfig, Profile, Slot, VmConfig};
+use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
+use crate::worker::{DeviceWorkers, WorkerSpec};
+
+/// Threads of one disk's engine, shared out among its queues.
+const DISK_THREADS: usize = 8;
+
+/// Most sectors of one DISCARD or WRITE_ZEROES request: 1 GiB, so that one request cannot keep a worker for long.
+const ERASE_SECTORS: u32 = 1 << 21;
+
+/// What a device needs of the host, opened before any guest memory exists.
+pub struct HostDevices {
+    disks: Vec<Arc<Disk>>,
+    taps: Vec<Tap>,
+}
+
+/// A device of the running machine, for pause, stop and statistics.
+pub struct Device {
+    /// Name in logs and counters.
+    pub id: String,
+    /// `disk`, `net`, `rng` or `console`.
+    pub kind: &'static str,
+    /// Its queues' threads.
+    pub workers: Arc<DeviceWorkers>,
+    /// Counters by queue.
+    pub queues: Vec<Arc<QueueCounters>>,
+}
+
+/// Why a device cannot be built once its host side is open.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The host is out of something.
+    #[error("{id}: {what}: {}", crate::config::system_text(.source))]
+    Host {
+        /// The device.
+        id: String,
+        /// What was asked for.
+        what: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// PCI has no place for it.
+    #[error("{id}: {source}")]
+    Pci {
+        /// The device.
+        id: String,
+        /// Why.
+        source: PciError,
+    },
+}
+
+impl HostDevices {
+    /// Opens every disk and TAP of the configuration; the error is one line that names the device.
+    pub fn open(config: &VmConfig) -> Result<Self, String> {
+        let disks = config
+            .disks
+            .iter()
+            .map(|disk| {
+                Disk::open(&disk.id, &disk.path, disk.read_only).map(Arc::new).map_err(|error| error.to_string())
+            })
+            .collect::<Result<_, _>>()?;
+        let taps = config
+            .nets
+            .iter()
+            .map(|net| Tap::open(&net.tap).map_err(|error| format!("{}: {error}", net.id)))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { disks, taps })
+    }
+}
+
+/// Puts devices on the PCI bus of a machine.
+pub struct Builder<'a> {
+    pub vm: &'a dyn Vm,
+    pub chipset: &'a Chipset,
+    pub profile: Profile,
+    pub devices: Vec<Device>,
+}
+
+impl Builder<'_> {
+    /// A disk, with a worker and an engine a queue.
+    pub fn disk(&mut self, config: &DiskConfig, disk: Arc<Disk>, slot: Slot, vcpus: u8) -> Result<(), DeviceError> {
+        let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
+        let queues = config.queue_count(vcpus);
+        let erase = disk.can_discard().then_some(EraseLimits { max_sectors: ERASE_SECTORS, alignment_sectors: 8 });
+        let device = BlkDevice::new(BlkConfig {
+            capacity_sectors: disk.size_bytes() / SECTOR_BYTES,
+            block_bytes: disk.logical_block_bytes(),
+            physical_block_bytes: disk.logical_block_bytes().max(4096),
+            read_only: disk.is_read_only(),
+            serial: config.serial.clone().unwrap_or_else(|| config.id.clone()),
+            queue_size: config.queue_size,
+            queues,
+            discard: erase,
+            write_zeroes: (!disk.is_read_only())
+                .then_some(EraseLimits { max_sectors: ERASE_SECTORS, alignment_sectors: 8 }),
+            config_wce: true,
+        });
+        let ram = Arc::new(self.vm.ram().clone());
+        let options = EngineOptions {
+            threads: (DISK_THREADS / usize::from(queues)).clamp(1, MAX_THREADS),
+            depth: usize::from(config.queue_size),
+            inline_single: true,
+            cpus: Vec::new(),
+        };
+        let mut specs = Vec::new();
+        let mut counters = Vec::new();
+        for queue in 0..queues {
+            let name = format!("{}-q{queue}", config.id);
+            let wake = Arc::new(Event::new().map_err(host("cannot create a wake-up"))?);
+            let engine = Engine::start(&name, disk.clone(), ram.clone(), wake.clone(), &options)
+                .map_err(host("cannot start its threads"))?;
+            let count = Arc::new(QueueCounters::default());
+            let worker = device.worker(queue, PoolDisk(engine), count.clone());
+            counters.push(count);
+            specs.push(WorkerSpec { name, worker: Box::new(worker), wake, backend_fd: None });
+        }
+        self.add("disk", &config.id, Arc::new(device), specs, counters, slot)
+    }
+
+    /// A network interface: one worker to send and one to receive, as two directions of one link never wait for each
+    /// other.
+    pub fn net(&mut self, config: &NetConfig, tap: Tap, slot: Slot) -> Result<(), DeviceError> {
+        let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
+        let device =
+            NetDevice::new(LinkConfig { mac: config.mac.0, mtu: None, offloads: true, queue_size: config.queue_size });
+        let counters: Vec<_> = (0..2).map(|_| Arc::new(QueueCounters::default())).collect();
+        let sender = tap.try_clone().map_err(host("cannot open its TAP device twice"))?;
+        let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
+        let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
+        let specs = vec![
+            WorkerSpec {
+                name: format!("{}-rx", config.id),
+                worker: Box::new(device.rx_worker(TapLink(tap), counters[0].clone())),
+                wake: event()?,
+                backend_fd: Some(rx_fd),
+            },
+            WorkerSpec {
+                name: format!("{}-tx", config.id),
+                worker: Box::new(device.tx_worker(TapLink(sender), counters[1].clone())),
+                wake: event()?,
+                backend_fd: Some(tx_fd),
+            },
+        ];
+        self.add("net", &config.id, Arc::new(device), specs, counters, slot)
+    }
+
+    /// An entropy source.
+    pub fn rng(&mut self, slot: Slot) -> Result<(), DeviceError> {
+        let counters = Arc::new(QueueCounters::default());
+        let spec = WorkerSpec {
+            name: "rng".into(),
+            worker: Box::new(RngDevice.worker(HostRandom, counters.clone())),
+            wake: event("rng")?,
+            backend_fd: None,
+        };
+        self.add("rng", "rng", Arc::new(RngDevice), vec![spec], vec![counters], slot)
+    }
+
+    /// A console with one port; the main loop's end of it is returned.
+    pub fn console(&mut self, slot: Slot, main: Arc<dyn Wake>) -> Result<Arc<ConsolePipe>, DeviceError> {
+        let wake = event("console")?;
+        let pipe = ConsolePipe::new(main, wake.clone());
+        let counters: Vec<_> = (0..2).map(|_| Arc::new(QueueCounters::default())).collect();
+        let device = ConsoleDevice::new(None);
+        let worker = device.worker(ConsoleEnd(pipe.clone()), counters[0].clone(), counters[1].clone());
+        let spec = WorkerSpec { name: "console".into(), worker: Box::new(worker), wake, backend_fd: None };
+        self.add("console", "console", Arc::new(device), vec![spec], counters, slot)?;
+        Ok(pipe)
+    }
+
+    fn add(
+        &mut self,
+        kind: &'static str,
+        id: &str,
+        device: Arc<dyn VirtioDevice>,
+        specs: Vec<WorkerSpec>,
+        queues: Vec<Arc<QueueCounters>>,
+        slot: Slot,
+    ) -> Result<(), DeviceError> {
+        let pci = |source| DeviceError::Pci { id: id.to_owned(), source };
+        let slot = PciAddress::new(slot.device, slot.function).map_err(pci)?;
+        let workers = DeviceWorkers::spawn(self.vm.ram(), specs).map_err(|source| DeviceError::Host {
+            id: id.to_owned(),
+            what: "cannot start a thread",
+            source,
+        })?;
+        let (pin, intx, interrupt_line) = self.chipset.interrupt_pin(slot);
+        let function = VirtioPci::new(VirtioPciParts {
+            name: id.to_owned(),
+            msix: (0..=queues.len()).map(|_| self.vm.msi_source()).collect(),
+            device,
+            runner: workers.clone(),
+            intx: Arc::new(intx),
+            pin,
+            interrupt_line,
+            doorbells: KernelDoorbells::new(id, self.vm.doorbells(), workers.clone()),
+            slot,
+            mapper: self.chipset.mapper.clone(),
+            legacy: self.profile == Profile::I440fx,
+        })
+        .map_err(pci)?;
+        self.chipset.pci.add(slot, id, function).map_err(pci)?;
+        self.devices.push(Device { id: id.to_owned(), kind, workers, queues });
+        Ok(())
+    }
+
+    /// All devices of `config`, in the slots its plan says.
+    pub fn all(
+        &mut self,
+        config: &VmConfig,
+        host: HostDevices,
+        main: &Arc<dyn Wake>,
+    ) -> Result<Option<Arc<ConsolePipe>>, BuildError> {
+        let plan = config.slot_plan().map_err(|error| BuildError::Config(error.to_string()))?;
+        for ((disk, opened), slot) in config.disks.iter().zip(host.disks).zip(&plan.disks) {
+            self.disk(disk, opened, *slot, config.cpus.count)?;
+        }
+        for ((net, tap), slot) in config.nets.iter().zip(host.taps).zip(&plan.nets) {
+            self.net(net, tap, *slot)?;
+        }
+        if let Some(slot) = plan.rng {
+            self.rng(slot)?;
+        }
+        plan.console.map(|slot| self.console(slot, main.clone())).transpose().map_err(BuildError::Device)
+    }
+}
+
+/// Why the machine's devices cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A slot that the check did not catch.
+    #[error("{0}")]
+    Config(String),
+    /// A device.
+    #[error("{0}")]
+    Device(#[from] DeviceError),
+    /// The chipset.
+    #[error("{0}")]
+    Chipset(#[from] ChipsetError),
+}
+
+fn event(id: &str) -> Result<Arc<Event>, DeviceError> {
+    Event::new().map(Arc::new).map_err(|source| DeviceError::Host {
+        id: id.to_owned(),
+        what: "cannot create a wake-up",
+        source,
+    })
+}
+
+/// Binds a device's doorbells to its workers' wake-ups where the hypervisor can; elsewhere the bus write kicks.
+struct KernelDoorbells {
+    id: String,
+    kernel: Option<Arc<dyn HardwareDoorbells>>,
+    workers: Arc<DeviceWorkers>,
+    bound: Mutex<Vec<(u16, DoorbellAddress)>>,
+}
+
+impl KernelDoorbells {
+    fn new(id: &str, kernel: Option<Arc<dyn HardwareDoorbells>>, workers: Arc<DeviceWorkers>) -> Arc<Self> {
+        Arc::new(Self { id: id.to_owned(), kernel, workers, bound: Mutex::default() })
+    }
+}
+
+impl Doorbells for KernelDoorbells {
+    fn place(&self, queue: u16, at: Option<Doorbell>) {
+        let (Some(kernel), Some(wake)) = (&self.kernel, self.workers.wake_of(queue)) else { return };
+        let fd = wake.as_raw_fd();
+        let warn = |error| log::warn!("{}: doorbell of queue {queue}: {error}; it goes through the process", self.id);
+        let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = bound.iter().position(|(bound, _)| *bound == queue) {
+            let (_, address) = bound.swap_remove(index);
+            kernel.unbind(address, fd).unwrap_or_else(warn);
+        }
+        let address = match at {
+            None => return,
+            Some(Doorbell::Mmio { address, .. }) => DoorbellAddress::Mmio(address),
+            Some(Doorbell::Pio { port, datamatch }) => DoorbellAddress::Pio { port, value: datamatch },
+        };
+        match kernel.bind(address, fd) {
+            Ok(()) => bound.push((queue, address)),
+            Err(error) => warn(error),
+        }
+    }
+}
