@@ -64,10 +64,21 @@ pub struct Queue {
     stretch: Option<(u64, u64)>,
 }
 
-/// What a walk over a chain has added up.
+/// A table of descriptors, and where a chain enters it.
+#[derive(Clone, Copy)]
+struct Table {
+    addr: u64,
+    entries: u16,
+    first: u16,
+    indirect: bool,
+}
+
+/// What walking a chain has found so far.
 #[derive(Default)]
-struct Shape {
+struct Walked {
+    ranges: Vec<GuestRange>,
     descriptors: u16,
+    /// Descriptors of the ring itself.
     slots: u16,
     readable: usize,
     readable_bytes: u64,
@@ -191,27 +202,23 @@ impl Queue {
         if self.is_in_flight(head) {
             return Err(QueueError::HeadInFlight { head });
         }
-        let mut ranges = self.spare.pop().unwrap_or_default();
-        match self.parse(mem, head, &mut ranges) {
-            Ok(shape) => {
-                self.set_in_flight(head, true);
-                self.slots_in_flight = self.slots_in_flight.saturating_add(u32::from(shape.slots));
-                self.ring.set_next_avail(next.wrapping_add(1));
-                Ok(Some(Chain {
-                    head,
-                    ranges,
-                    readable: shape.readable,
-                    readable_bytes: shape.readable_bytes,
-                    writable_bytes: shape.writable_bytes,
-                    slots: shape.slots,
-                    settled: false,
-                }))
-            }
-            Err(error) => {
-                self.recycle(ranges);
-                Err(error)
-            }
+        let mut walked = Walked { ranges: self.spare.pop().unwrap_or_default(), ..Walked::default() };
+        if let Err(error) = self.parse(mem, head, &mut walked) {
+            self.recycle(walked.ranges);
+            return Err(error);
         }
+        self.set_in_flight(head, true);
+        self.slots_in_flight = self.slots_in_flight.saturating_add(u32::from(walked.slots));
+        self.ring.set_next_avail(next.wrapping_add(1));
+        Ok(Some(Chain {
+            head,
+            ranges: walked.ranges,
+            readable: walked.readable,
+            readable_bytes: walked.readable_bytes,
+            writable_bytes: walked.writable_bytes,
+            slots: walked.slots,
+            settled: false,
+        }))
     }
 
     /// Undoes the latest [`pop`](Self::pop): the chain will be popped again. Chains go back in the opposite order of
@@ -303,22 +310,13 @@ impl Queue {
         Ok(())
     }
 
-    /// Walks the chain at `head` into `ranges`.
-    fn parse<M: RingMem + ?Sized>(
-        &mut self,
-        mem: &M,
-        head: u16,
-        ranges: &mut Vec<GuestRange>,
-    ) -> Result<Shape, QueueError> {
+    /// Walks the chain at `head`.
+    fn parse<M: RingMem + ?Sized>(&mut self, mem: &M, head: u16, walked: &mut Walked) -> Result<(), QueueError> {
         let size = self.ring.size();
-        let mut shape = Shape::default();
-        let table = self.ring.desc_table();
-        let indirect = self.walk(mem, table, size, head, ranges, &mut shape, self.indirect)?;
-        shape.slots = shape.descriptors.saturating_add(u16::from(indirect.is_some()));
-        let Some(indirect) = indirect else {
-            return Ok(shape);
-        };
-        let Descriptor { addr, len, .. } = indirect;
+        let ring = Table { addr: self.ring.desc_table(), entries: size, first: head, indirect: false };
+        let indirect = self.walk(mem, ring, walked)?;
+        walked.slots = walked.descriptors.saturating_add(u16::from(indirect.is_some()));
+        let Some(Descriptor { addr, len, .. }) = indirect else { return Ok(()) };
         let entries = u64::from(len).checked_div(Descriptor::SIZE).unwrap_or_default();
         let entries = u16::try_from(entries).unwrap_or(u16::MAX);
         let whole = u64::from(entries).wrapping_mul(Descriptor::SIZE) == u64::from(len);
@@ -328,69 +326,57 @@ impl Queue {
         if !mem.contains(addr, u64::from(len)) {
             return Err(OutsideMemory { addr, len: u64::from(len) }.into());
         }
-        match self.walk(mem, addr, entries, 0, ranges, &mut shape, true)? {
-            Some(_) => Err(QueueError::IndirectNested),
-            None => Ok(shape),
-        }
+        self.walk(mem, Table { addr, entries, first: 0, indirect: true }, walked)?;
+        Ok(())
     }
 
-    /// Follows descriptors of one table from `index` on. Returns the indirect descriptor that ends the walk, if one
-    /// does.
-    #[allow(clippy::too_many_arguments)]
+    /// Follows the descriptors of one table. Returns the indirect descriptor that ends the walk, if one does.
     fn walk<M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
-        table: u64,
-        entries: u16,
-        mut index: u16,
-        ranges: &mut Vec<GuestRange>,
-        shape: &mut Shape,
-        indirect_allowed: bool,
+        table: Table,
+        walked: &mut Walked,
     ) -> Result<Option<Descriptor>, QueueError> {
-        let size = self.ring.size();
+        let (size, entries) = (self.ring.size(), table.entries);
         self.walk = self.walk.wrapping_add(1);
         if self.walk == 0 {
             // After 2³² walks the marks of old walks would look current.
             self.visited.fill(0);
             self.walk = 1;
         }
+        let mut index = table.first;
         loop {
             let mark = self.visited.get_mut(usize::from(index)).ok_or(QueueError::BadNext { next: index, entries })?;
             if std::mem::replace(mark, self.walk) == self.walk {
                 return Err(QueueError::Cycle { index });
             }
-            let desc = mem.read_descriptor(table.wrapping_add(u64::from(index).wrapping_mul(Descriptor::SIZE)))?;
+            let offset = u64::from(index).wrapping_mul(Descriptor::SIZE);
+            let desc = mem.read_descriptor(table.addr.wrapping_add(offset))?;
             if desc.flags & Descriptor::INDIRECT != 0 {
-                if !indirect_allowed {
-                    return Err(QueueError::IndirectNotNegotiated);
-                }
-                if desc.flags & Descriptor::NEXT != 0 {
-                    return Err(QueueError::IndirectWithNext);
-                }
-                return Ok(Some(desc));
+                return self.check_indirect(table, desc).map(Some);
             }
             // Direct descriptors before an indirect table count too: the whole chain is bounded by the queue.
-            shape.descriptors = shape.descriptors.wrapping_add(1);
-            if shape.descriptors > size {
+            walked.descriptors = walked.descriptors.wrapping_add(1);
+            if walked.descriptors > size {
                 return Err(QueueError::ChainTooLong { size });
             }
             let bytes = u64::from(desc.len);
             if desc.flags & Descriptor::WRITE != 0 {
-                shape.writable_seen = true;
-                shape.writable_bytes = shape.writable_bytes.saturating_add(bytes);
-            } else if shape.writable_seen {
+                walked.writable_seen = true;
+                walked.writable_bytes = walked.writable_bytes.saturating_add(bytes);
+            } else if walked.writable_seen {
                 return Err(QueueError::ReadableAfterWritable);
             } else {
-                shape.readable_bytes = shape.readable_bytes.saturating_add(bytes);
+                walked.readable_bytes = walked.readable_bytes.saturating_add(bytes);
             }
-            if shape.readable_bytes.saturating_add(shape.writable_bytes) > MAX_CHAIN_BYTES {
+            if walked.readable_bytes.saturating_add(walked.writable_bytes) > MAX_CHAIN_BYTES {
                 return Err(QueueError::TooManyBytes);
             }
             if desc.len > 0 {
                 self.check_buffer(mem, desc.addr, bytes)?;
-                ranges.push(GuestRange { addr: desc.addr, len: desc.len });
-                if !shape.writable_seen {
-                    shape.readable = ranges.len();
+                walked.ranges.push(GuestRange { addr: desc.addr, len: desc.len });
+                if !walked.writable_seen {
+                    walked.readable = walked.ranges.len();
                 }
             }
             if desc.flags & Descriptor::NEXT == 0 {
@@ -400,6 +386,19 @@ impl Queue {
                 return Err(QueueError::BadNext { next: desc.next, entries });
             }
             index = desc.next;
+        }
+    }
+
+    /// Whether an indirect descriptor may stand where it was found (virtio 1.3 §2.7.5.3.1).
+    fn check_indirect(&self, table: Table, desc: Descriptor) -> Result<Descriptor, QueueError> {
+        if !self.indirect {
+            Err(QueueError::IndirectNotNegotiated)
+        } else if table.indirect {
+            Err(QueueError::IndirectNested)
+        } else if desc.flags & Descriptor::NEXT != 0 {
+            Err(QueueError::IndirectWithNext)
+        } else {
+            Ok(desc)
         }
     }
 

@@ -134,13 +134,6 @@ fn the_available_index_may_run_a_whole_ring_ahead_and_no_further() {
     }
 }
 
-/// A chain, described by its descriptors, that has to be refused.
-struct Refused {
-    table: Vec<(u16, Descriptor)>,
-    indirect: Vec<Descriptor>,
-    expected: QueueError,
-}
-
 #[test]
 fn malformed_chains_are_refused_by_the_rule_they_break() {
     const NEXT: u16 = Descriptor::NEXT;
@@ -185,7 +178,7 @@ fn malformed_chains_are_refused_by_the_rule_they_break() {
         ),
         ("table outside memory", one(desc(RAM as u64 - 16, 32, INDIRECT, 0)), vec![], outside(RAM as u64 - 16, 32)),
         ("nested", table(16), vec![desc(TABLE, 16, INDIRECT, 0)], QueueError::IndirectNested),
-        ("nested with successor", table(16), vec![desc(TABLE, 16, INDIRECT | NEXT, 0)], QueueError::IndirectWithNext),
+        ("nested with successor", table(16), vec![desc(TABLE, 16, INDIRECT | NEXT, 0)], QueueError::IndirectNested),
         ("cycle in the table", table(32), vec![ok(NEXT, 1), ok(NEXT, 0)], QueueError::Cycle { index: 0 }),
         ("successor outside the table", table(32), vec![ok(NEXT, 2)], QueueError::BadNext { next: 2, entries: 2 }),
         (
@@ -202,7 +195,6 @@ fn malformed_chains_are_refused_by_the_rule_they_break() {
         ),
     ];
     for (name, table, indirect, expected) in cases {
-        let Refused { table, indirect, expected } = Refused { table, indirect, expected };
         let (mem, mut driver, mut queue) = setup(8, F_INDIRECT_DESC);
         for (index, desc) in table {
             driver.write_descriptor(index, desc);
