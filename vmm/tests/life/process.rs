@@ -127,7 +127,7 @@ pub struct Zvmm {
 impl Zvmm {
     /// Starts it with the echoing guest; `@name` in an argument stands for a path in its own directory.
     pub fn start(args: &[&str]) -> Self {
-        Self::spawn(args, || Stdio::null())
+        Self::spawn(args, Stdio::null)
     }
 
     /// Starts it on a terminal.
