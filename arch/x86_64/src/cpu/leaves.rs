@@ -367,6 +367,20 @@ pub(super) fn shape_hypervisor(table: &mut Table, options: &CpuidOptions) {
     }
 }
 
+/// AMD's first-level caches. KVM does not report the leaf, and a guest that finds no cache there has no cache
+/// information at all; on family 15h Linux even divides by the associativity before it can print anything.
+pub(super) fn shape_amd_caches(table: &mut Table, vendor: Vendor) {
+    const L1: u32 = 0x8000_0005;
+    /// 64 KiB, 2-way, one line a tag, 64-byte lines.
+    const CACHE: u32 = 64 << 24 | 2 << 16 | 1 << 8 | 64;
+    /// 512 entries, fully associative, for data and instructions.
+    const TLB: u32 = 0x01ff_01ff;
+    let unknown = table.get(&(L1, 0)).is_none_or(|entry| entry.ecx == 0 || entry.edx == 0);
+    if vendor == Vendor::Amd && unknown {
+        put(table, plain(L1, [TLB, TLB, CACHE, CACHE]));
+    }
+}
+
 /// Address width and the numbers of the highest leaves.
 pub(super) fn shape_limits(table: &mut Table, phys_bits: u8) {
     let sizes = table.entry((0x8000_0008, 0)).or_insert_with(|| plain(0x8000_0008, [48 << 8, 0, 0, 0]));

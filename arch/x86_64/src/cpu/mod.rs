@@ -172,6 +172,7 @@ impl CpuidTemplate {
         leaves::drop_unsupported(&mut table, model.pmu);
         leaves::shape_xsave(&mut table);
         leaves::shape_topology(&mut table, topology, vendor);
+        leaves::shape_amd_caches(&mut table, vendor);
         leaves::shape_frequency(&mut table, options, vendor);
         leaves::shape_hypervisor(&mut table, options);
         leaves::shape_limits(&mut table, options.phys_bits);

@@ -108,8 +108,9 @@ impl Base {
             // Family 6 model 26 stepping 3 (Nehalem) and model 60 stepping 4 (Haswell).
             (Self::V2, Vendor::Intel) => Some(0x0001_06a3),
             (Self::V3, Vendor::Intel) => Some(0x0003_06c4),
-            // Family 23 model 1 stepping 2 (first Zen): the oldest AMD line that has both levels.
-            (_, Vendor::Amd) => Some(0x0080_0f12),
+            // Family 15 model 107 stepping 1, what qemu's generic models report: later families make Linux look for
+            // their northbridges on absent buses (144 exits) or warn of missing microcode (SRSO).
+            (_, Vendor::Amd) => Some(0x0006_0fb1),
         }
     }
 }

@@ -409,6 +409,25 @@ fn intel_guests_compute_the_tsc_frequency_from_leaf_15_with_32_bit_arithmetic() 
 }
 
 #[test]
+fn amd_guests_always_find_first_level_caches() {
+    let caches = |l1: Option<CpuidEntry>| {
+        let mut host = host(Vendor::Amd);
+        host.extend(l1);
+        let table = build_cpuid(&host, &CpuModel::default(), &Topology::new(1).unwrap(), 0, &options()).unwrap();
+        cpuid(&table, 0x8000_0005, 0)
+    };
+    // Size in KiB, ways, lines a tag, line size (AMD APM vol. 3, Fn8000_0005).
+    let decode = |register: u32| register.to_be_bytes();
+    for unknown in [None, Some(leaf(0x8000_0005, [0; 4]))] {
+        let [_, _, data, code] = caches(unknown);
+        assert_eq!((decode(data), decode(code)), ([64, 2, 1, 64], [64, 2, 1, 64]));
+    }
+    let real = [0xff40_ff40, 0xff40_ff40, 0x2008_0140, 0x2008_0140];
+    assert_eq!(caches(Some(leaf(0x8000_0005, real))), real, "what the host says stays");
+    assert_eq!(cpuid(&simple(Vendor::Intel, "host"), 0x8000_0005, 0), [0; 4]);
+}
+
+#[test]
 fn the_address_width_is_the_one_given_and_the_linear_width_the_hosts() {
     assert_eq!(cpuid(&simple(Vendor::Intel, "host"), 0x8000_0008, 0)[0], 46 | 0x39 << 8);
 }
