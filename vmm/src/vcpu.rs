@@ -73,7 +73,11 @@ enum ResetPhase {
 
 /// What a vCPU does next.
 enum Turn {
-    Run { nmi: bool },
+    Run {
+        nmi: bool,
+        /// The vCPU stood still by order, after it had run.
+        was_paused: bool,
+    },
     Reset,
     Stop,
 }
@@ -154,7 +158,9 @@ impl Gate {
         state.waiting += 1;
         // Tell a pause that waits for the last vCPU.
         self.changed.notify_all();
+        let mut was_paused = false;
         let turn = loop {
+            was_paused |= state.paused;
             if state.stopping {
                 break Turn::Stop;
             }
@@ -162,7 +168,7 @@ impl Gate {
                 break Turn::Reset;
             }
             if !state.paused && !held() {
-                break Turn::Run { nmi: std::mem::take(&mut state.nmi[id]) };
+                break Turn::Run { nmi: std::mem::take(&mut state.nmi[id]), was_paused };
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
@@ -296,7 +302,8 @@ pub fn run(
 ) {
     vcpu.bind_to_current_thread();
     gate.kicks.lock().unwrap_or_else(PoisonError::into_inner).push(vcpu.kicker());
-    let mut thread = Thread { id: id.into(), vcpu: &mut *vcpu, gate, owner, shut_down: false, parked: None };
+    let mut thread =
+        Thread { id: id.into(), vcpu: &mut *vcpu, gate, owner, shut_down: false, parked: None, has_run: false };
     let failed = match thread.vcpu.reset(&start) {
         Ok(()) => thread.run(io).err(),
         Err(error) => Some(error),
@@ -317,6 +324,7 @@ struct Thread<'a> {
     /// The CPU cannot run before a reset.
     shut_down: bool,
     parked: Option<Parked>,
+    has_run: bool,
 }
 
 impl Thread<'_> {
@@ -332,8 +340,12 @@ impl Thread<'_> {
                     }
                     continue;
                 }
-                Turn::Run { nmi } => {
+                Turn::Run { nmi, was_paused } => {
                     self.parked = None;
+                    if was_paused && self.has_run {
+                        self.vcpu.note_pause();
+                    }
+                    self.has_run = true;
                     if nmi {
                         self.vcpu.inject_nmi()?;
                     }

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use devices::GuestRam;
 use devices::park::Parked;
+use devices::virtio::counters::QueueCounters;
 use devices::virtio::{Activation, QueueRunner, QueueState, Step, VirtioWorker, WorkerActivation};
 use devices_host::event::Event;
 use devices_host::poll::{PollFd, poll};
@@ -25,6 +26,8 @@ pub struct WorkerSpec {
     pub wake: Arc<Event>,
     /// A descriptor of the back end to wait for when the step says so (a TAP).
     pub backend_fd: Option<RawFd>,
+    /// Counters of its queues, for the wake-ups that only the thread sees.
+    pub counters: Vec<Arc<QueueCounters>>,
 }
 
 /// All workers of one device: the [`QueueRunner`] of its transport, and the handle by which the machine pauses it.
@@ -86,7 +89,8 @@ impl DeviceWorkers {
             workers.push(shared.clone());
             let ram = ram.clone();
             threads.push(devices_host::thread::spawn(&spec.name, &[], move || {
-                Loop { shared, worker: spec.worker, ram, backend_fd: spec.backend_fd, state: State::Stopped }.run();
+                let WorkerSpec { worker, backend_fd, counters, .. } = spec;
+                Loop { shared, worker, ram, backend_fd, counters, state: State::Stopped }.run();
             })?);
         }
         Ok(Arc::new(Self { workers, threads: Mutex::new(threads) }))
@@ -194,6 +198,7 @@ struct Loop {
     worker: Box<dyn VirtioWorker<GuestRam>>,
     ram: GuestRam,
     backend_fd: Option<RawFd>,
+    counters: Vec<Arc<QueueCounters>>,
     state: State,
 }
 
@@ -232,6 +237,7 @@ impl Loop {
             Ok(_) => {
                 if fds[0].is_readable() {
                     self.shared.wake.clear();
+                    self.counters.iter().for_each(|counters| counters.wakeups.count());
                 }
             }
             Err(error) => log::error!("worker: poll: {error}"),

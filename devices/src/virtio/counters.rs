@@ -29,8 +29,9 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Notifications from the driver.
-    kicks,
+    /// Times the queue's worker was woken: notifications from the driver and completions of the back end, together where
+    /// they came together. Kernel doorbells do not tell one from the other.
+    wakeups,
     /// Chains taken from the available ring.
     chains,
     /// Chains returned through the used ring.
@@ -79,9 +80,9 @@ mod tests {
     #[test]
     fn a_snapshot_shows_every_count() {
         let counters = QueueCounters::default();
-        counters.kicks.count();
+        counters.wakeups.count();
         counters.bytes_to_guest.add(512);
-        let expected = QueueCountersSnapshot { kicks: 1, bytes_to_guest: 512, ..Default::default() };
+        let expected = QueueCountersSnapshot { wakeups: 1, bytes_to_guest: 512, ..Default::default() };
         assert_eq!(counters.snapshot(), expected);
     }
 }

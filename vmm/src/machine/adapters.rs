@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices::GuestRam;
 use devices::legacy::clock::Clock;
 use devices::legacy::cmos::Cmos;
+use devices::legacy::debug_port::DebugConsole;
 use devices::legacy::pm::Pm;
 use devices::legacy::power::{PowerSink, ResetSource};
 use devices::legacy::uart::Uart;
@@ -55,6 +56,17 @@ impl PowerSink for PowerEvents {
 
     fn panicked(&self) {
         self.0.send(MachineEvent::GuestPanicked);
+    }
+}
+
+impl SerialPort for DebugConsole {
+    fn take_output(&self, bytes: &mut [u8]) -> usize {
+        DebugConsole::take_output(self, bytes)
+    }
+
+    fn push_input(&self, bytes: &[u8]) -> usize {
+        // There is no way in: what comes is thrown away.
+        bytes.len()
     }
 }
 

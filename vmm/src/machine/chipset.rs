@@ -4,11 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arch::layout::{AddressRange, MemoryLayout};
-use devices::bus::{Bus, BusDevice, BusError};
+use devices::bus::{Bus, BusError};
 use devices::legacy::cmos::Cmos;
+use devices::legacy::debug_port::{DEBUG_PORTS, DebugConsole, PostCode};
 use devices::legacy::pm::{PM_PORTS, Pm, PmConfig};
 use devices::legacy::power::PowerSink;
-use devices::legacy::reset::ResetControl;
+use devices::legacy::ps2::{PS2_DATA_PORT, PS2_PORTS, PS2_STATUS_PORT, Ps2};
+use devices::legacy::pvpanic::{PVPANIC_PORT, PVPANIC_PORTS, PvPanic};
+use devices::legacy::reset::{Port92, ResetControl};
 use devices::legacy::uart::{UART_PORTS, Uart};
 use devices::pci::{
     BarMapper, ConfigPorts, Ecam, InterruptPin, IntxPin, IntxRouter, PciAddress, PciBus, PciError, PciFunction,
@@ -18,7 +21,7 @@ use devices::wake::Wake;
 use firmware::acpi::{AcpiConfig, IntxRoute};
 
 use super::adapters::HostClock;
-use crate::config::{Profile, VmConfig};
+use crate::config::{DebugPortConfig, Profile, VmConfig};
 use crate::control::Timed;
 use crate::hypervisor::Vm;
 
@@ -31,8 +34,13 @@ const PCI_PORTS: Range<u64> = 0xc000..0x1_0000;
 /// First port of the SMBus host of the PIIX4, where qemu has it.
 const SMBUS_BASE: u16 = 0x700;
 
-/// The interrupt of the real-time clock.
+/// Interrupts of the real-time clock, the keyboard and the mouse.
 const RTC_GSI: u32 = 8;
+const KEYBOARD_GSI: u32 = 1;
+const MOUSE_GSI: u32 = 12;
+
+const PORT_92: u64 = 0x92;
+const POST_PORT: u64 = 0x80;
 
 /// Why the chipset cannot be put together: only a defect leads here, or two settings that claim one port.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +65,14 @@ pub struct Chipset {
     pub mapper: Arc<BarMapper>,
     /// The UARTs of COM1 to COM4.
     pub com: [Option<Arc<Uart>>; 4],
+    /// The debug port.
+    pub debug_port: Option<Arc<DebugConsole>>,
     /// What has deadlines.
     pub timers: Vec<Arc<dyn Timed>>,
     pm: Arc<Pm>,
     cmos: Option<Arc<Cmos>>,
+    ps2: Option<Arc<Ps2>>,
+    port_92: Arc<Port92>,
     config_ports: Option<Arc<ConfigPorts>>,
     reset_control: Arc<ResetControl>,
     intx: Arc<IntxRouter>,
@@ -73,7 +85,12 @@ pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout) -> AcpiConfig {
         Profile::I440fx => AcpiConfig::i440fx(vcpus, layout),
         Profile::Micro => AcpiConfig::micro(vcpus, layout),
     };
-    AcpiConfig { com: std::array::from_fn(|port| config.serials[port].is_some()), ps2: false, ..base }
+    AcpiConfig {
+        com: std::array::from_fn(|port| config.serials[port].is_some()),
+        ps2: config.has_ps2(),
+        pvpanic: config.pvpanic.then_some(PVPANIC_PORT as u16),
+        ..base
+    }
 }
 
 impl Chipset {
@@ -121,6 +138,9 @@ impl Chipset {
             timers: vec![pm.clone()],
             pm,
             cmos: None,
+            ps2: None,
+            port_92: Arc::new(Port92::new(power.clone())),
+            debug_port: None,
             config_ports: None,
             reset_control,
             intx,
@@ -129,6 +149,19 @@ impl Chipset {
         chipset.add_com(config, vm, main)?;
         if acpi.rtc {
             chipset.add_cmos(layout, vm, main)?;
+        }
+        if acpi.ps2 {
+            chipset.add_ps2(vm, power)?;
+        }
+        if config.profile == Profile::I440fx {
+            chipset.ports.insert(PORT_92, 1, chipset.port_92.clone())?;
+            chipset.ports.insert(POST_PORT, 1, Arc::new(PostCode::new()))?;
+        }
+        if acpi.pvpanic.is_some() {
+            chipset.ports.insert(PVPANIC_PORT, PVPANIC_PORTS, Arc::new(PvPanic::new(power.clone())))?;
+        }
+        if let Some(debug_port) = &config.debug_port {
+            chipset.add_debug_port(debug_port, main)?;
         }
         Ok(chipset)
     }
@@ -177,6 +210,21 @@ impl Chipset {
         Ok(())
     }
 
+    fn add_ps2(&mut self, vm: &dyn Vm, power: &Arc<dyn PowerSink>) -> Result<(), ChipsetError> {
+        let ps2 = Ps2::new(vm.irq_line(KEYBOARD_GSI), vm.irq_line(MOUSE_GSI), power.clone());
+        self.ports.insert(PS2_DATA_PORT, PS2_PORTS, ps2.data_port())?;
+        self.ports.insert(PS2_STATUS_PORT, PS2_PORTS, ps2.status_port())?;
+        self.ps2 = Some(ps2);
+        Ok(())
+    }
+
+    fn add_debug_port(&mut self, config: &DebugPortConfig, main: &Arc<dyn Wake>) -> Result<(), ChipsetError> {
+        let console = Arc::new(DebugConsole::new(main.clone()));
+        self.ports.insert(config.port.into(), DEBUG_PORTS, console.clone())?;
+        self.debug_port = Some(console);
+        Ok(())
+    }
+
     fn add_cmos(&mut self, layout: &MemoryLayout, vm: &dyn Vm, main: &Arc<dyn Wake>) -> Result<(), ChipsetError> {
         let high = layout.high_ram().map_or(0, |range| range.len);
         let line = vm.irq_line(RTC_GSI);
@@ -185,11 +233,6 @@ impl Chipset {
         self.timers.push(cmos.clone());
         self.cmos = Some(cmos);
         Ok(())
-    }
-
-    /// Adds a port device that belongs to no profile.
-    pub fn add_port_device(&self, port: u16, len: u64, device: Arc<dyn BusDevice>) -> Result<(), ChipsetError> {
-        Ok(self.ports.insert(port.into(), len, device)?)
     }
 
     /// INTA# of the device in `slot`: its input, and the GSI that guests find in its interrupt line register.
@@ -214,8 +257,12 @@ impl Chipset {
         if let Some(ports) = &self.config_ports {
             ports.set_address(0);
         }
+        self.port_92.reset();
         if let Some(cmos) = &self.cmos {
             cmos.reset();
+        }
+        if let Some(ps2) = &self.ps2 {
+            ps2.reset();
         }
         for uart in self.com.iter().flatten() {
             uart.reset();

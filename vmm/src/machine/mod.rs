@@ -123,6 +123,9 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     if let Some(console) = console {
         ports.push(("console", console));
     }
+    if let Some(debug_port) = &chipset.debug_port {
+        ports.push(("debug port", debug_port.clone()));
+    }
     let timers = chipset.timers.clone();
 
     let machine = Arc::new(Machine {

@@ -132,9 +132,9 @@ impl Builder<'_> {
             let engine = Engine::start(&name, disk.clone(), ram.clone(), wake.clone(), &options)
                 .map_err(host("cannot start its threads"))?;
             let count = Arc::new(QueueCounters::default());
-            let worker = device.worker(queue, PoolDisk(engine), count.clone());
+            let worker = Box::new(device.worker(queue, PoolDisk(engine), count.clone()));
+            specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()] });
             counters.push(count);
-            specs.push(WorkerSpec { name, worker: Box::new(worker), wake, backend_fd: None });
         }
         self.add("disk", &config.id, Arc::new(device), specs, counters, slot)
     }
@@ -155,12 +155,14 @@ impl Builder<'_> {
                 worker: Box::new(device.rx_worker(TapLink(tap), counters[0].clone())),
                 wake: event()?,
                 backend_fd: Some(rx_fd),
+                counters: vec![counters[0].clone()],
             },
             WorkerSpec {
                 name: format!("{}-tx", config.id),
                 worker: Box::new(device.tx_worker(TapLink(sender), counters[1].clone())),
                 wake: event()?,
                 backend_fd: Some(tx_fd),
+                counters: vec![counters[1].clone()],
             },
         ];
         self.add("net", &config.id, Arc::new(device), specs, counters, slot)
@@ -174,6 +176,7 @@ impl Builder<'_> {
             worker: Box::new(RngDevice.worker(HostRandom, counters.clone())),
             wake: event("rng")?,
             backend_fd: None,
+            counters: vec![counters.clone()],
         };
         self.add("rng", "rng", Arc::new(RngDevice), vec![spec], vec![counters], slot)
     }
@@ -185,7 +188,13 @@ impl Builder<'_> {
         let counters: Vec<_> = (0..2).map(|_| Arc::new(QueueCounters::default())).collect();
         let device = ConsoleDevice::new(None);
         let worker = device.worker(ConsoleEnd(pipe.clone()), counters[0].clone(), counters[1].clone());
-        let spec = WorkerSpec { name: "console".into(), worker: Box::new(worker), wake, backend_fd: None };
+        let spec = WorkerSpec {
+            name: "console".into(),
+            worker: Box::new(worker),
+            wake,
+            backend_fd: None,
+            counters: counters.clone(),
+        };
         self.add("console", "console", Arc::new(device), vec![spec], counters, slot)?;
         Ok(pipe)
     }

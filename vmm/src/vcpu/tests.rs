@@ -15,6 +15,7 @@ enum Did {
     WaitForSipi(u8),
     Quiesce,
     Nmi,
+    NotePause,
     Run,
 }
 
@@ -69,7 +70,9 @@ impl Vcpu for FakeVcpu {
         self.log.lock().unwrap().push(Did::Nmi);
         Ok(())
     }
-    fn note_pause(&mut self) {}
+    fn note_pause(&mut self) {
+        self.log.lock().unwrap().push(Did::NotePause);
+    }
 }
 
 #[derive(Default)]
@@ -165,7 +168,9 @@ fn a_pause_returns_only_when_every_vcpu_is_out() {
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(before, (0..4).map(|vcpu| machine.runs(vcpu)).collect::<Vec<_>>());
     machine.gate.resume();
-    machine.eventually("they run again", || machine.runs(3) > before[3]);
+    machine.eventually("they run again", || (0..4).all(|vcpu| machine.runs(vcpu) > before[vcpu]));
+    let noted = |vcpu: usize| machine.logs[vcpu].lock().unwrap().iter().filter(|did| **did == Did::NotePause).count();
+    assert_eq!((0..4).map(noted).collect::<Vec<_>>(), [1; 4], "the start is no pause");
     machine.stop();
 }
 

@@ -187,6 +187,8 @@ impl Core {
             match (interface, registers.driver_feature_select) {
                 (Interface::Legacy, _) => {
                     registers.driver_features = u64::from(value) & self.offered(Interface::Legacy);
+                    // There is no FEATURES_OK here: what was written last counts.
+                    self.device.features_accepted(registers.driver_features);
                 }
                 (Interface::Modern, 0) => {
                     registers.driver_features = registers.driver_features & !0xffff_ffff | u64::from(value);
@@ -261,6 +263,9 @@ impl Core {
         let negotiated = new & status::FEATURES_OK != 0 || !modern;
         let startable = new & status::DRIVER != 0 && negotiated && new & status::FAILED == 0;
         add(status::DRIVER_OK, startable, &mut new);
+        if new & !old & status::FEATURES_OK != 0 {
+            self.device.features_accepted(registers.driver_features);
+        }
         self.interrupts.add_status(new);
         if new & !old & status::DRIVER_OK != 0 && !self.running.load(SeqCst) {
             self.start(&registers, new & status::FEATURES_OK == 0);
@@ -306,8 +311,7 @@ impl Core {
             return Access::Parked(waiting);
         }
         if !self.running.swap(false, SeqCst) {
-            *registers = Registers::new(&*self.device);
-            self.interrupts.reset();
+            self.forget(&mut registers);
             return Access::Done;
         }
         registers.resetting = Some(vec![waiting.clone()]);
@@ -320,11 +324,17 @@ impl Core {
         if waiting.is_complete() { Access::Done } else { Access::Parked(waiting) }
     }
 
+    /// What the driver wrote is gone, for the transport and for the device.
+    fn forget(&self, registers: &mut Registers) {
+        *registers = Registers::new(&*self.device);
+        self.interrupts.reset();
+        self.device.features_accepted(0);
+    }
+
     fn finish_reset(&self) {
         let mut registers = self.registers();
         let Some(waiters) = registers.resetting.take() else { return };
-        *registers = Registers::new(&*self.device);
-        self.interrupts.reset();
+        self.forget(&mut registers);
         drop(registers);
         for waiter in waiters {
             waiter.complete();
