@@ -131,6 +131,9 @@ pub struct AcpiConfig {
     pub mmio64: Option<AddressRange>,
     /// ECAM window, one MiB a bus from bus 0.
     pub ecam: Option<AddressRange>,
+    /// PCI segment (domain) of the bus. Linux uses ECAM for every access to a segment other than 0, one exit each, and
+    /// the two-exit ports 0xCF8/0xCFC for segment 0 wherever they answer.
+    pub segment: u16,
     /// PCI interrupt routing (`_PRT`).
     pub intx: Vec<IntxRoute>,
     /// Which of COM1 to COM4 exist.
@@ -167,6 +170,7 @@ impl AcpiConfig {
             mmio32: map.mmio32(),
             mmio64: map.mmio64(),
             ecam: Some(map.ecam()),
+            segment: 0,
             intx: IntxRoute::i440fx([10, 10, 11, 11]),
             com: [true, false, false, false],
             ps2: true,
@@ -232,7 +236,7 @@ pub fn build_acpi(config: &AcpiConfig, base_gpa: u64) -> AcpiTables {
     xsdt.add_entry(placer.put(&fadt(config, facs, dsdt)));
     xsdt.add_entry(placer.put(&madt(config)));
     if let Some(ecam) = config.ecam {
-        xsdt.add_entry(placer.put(&mcfg(ecam)));
+        xsdt.add_entry(placer.put(&mcfg(ecam, config.segment)));
     }
     if config.hpet {
         xsdt.add_entry(placer.put(&hpet()));
@@ -381,10 +385,10 @@ fn madt(config: &AcpiConfig) -> Sdt {
 }
 
 /// MCFG, PCI Firmware Specification 3.3 §4.1.2.
-fn mcfg(ecam: AddressRange) -> MCFG {
+fn mcfg(ecam: AddressRange, segment: u16) -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let buses = (ecam.len >> 20).clamp(1, 256);
-    mcfg.add_ecam(ecam.start, 0, 0, (buses - 1) as u8);
+    mcfg.add_ecam(ecam.start, segment, 0, (buses - 1) as u8);
     mcfg
 }
 
