@@ -1,6 +1,6 @@
 //! The steps of building a CPUID table, in the order [`super::CpuidTemplate::new`] takes them.
 
-use super::features::{self, Feature, WORDS};
+use super::features::{self, Feature, WORDS, single};
 use super::model::{Base, HOST_MASKED, NEVER, OF_THE_MACHINE, PMU_FLAGS};
 use super::{CpuError, CpuModel, CpuidEntry, CpuidOptions, HypervisorLeaves, Table, Topology};
 use crate::msr::Vendor;
@@ -19,10 +19,6 @@ fn has(table: &Table, feature: Feature) -> bool {
     table.get(&(word.function, word.index)).is_some_and(|entry| word.reg.of(entry) & feature.mask() != 0)
 }
 
-fn has_named(table: &Table, name: &str) -> bool {
-    features::single(name).is_some_and(|feature| has(table, feature))
-}
-
 fn set(table: &mut Table, feature: Feature, on: bool) {
     let word = feature.word();
     let Some(entry) = table.get_mut(&(word.function, word.index)) else { return };
@@ -31,12 +27,6 @@ fn set(table: &mut Table, feature: Feature, on: bool) {
         *register |= feature.mask();
     } else {
         *register &= !feature.mask();
-    }
-}
-
-fn set_named(table: &mut Table, name: &str, on: bool) {
-    if let Some(feature) = features::single(name) {
-        set(table, feature, on);
     }
 }
 
@@ -61,25 +51,25 @@ pub(super) fn offer_machine(table: &mut Table, options: &CpuidOptions) {
     }
     table.entry((6, 0)).or_insert_with(|| plain(6, [0; 4]));
     // Both hypervisors' APIC timers run in every idle state.
-    set_named(table, "arat", true);
-    set_named(table, "x2apic", options.x2apic);
-    set_named(table, "tsc_deadline_timer", options.tsc_deadline);
-    set_named(table, "hypervisor", options.hypervisor != HypervisorLeaves::None);
+    set(table, const { single("arat") }, true);
+    set(table, const { single("x2apic") }, options.x2apic);
+    set(table, const { single("tsc_deadline_timer") }, options.tsc_deadline);
+    set(table, const { single("hypervisor") }, options.hypervisor != HypervisorLeaves::None);
     // Follows CR4.OSXSAVE at run time.
-    set_named(table, "osxsave", false);
-    set_named(table, "ospke", false);
+    set(table, const { single("osxsave") }, false);
+    set(table, const { single("ospke") }, false);
 }
 
 /// Feature flags: base, then additions, then removals, then whatever lost what it needs.
 pub(super) fn apply_model(table: &mut Table, model: &CpuModel, vendor: Vendor) -> Result<(), CpuError> {
-    for name in NEVER {
-        set_named(table, name, false);
+    for feature in NEVER {
+        set(table, *feature, false);
     }
     let offered = table.clone();
     match model.base.required() {
         None => {
-            for name in HOST_MASKED {
-                set_named(table, name, false);
+            for feature in HOST_MASKED {
+                set(table, *feature, false);
             }
         }
         Some(required) => baseline(table, model.base, required.collect(), vendor)?,
@@ -87,9 +77,9 @@ pub(super) fn apply_model(table: &mut Table, model: &CpuModel, vendor: Vendor) -
     if model.pmu && !pmu_offered(&offered) {
         return Err(CpuError::NotOffered(features::PMU));
     }
-    for name in PMU_FLAGS {
-        let keep = model.pmu && has_named(&offered, name);
-        set_named(table, name, keep);
+    for feature in PMU_FLAGS {
+        let keep = model.pmu && has(&offered, *feature);
+        set(table, *feature, keep);
     }
     for feature in &model.add {
         if !has(&offered, *feature) {
@@ -133,11 +123,10 @@ fn baseline(table: &mut Table, base: Base, required: Vec<Feature>, vendor: Vendo
         0..=2 | 4 | 6 | 0xd | 0x8000_0000..=0x8000_0008 | 0x8000_001d | 0x8000_001e => true,
         function => (HYPERVISOR_BASE..EXTENDED_BASE).contains(function),
     });
-    let machine: Vec<_> = OF_THE_MACHINE.iter().filter_map(|name| features::single(name)).collect();
     for word in WORDS.iter().filter(|word| word.function != KVM_FEATURES) {
         let Some(entry) = table.get_mut(&(word.function, word.index)) else { continue };
-        let of_this_word = |f: &&Feature| std::ptr::eq(f.word(), word);
-        let allowed = required.iter().chain(&machine).filter(of_this_word).fold(0, |mask, f| mask | f.mask());
+        let of_this_word = |f: &&Feature| f.is_of(word);
+        let allowed = required.iter().chain(OF_THE_MACHINE).filter(of_this_word).fold(0, |mask, f| mask | f.mask());
         *word.reg.of_mut(entry) &= allowed;
     }
     if let Some(signature) = base.signature(vendor) {
@@ -161,13 +150,13 @@ fn baseline(table: &mut Table, base: Base, required: Vec<Feature>, vendor: Vendo
 
 fn pmu_offered(offered: &Table) -> bool {
     let architectural = offered.get(&(0xa, 0)).is_some_and(|entry| entry.eax & 0xff != 0);
-    architectural || has_named(offered, "perfctr_core")
+    architectural || has(offered, const { single("perfctr_core") })
 }
 
 /// Leaves of features the guest does not have, and leaves that describe the host rather than the guest.
 pub(super) fn drop_unsupported(table: &mut Table, pmu: bool) {
-    let svm = has_named(table, "svm");
-    let amx = has_named(table, "amx_tile");
+    let svm = has(table, const { single("svm") });
+    let amx = has(table, const { single("amx_tile") });
     table.retain(|(function, _), _| match function {
         // Serial number, MONITOR, DCA, RDT, SGX, processor trace, key locker, hybrid, arch LBR.
         3 | 5 | 9 | 0xf | 0x10 | 0x12 | 0x14 | 0x17 | 0x19 | 0x1a | 0x1b | 0x1c => false,
@@ -199,7 +188,7 @@ pub(super) fn shape_xsave(table: &mut Table) {
         return;
     }
     let supervisor = supervisor_components(table);
-    let xsaves = has_named(table, "xsaves");
+    let xsaves = has(table, const { single("xsaves") });
     table.retain(|(function, index), entry| match (*function, *index) {
         (0xd, 0 | 1) => true,
         (0xd, component @ 2..=62) => {
@@ -233,21 +222,21 @@ pub(super) fn shape_xsave(table: &mut Table) {
 
 /// XCR0 bits the guest's features allow; 0 without XSAVE.
 fn user_components(table: &Table) -> u64 {
-    if !has_named(table, "xsave") {
+    if !has(table, const { single("xsave") }) {
         return 0;
     }
-    let of = |name, bits: u64| if has_named(table, name) { bits } else { 0 };
-    0b11 | of("avx", 1 << 2)
-        | of("mpx", 0b11 << 3)
-        | of("avx512f", 0b111 << 5)
-        | of("pku", 1 << 9)
-        | of("amx_tile", 0b11 << 17)
+    let of = |feature, bits: u64| if has(table, feature) { bits } else { 0 };
+    0b11 | of(const { single("avx") }, 1 << 2)
+        | of(const { single("mpx") }, 0b11 << 3)
+        | of(const { single("avx512f") }, 0b111 << 5)
+        | of(const { single("pku") }, 1 << 9)
+        | of(const { single("amx_tile") }, 0b11 << 17)
 }
 
 /// XSS bits: the shadow stacks' state.
 fn supervisor_components(table: &Table) -> u64 {
-    let cet = has_named(table, "user_shstk") || has_named(table, "ibt");
-    if has_named(table, "xsaves") && cet { 0b11 << 11 } else { 0 }
+    let cet = has(table, const { single("user_shstk") }) || has(table, const { single("ibt") });
+    if has(table, const { single("xsaves") }) && cet { 0b11 << 11 } else { 0 }
 }
 
 /// Every leaf that says how many CPUs there are and which one this is, except the APIC ids.
@@ -262,8 +251,8 @@ pub(super) fn shape_topology(table: &mut Table, topology: &Topology, vendor: Ven
         // EBX 23:16: ids of a socket rounded up to a power of two; CLFLUSH size stays, APIC id comes later.
         leaf1.ebx = leaf1.ebx & 0x0000_ff00 | socket_ids.min(255) << 16;
     }
-    set_named(table, "ht", per_socket > 1);
-    set_named(table, "cmp_legacy", vendor == Vendor::Amd && per_socket > 1);
+    set(table, const { single("ht") }, per_socket > 1);
+    set(table, const { single("cmp_legacy") }, vendor == Vendor::Amd && per_socket > 1);
 
     for ((function, _), entry) in table.iter_mut() {
         let cache_type = entry.eax & 0x1f;
@@ -298,7 +287,7 @@ pub(super) fn shape_topology(table: &mut Table, topology: &Topology, vendor: Ven
             _ => 0,
         };
     }
-    if has_named(table, "topoext") {
+    if has(table, const { single("topoext") }) {
         // EBX: threads a core minus one above the core number; ECX: one node a socket. Both get the vCPU's numbers
         // later, from the shifts kept in EDX until then.
         let shifts = topology.thread_bits() << 8 | topology.socket_shift();
