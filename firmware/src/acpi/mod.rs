@@ -181,13 +181,17 @@ impl AcpiConfig {
         }
     }
 
-    /// The `micro` profile: ECAM and COM1; no RTC, no i8042, no PM timer. PCI interrupts on IOAPIC pins 16 to 19. The
-    /// machine should not answer 0xCF8: Linux then uses ECAM for everything, one exit an access instead of two.
+    /// The `micro` profile: ECAM and COM1; no RTC, no i8042, no PM timer. PCI interrupts on IOAPIC pins 16 to 19.
+    ///
+    /// The bus is in segment 1, so that Linux uses ECAM for everything, one exit an access instead of two. The machine
+    /// should answer 0xCF8 all the same: Linux 6.1 logs an error where no configuration mechanism exists before ACPI is
+    /// up.
     pub fn micro(vcpus: u8, map: &MemoryLayout) -> Self {
         let base = Self::i440fx(vcpus, map);
         Self {
             profile: Profile::Micro,
             pm: PowerManagement { timer: None, ..base.pm },
+            segment: 1,
             intx: IntxRoute::i440fx([16, 17, 18, 19]),
             ps2: false,
             rtc: false,
