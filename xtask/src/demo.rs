@@ -22,7 +22,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     println!("demo: {} runs a Debian guest {}", options.vmm.name(), lab.place.describe());
     let scenario = scenarios::demo();
     let job = Job { runs: vec![scenario.run(options.vmm)] };
-    let report = lab.run(&format!("demo-{}", options.vmm.name()), scenario.outer_cpus, &job, true)?;
+    let report =
+        lab.run(&format!("demo-{}", options.vmm.name()), (scenario.outer_cpus, scenario.outer_memory_mib), &job, true)?;
     let nothing = Outcome::default();
     let outcome = report.outcomes.first().unwrap_or(&nothing);
     let mut missing = Vec::new();

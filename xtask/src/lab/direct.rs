@@ -10,8 +10,7 @@ use anyhow::Context as _;
 
 use super::content::Content;
 use super::job::Job;
-use super::outer::{Guard, Report, Shape, read_report};
-use crate::{debian, paths};
+use super::outer::{Guard, Report, RunFolder, Shape};
 
 /// Prepares the namespaces and hands over to the runner. `$1` is the folder that becomes the root.
 const ENTER: &str = "set -e
@@ -26,8 +25,8 @@ exec chroot $1 /bin/sh -c 'cd /tmp; export PATH=/bin:/tools/bin; ip link set lo 
 /// # Errors
 /// When the namespaces cannot be made.
 pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Option<&Path>) -> anyhow::Result<Report> {
-    let root = paths::lab().join("direct").join(&shape.name);
-    debian::remove_tree(&root)?;
+    let folder = RunFolder::new(&shape.name)?;
+    let root = folder.file("root");
     for folder in ["bin", "dev", "proc", "sys", "tmp"] {
         fs::create_dir_all(root.join(folder))?;
     }
@@ -52,9 +51,7 @@ pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Opt
         .status()?;
     anyhow::ensure!(status.success(), "cannot copy the tools");
 
-    let logs = paths::lab().join("logs");
-    fs::create_dir_all(&logs)?;
-    let log = logs.join(format!("{}.log", shape.name));
+    let log = folder.file("log");
     let output = fs::File::create(&log)?;
     let mut command = Command::new("unshare");
     command
@@ -69,7 +66,7 @@ pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Opt
     let mut guard = Guard(child);
     guard.wait(shape, start, &log)?;
     drop(guard);
-    let report = read_report(&root.join("results"), log, start.elapsed());
-    debian::remove_tree(&root)?;
-    Ok(report)
+    // Namespaces end with their last process: nothing is mounted below the folder any more.
+    let _ = fs::rename(root.join("results"), folder.file("results"));
+    folder.report(start.elapsed())
 }

@@ -10,6 +10,8 @@ mod place;
 pub mod scenarios;
 pub mod vmm;
 
+use std::fmt::Write as _;
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +20,8 @@ use outer::{Report, Shape};
 use place::Place;
 use scenarios::Scenario;
 use vmm::Vmm;
+
+use crate::paths;
 
 /// Options of `cargo xtask lab`.
 #[derive(clap::Args)]
@@ -81,11 +85,15 @@ pub fn run_scenarios(chosen: &[Scenario], vmm: Vmm) -> anyhow::Result<Vec<String
         }
         println!("lab: {} scenarios with {}, outer machine with {cpus} CPU", group.len(), vmm.name());
         let job = Job { runs: group.iter().map(|s| s.run(vmm)).collect() };
-        let report = lab.run(&format!("{}-{cpus}cpu", vmm.name()), cpus, &job, false)?;
+        let memory_mib = group.iter().map(|s| s.outer_memory_mib).max().unwrap_or_default();
+        let report = lab.run(&format!("{}-{cpus}cpu", vmm.name()), (cpus, memory_mib), &job, false)?;
         for scenario in group {
             let verdict = match report.outcomes.iter().find(|o| o.name == scenario.name) {
                 None => Err(anyhow::anyhow!("the outer machine ended before it")),
-                Some(outcome) => judge(scenario, outcome),
+                Some(outcome) => {
+                    keep_log(vmm, outcome)?;
+                    judge(scenario, outcome)
+                }
             };
             match verdict {
                 Ok(wall_ms) => println!("ok      {:<24} {:.1} s", scenario.name, wall_ms as f64 / 1e3),
@@ -115,7 +123,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Fetches and builds what is missing.
+    /// Fetches and builds what is missing. `ZVMM_BINARY` names a static zvmm to use instead of building one.
     ///
     /// # Errors
     /// When a package cannot be had or a program does not build.
@@ -123,23 +131,47 @@ impl Lab {
         let peer = outer::build_static("xtask", "lab-peer")?;
         let content = content::prepare(&peer)?;
         let runner = outer::build_static("xtask", "lab-runner")?;
-        let zvmm = if vmm.is_zvmm() { Some(outer::build_static("zvmm", "zvmm")?) } else { None };
+        let zvmm = match std::env::var_os("ZVMM_BINARY") {
+            _ if !vmm.is_zvmm() => None,
+            Some(path) => Some(PathBuf::from(path)),
+            None => Some(outer::build_static("zvmm", "zvmm")?),
+        };
         Ok(Self { content, runner, zvmm, place: Place::find() })
     }
 
-    /// Runs a job; a run that fails is in the report, not an error.
+    /// Runs a job in an outer machine of so many CPUs and MiB; a run that fails is in the report, not an error.
     ///
     /// # Errors
     /// When the place cannot be set up.
-    pub fn run(&self, name: &str, cpus: u32, job: &Job, show: bool) -> anyhow::Result<Report> {
+    pub fn run(&self, name: &str, (cpus, memory_mib): (u32, u64), job: &Job, show: bool) -> anyhow::Result<Report> {
         let limit = job.runs.iter().map(|run| run.limit_s).sum::<u64>() + 60;
-        let shape = Shape { name: name.to_owned(), cpus, memory_mib: 3072, limit: Duration::from_secs(limit), show };
+        let shape = Shape { name: name.to_owned(), cpus, memory_mib, limit: Duration::from_secs(limit), show };
         let run = match self.place {
             Place::Direct => direct::run,
             Place::Nested(_) => outer::boot,
         };
         run(&shape, &self.content, job, &self.runner, self.zvmm.as_deref())
     }
+}
+
+/// Keeps what a guest said as `target/lab/logs/<vmm>/<scenario>.log`.
+fn keep_log(vmm: Vmm, outcome: &Outcome) -> anyhow::Result<()> {
+    let folder = paths::lab().join("logs").join(vmm.name());
+    fs::create_dir_all(&folder)?;
+    let mut text = String::new();
+    for (millis, line) in &outcome.lines {
+        writeln!(text, "{millis:>7} {line}")?;
+    }
+    for (command, output) in &outcome.outputs {
+        writeln!(text, "-- {command}\n{}", output.trim_end())?;
+    }
+    writeln!(text, "-- stderr\n{}", outcome.stderr.trim_end())?;
+    writeln!(text, "-- end: {:?}, failure: {:?}", outcome.end, outcome.failure)?;
+    for (name, sample) in &outcome.samples {
+        writeln!(text, "-- sample {name}: {sample:?}")?;
+    }
+    fs::write(folder.join(format!("{}.log", outcome.name)), text)?;
+    Ok(())
 }
 
 fn judge(scenario: &Scenario, outcome: &Outcome) -> anyhow::Result<u64> {

@@ -44,13 +44,8 @@ pub struct Report {
 /// # Errors
 /// When the outer machine cannot be started.
 pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Option<&Path>) -> anyhow::Result<Report> {
-    let logs = paths::lab().join("logs");
-    fs::create_dir_all(&logs)?;
-    let file = |suffix: &str| logs.join(format!("{}.{suffix}", shape.name));
-    let (log, results, initrd) = (file("log"), file("results"), file("initrd"));
-    for old in [&log, &results] {
-        let _ = fs::remove_file(old);
-    }
+    let folder = RunFolder::new(&shape.name)?;
+    let (log, results, initrd) = (folder.file("log"), folder.file("results"), folder.file("initrd"));
     fs::write(&initrd, content.outer_initrd(job, runner, zvmm)?)?;
 
     let mut qemu = debian::command(&content.qemu, "qemu-system-x86_64")?;
@@ -85,13 +80,57 @@ pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Op
         bail!("the outer machine ended with {status}: {}", said.trim_end());
     }
     drop(guard);
-    let _ = fs::remove_file(&initrd);
-    Ok(read_report(&results, log, wall))
+    folder.report(wall)
+}
+
+/// The files of one boot, in a folder that no other process uses.
+pub struct RunFolder {
+    path: PathBuf,
+    name: String,
+}
+
+impl RunFolder {
+    /// A fresh one.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(name: &str) -> anyhow::Result<Self> {
+        let path = paths::lab().join("runs").join(format!("{name}-{}", std::process::id()));
+        debian::remove_tree(&path)?;
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self { path, name: name.to_owned() })
+    }
+
+    /// The path of a file in it.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Reads what the runner reported, and keeps the console log as `target/lab/logs/<name>.log`.
+    ///
+    /// # Errors
+    /// When the log cannot be kept.
+    pub fn report(self, wall: Duration) -> anyhow::Result<Report> {
+        let logs = paths::lab().join("logs");
+        fs::create_dir_all(&logs)?;
+        let log = logs.join(format!("{}.log", self.name));
+        fs::rename(self.file("log"), &log).context("the outer machine left no log")?;
+        Ok(read_report(&self.file("results"), log, wall))
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        // A log that was not moved away is of a boot that failed to start: it stays for whoever looks.
+        if !self.file("log").exists() {
+            let _ = debian::remove_tree(&self.path);
+        }
+    }
 }
 
 /// Reads what the runner reported.
-#[must_use]
-pub fn read_report(results: &Path, log: PathBuf, wall: Duration) -> Report {
+fn read_report(results: &Path, log: PathBuf, wall: Duration) -> Report {
     let text = String::from_utf8_lossy(&fs::read(results).unwrap_or_default()).into_owned();
     let mut report = Report { outcomes: Vec::new(), done: false, log, wall };
     for line in text.lines().map(str::trim) {
