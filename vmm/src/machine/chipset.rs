@@ -34,6 +34,11 @@ const PCI_PORTS: Range<u64> = 0xc000..0x1_0000;
 /// First port of the SMBus host of the PIIX4, where qemu has it.
 const SMBUS_BASE: u16 = 0x700;
 
+/// The `micro` profile's bus sits in a segment of its own. Linux goes to segment 0 through ports 0xCF8/0xCFC, two exits an
+/// access, and to all others through ECAM, one exit. It still wants those ports to answer before it believes in ECAM at
+/// all: in this profile they show a bus with nothing but the host bridge.
+const MICRO_SEGMENT: u16 = 1;
+
 /// Interrupts of the real-time clock, the keyboard and the mouse.
 const RTC_GSI: u32 = 8;
 const KEYBOARD_GSI: u32 = 1;
@@ -86,6 +91,10 @@ pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout) -> AcpiConfig {
         Profile::Micro => AcpiConfig::micro(vcpus, layout),
     };
     AcpiConfig {
+        segment: match config.profile {
+            Profile::I440fx => 0,
+            Profile::Micro => MICRO_SEGMENT,
+        },
         com: std::array::from_fn(|port| config.serials[port].is_some()),
         ps2: config.has_ps2(),
         pvpanic: config.pvpanic.then_some(PVPANIC_PORT as u16),
@@ -170,11 +179,15 @@ impl Chipset {
         if let Some(ecam) = acpi.ecam {
             self.memory.insert(ecam.start, ecam.len, Arc::new(Ecam::new(self.pci.clone())))?;
         }
+        let port_bus = match profile {
+            Profile::I440fx => self.pci.clone(),
+            Profile::Micro => Arc::new(PciBus::new()),
+        };
+        let config_ports = Arc::new(ConfigPorts::new(port_bus.clone(), self.reset_control.clone()));
+        self.ports.insert(ConfigPorts::BASE, ConfigPorts::LEN, config_ports.clone())?;
+        self.config_ports = Some(config_ports);
         match profile {
             Profile::I440fx => {
-                let config_ports = Arc::new(ConfigPorts::new(self.pci.clone(), self.reset_control.clone()));
-                self.ports.insert(ConfigPorts::BASE, ConfigPorts::LEN, config_ports.clone())?;
-                self.config_ports = Some(config_ports);
                 let bases = Piix4Pm { pm_base: acpi.pm.event_port, smbus_base: SMBUS_BASE };
                 self.ports.insert(SMBUS_BASE.into(), SmbusHost::LEN, Arc::new(SmbusHost::new()))?;
                 self.add_function(0, 0, "host bridge", Arc::new(i440fx_host_bridge()))?;
@@ -182,8 +195,8 @@ impl Chipset {
                 self.add_function(1, 3, "power management", Arc::new(piix4_pm(bases)))?;
             }
             Profile::Micro => {
-                self.ports.insert(acpi.reset.port.into(), 1, self.reset_control.clone())?;
                 self.add_function(0, 0, "host bridge", Arc::new(micro_host_bridge()))?;
+                port_bus.add(PciAddress::new(0, 0)?, "host bridge", Arc::new(micro_host_bridge()))?;
             }
         }
         Ok(())
