@@ -132,11 +132,22 @@ pub fn reset() {
     }
 }
 
-/// Base address of the ECAM of segment 0 (PCI firmware specification 3.3 §4.1.2), with the last bus it covers.
+/// A window into PCI configuration space.
+#[derive(Clone, Copy)]
+pub struct Ecam {
+    /// Where it starts.
+    pub base: u64,
+    /// Which bus it shows: 0 is the one behind 0xCF8.
+    pub segment: u16,
+    /// The last bus it covers, from 0.
+    pub last_bus: u8,
+}
+
+/// The first ECAM window (PCI firmware specification 3.3 §4.1.2).
 #[must_use]
-pub fn ecam() -> Option<(u64, u8)> {
+pub fn ecam() -> Option<Ecam> {
     let mcfg = table(b"MCFG")?;
-    Some((mcfg.field(44)?, mcfg.field(55)?))
+    Some(Ecam { base: mcfg.field(44)?, segment: mcfg.field(52)?, last_bus: mcfg.field(55)? })
 }
 
 /// What the MADT says about the interrupt of an ISA device.

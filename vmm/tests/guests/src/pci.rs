@@ -39,16 +39,19 @@ pub enum Access {
 }
 
 impl Access {
-    /// What the command line asks for with `pci=ports|ecam`; else the ports, or ECAM where they do not answer.
+    /// What the command line asks for with `pci=ports|ecam`; else the ports, or ECAM where they do not answer or answer
+    /// for another bus.
     #[must_use]
     pub fn choose() -> Self {
-        let ecam = || acpi::ecam().map(|(base, _)| Self::Ecam(base));
+        let ecam = acpi::ecam();
+        let through_ecam = || Self::Ecam(ecam.expect("there is no MCFG table").base);
         match pvh::option("pci") {
             Some("ports") => Self::Ports,
-            Some("ecam") => ecam().expect("pci=ecam, but there is no MCFG table"),
+            Some("ecam") => through_ecam(),
             Some(other) => panic!("pci={other} is neither ports nor ecam"),
+            None if ecam.is_some_and(|ecam| ecam.segment != 0) => through_ecam(),
             None if Self::Ports.read(address(0, 0), register::ID) != u32::MAX => Self::Ports,
-            None => ecam().expect("no PCI: 0xCF8 does not answer and there is no MCFG table"),
+            None => through_ecam(),
         }
     }
 
@@ -174,8 +177,8 @@ impl Window {
         const START: u32 = 0xc000_0000;
         const END: u32 = 0xfec0_0000;
         let (memory, memory_end) = match acpi::ecam() {
-            Some((base, last_bus)) if base == START.into() => (START + ((u32::from(last_bus) + 1) << 20), END),
-            Some((base, _)) if (START.into()..END.into()).contains(&base) => (START, base as u32),
+            Some(ecam) if ecam.base == START.into() => (START + ((u32::from(ecam.last_bus) + 1) << 20), END),
+            Some(ecam) if (START.into()..END.into()).contains(&ecam.base) => (START, ecam.base as u32),
             _ => (START, END),
         };
         Self { memory, memory_end, io: 0xc000 }
