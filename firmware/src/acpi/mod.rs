@@ -44,7 +44,8 @@ pub struct PowerManagement {
     pub event_port: u16,
     /// PM1a control block, 2 ports.
     pub control_port: u16,
-    /// PM timer. Without one, guests that know their TSC lose nothing.
+    /// PM timer. Guests that learn their TSC frequency from the hypervisor (kvmclock, CPUID) do without; others have
+    /// nothing else to measure it against, so give them one.
     pub timer: Option<PmTimer>,
     /// General-purpose event block 0.
     pub gpe0: Option<Gpe>,

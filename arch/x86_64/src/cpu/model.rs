@@ -24,8 +24,8 @@ const BASES: &[(&str, Base)] = &[("host", Base::Host), ("x86-64-v2", Base::V2), 
 /// * `host` is everything the hypervisor offers except nested virtualization (`vmx`, `svm`), the performance counters
 ///   (`pmu`) and the invariant TSC (`invtsc`): each of them ties a guest to its host or costs exits, so it must be asked
 ///   for.
-/// * `x86-64-v2` and `x86-64-v3` are the levels of the System V psABI, with nothing of the host beside them, so that a
-///   guest can move between hosts of one vendor. A host that lacks a flag of the level is refused.
+/// * `x86-64-v2` and `x86-64-v3` are the levels of the System V psABI with nothing of the host beside them but its
+///   caches, so that a guest can move between hosts of one vendor. A host that lacks a flag of the level is refused.
 /// * `-flag` takes a flag away together with everything that needs it; `+flag` adds one the host offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuModel {
@@ -34,6 +34,18 @@ pub struct CpuModel {
     pub(super) remove: Vec<Feature>,
     pub(super) pmu: bool,
     text: String,
+}
+
+impl CpuModel {
+    /// Physical address bits the guest should be given on a host that has `host_bits`: the host's own with `host`, and at
+    /// most 40 (1 TiB) with a baseline, so that the memory map and CPUID do not name the host either.
+    pub fn phys_bits(&self, host_bits: u8) -> u8 {
+        const BASELINE_BITS: u8 = 40;
+        match self.base {
+            Base::Host => host_bits,
+            Base::V2 | Base::V3 => host_bits.min(BASELINE_BITS),
+        }
+    }
 }
 
 impl Default for CpuModel {
@@ -187,6 +199,13 @@ mod tests {
         assert!(model.pmu);
         assert_eq!(model.to_string(), "host,-avx512f,+pmu");
         assert_eq!("X86-64-V3".parse::<CpuModel>().unwrap().base, Base::V3);
+    }
+
+    #[test]
+    fn a_baseline_has_the_same_address_width_on_every_server() {
+        let bits = |model: &str, host| model.parse::<CpuModel>().unwrap().phys_bits(host);
+        assert_eq!([bits("x86-64-v2", 46), bits("x86-64-v3", 52), bits("x86-64-v2", 36)], [40, 40, 36]);
+        assert_eq!(bits("host,-avx", 46), 46);
     }
 
     #[test]
