@@ -261,18 +261,24 @@ impl VcpuIo {
 
 impl ExitHandler for VcpuIo {
     fn port_in(&mut self, port: u16, data: &mut [u8]) -> Access {
-        self.ports.read(port.into(), data)
+        let access = self.ports.read(port.into(), data);
+        log::trace!("in {port:#x} -> {data:02x?}");
+        access
     }
 
     fn port_out(&mut self, port: u16, data: &[u8]) -> Access {
+        log::trace!("out {port:#x} <- {data:02x?}");
         self.ports.write(port.into(), data)
     }
 
     fn mmio_read(&mut self, address: u64, data: &mut [u8]) -> Access {
-        self.memory.read(address, data)
+        let access = self.memory.read(address, data);
+        log::trace!("read {address:#x} -> {data:02x?}");
+        access
     }
 
     fn mmio_write(&mut self, address: u64, data: &[u8]) -> Access {
+        log::trace!("write {address:#x} <- {data:02x?}");
         self.memory.write(address, data)
     }
 

@@ -131,6 +131,12 @@ pub trait Vm: Send + Sync {
     /// Kernel doorbells, where the hypervisor has them.
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>>;
 
+    /// Lets the kernel collect `out`s to the `len` ports from `port` instead of returning from the guest for each; they
+    /// are dispatched, in order, before the next exit of any vCPU. For index registers, whose writes do nothing a guest
+    /// could notice before its next access, and for ports with no other device among them. `false` where the hypervisor
+    /// cannot: then nothing changes.
+    fn collect_port_writes(&self, port: u16, len: u8) -> bool;
+
     /// Puts the interrupt controllers and the timer chip into their power-on state. All vCPUs are out.
     fn reset_irqchip(&self) -> Result<(), HypervisorError>;
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use arch::layout::{AddressRange, MemoryLayout};
 use devices::bus::{Bus, BusError};
-use devices::legacy::cmos::Cmos;
+use devices::legacy::cmos::{CMOS_PORTS, Cmos};
 use devices::legacy::debug_port::{DEBUG_PORTS, DebugConsole, PostCode};
-use devices::legacy::pm::{PM_PORTS, Pm, PmConfig};
+use devices::legacy::pm::{PM_PORTS, PM_TIMER_OFFSET, Pm, PmConfig};
 use devices::legacy::power::PowerSink;
 use devices::legacy::ps2::{PS2_DATA_PORT, PS2_PORTS, PS2_STATUS_PORT, Ps2};
 use devices::legacy::pvpanic::{PVPANIC_PORT, PVPANIC_PORTS, PvPanic};
@@ -18,7 +18,7 @@ use devices::pci::{
     Piix4Pm, SmbusHost, Windows, i440fx_host_bridge, i440fx_link, micro_host_bridge, piix3_isa_bridge, piix4_pm,
 };
 use devices::wake::Wake;
-use firmware::acpi::{AcpiConfig, IntxRoute};
+use firmware::acpi::{AcpiConfig, IntxRoute, PmTimer};
 
 use super::adapters::HostClock;
 use crate::config::{DebugPortConfig, Profile, VmConfig};
@@ -44,6 +44,7 @@ const RTC_GSI: u32 = 8;
 const KEYBOARD_GSI: u32 = 1;
 const MOUSE_GSI: u32 = 12;
 
+const CMOS_PORT: u16 = 0x70;
 const PORT_92: u64 = 0x92;
 const POST_PORT: u64 = 0x80;
 
@@ -86,10 +87,15 @@ pub struct Chipset {
 /// What the tables have to say about the machine: the one description both they and the wiring below follow.
 pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout) -> AcpiConfig {
     let vcpus = config.cpus.count;
-    let base = match config.profile {
+    let mut base = match config.profile {
         Profile::I440fx => AcpiConfig::i440fx(vcpus, layout),
         Profile::Micro => AcpiConfig::micro(vcpus, layout),
     };
+    if !config.kvmclock && base.pm.timer.is_none() {
+        // Without any other clock a guest has nothing to find its TSC's frequency with, and hangs at start.
+        let port = base.pm.event_port + PM_TIMER_OFFSET as u16;
+        base.pm.timer = Some(PmTimer { port, wide: false });
+    }
     AcpiConfig {
         segment: match config.profile {
             Profile::I440fx => 0,
@@ -242,7 +248,10 @@ impl Chipset {
         let high = layout.high_ram().map_or(0, |range| range.len);
         let line = vm.irq_line(RTC_GSI);
         let cmos = Arc::new(Cmos::new(Arc::new(HostClock), line, main.clone(), layout.low_ram_end(), high));
-        self.ports.insert(0x70, 2, cmos.clone())?;
+        self.ports.insert(CMOS_PORT.into(), CMOS_PORTS, cmos.clone())?;
+        // A guest writes the index for nothing but the data access behind it: half of the clock's exits. The address
+        // register of PCI cannot have the same, as the reset control register lies inside it.
+        vm.collect_port_writes(CMOS_PORT, 1);
         self.timers.push(cmos.clone());
         self.cmos = Some(cmos);
         Ok(())

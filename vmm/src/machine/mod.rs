@@ -88,17 +88,19 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         let line = format!("cpus: {} has at most {} vCPUs", host.name, host.max_vcpus);
         return Err(StartError::Config(line));
     }
+    let cpu_error = |error: &dyn std::fmt::Display| bad(&format_args!("cpus: {error}"));
+    let model = cpu_model(config).map_err(|error| cpu_error(&error))?;
     let split = config.memory.low_split_bytes.unwrap_or(layout::LOW_RAM_END);
-    let layout = MemoryLayout::with_split(config.memory.size_bytes, host.phys_bits, split)
+    let layout = MemoryLayout::with_split(config.memory.size_bytes, model.phys_bits(host.phys_bits), split)
         .map_err(|error| bad(&format_args!("memory: {error}")))?;
     let image = KernelImage::open(&config.boot, &layout).map_err(StartError::Config)?;
-    let (cpuid, topology) = cpuid(hypervisor, config, &layout).map_err(|error| bad(&format_args!("cpus: {error}")))?;
+    let (cpuid, topology) = cpuid(hypervisor, config, model, &layout).map_err(|error| cpu_error(&error))?;
     let host_devices = HostDevices::open(config).map_err(StartError::Host)?;
 
     devices_host::thread::install_kick_handler()
         .map_err(|error| StartError::Host(format!("cannot install a signal handler: {}", system_text(&error))))?;
     let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
-    let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| bad(&format_args!("cpus: {error}")))?;
+    let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| cpu_error(&error))?;
     let vcpus =
         (0..config.cpus.count).map(|id| vm.create_vcpu(id, &cpuid.for_vcpu(id))).collect::<Result<Vec<_>, _>>()?;
 
@@ -161,11 +163,19 @@ impl Cpuid {
     }
 }
 
-fn cpuid(hypervisor: &dyn Hypervisor, config: &VmConfig, layout: &MemoryLayout) -> Result<(Cpuid, Topology), String> {
+fn cpu_model(config: &VmConfig) -> Result<CpuModel, arch::cpu::CpuError> {
+    let hide_clock = if config.kvmclock { "" } else { ",-kvmclock" };
+    format!("{}{hide_clock}", config.cpus.model).parse()
+}
+
+fn cpuid(
+    hypervisor: &dyn Hypervisor,
+    config: &VmConfig,
+    model: CpuModel,
+    layout: &MemoryLayout,
+) -> Result<(Cpuid, Topology), String> {
     let host = hypervisor.capabilities();
     let text = |error: arch::cpu::CpuError| error.to_string();
-    let hide_clock = if config.kvmclock { "" } else { ",-kvmclock" };
-    let model: CpuModel = format!("{}{hide_clock}", config.cpus.model).parse().map_err(text)?;
     let wanted = config.cpus.topology();
     let topology = Topology::with(wanted.sockets.into(), wanted.cores.into(), wanted.threads.into()).map_err(text)?;
     let options = CpuidOptions {

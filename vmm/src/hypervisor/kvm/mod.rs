@@ -1,5 +1,6 @@
 //! Linux KVM: in-kernel interrupt controllers and PIT, irqfd with MSI routing, ioeventfd, immediate exit.
 
+mod collected;
 mod irq;
 mod kick;
 mod registers;

@@ -200,3 +200,23 @@ fn a_refused_device_says_what_to_do() {
     let line = open_hint(&io::Error::from_raw_os_error(libc::ENOENT));
     assert!(line.starts_with("/dev/kvm: No such file or directory: load"), "{line}");
 }
+
+#[test]
+fn collected_port_writes_arrive_in_order_before_the_next_exit_and_cost_none() {
+    let mut code = vec![
+        0xb0, 0x0a, // mov al, 0x0a
+        0xe6, 0x70, // out 0x70, al
+        0xfe, 0xc0, // inc al
+        0xe6, 0x70, // out 0x70, al
+        0xe4, 0x71, // in al, 0x71
+    ];
+    code.extend(SPIN);
+    let (vm, mut vcpu, start) = guest(&code);
+    let collects = vm.collect_port_writes(0x70, 1);
+    vcpu.reset(&start).unwrap();
+    let mut io = Recorder::default();
+    run_to_spin(&mut *vcpu, &mut io);
+    assert_eq!(io.log, ["out 0x70 [a]", "out 0x70 [b]", "in 0x71 1"]);
+    // Without the capability every write is an exit: the outcome is the same, the cost is not.
+    assert_eq!(io.exits, if collects { 2 } else { 4 });
+}

@@ -1,5 +1,6 @@
 //! One vCPU: its state after reset, and the run loop around KVM_RUN.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use arch::cpu::CpuidEntry;
@@ -12,6 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
+use super::collected::Collected;
 use super::kick::KvmKick;
 use super::{HypervisorError, call, registers};
 use crate::hypervisor::{ExitHandler, ExitKind, Kick, Stop, Vcpu, VcpuStart};
@@ -27,6 +29,7 @@ pub struct KvmVcpu {
     kick: Arc<KvmKick>,
     /// Never run and never reset: KVM has just put it into its power-on state.
     pristine: bool,
+    collected: Option<Arc<Collected>>,
 }
 
 impl KvmVcpu {
@@ -38,7 +41,12 @@ impl KvmVcpu {
         fd.set_cpuid2(&table).map_err(|error| call("KVM_SET_CPUID2", error))?;
         // SAFETY: the run page stays mapped as long as `fd` lives, and `drop` disarms the kick first.
         let kick = unsafe { KvmKick::new(&raw mut fd.get_kvm_run().immediate_exit) };
-        Ok(Self { fd, id, kick, pristine: true })
+        Ok(Self { fd, id, kick, pristine: true, collected: None })
+    }
+
+    /// Where the VM's collected port writes lie: taken out before every exit is answered.
+    pub fn take_collected_from(&mut self, collected: Option<Arc<Collected>>) {
+        self.collected = collected;
     }
 
     fn set_msrs(&self, entries: &[kvm_msr_entry]) -> Result<(), HypervisorError> {
@@ -89,6 +97,12 @@ impl KvmVcpu {
     }
 }
 
+impl AsRawFd for KvmVcpu {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
 impl Drop for KvmVcpu {
     fn drop(&mut self) {
         self.kick.disarm();
@@ -123,7 +137,12 @@ impl Vcpu for KvmVcpu {
 
     fn run(&mut self, io: &mut dyn ExitHandler) -> Result<Stop, HypervisorError> {
         for _ in 0..EXITS_PER_RUN {
-            let exit = match self.fd.run() {
+            let exit = self.fd.run();
+            if let Some(collected) = &self.collected {
+                // Index registers answer at once: nothing here can park.
+                collected.take(|port, data| drop(io.port_out(port, data)));
+            }
+            let exit = match exit {
                 Ok(exit) => exit,
                 Err(error) => match error.errno() {
                     libc::EINTR | libc::EAGAIN => {

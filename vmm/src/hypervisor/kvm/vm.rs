@@ -2,7 +2,7 @@
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arch::cpu::CpuidEntry;
 use arch::layout;
@@ -12,11 +12,12 @@ use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, KVMIO, kvm_irqchip,
     kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl;
 
+use super::collected::Collected;
 use super::irq::{KvmIrqLine, KvmMsiSource, Routing};
 use super::vcpu::KvmVcpu;
 use super::{HypervisorError, call};
@@ -29,6 +30,8 @@ pub struct KvmVm {
     fd: Arc<VmFd>,
     ram: GuestRam,
     routing: Arc<Routing>,
+    /// Mapped with the first vCPU, where KVM can collect port writes.
+    collected: OnceLock<Arc<Collected>>,
 }
 
 impl KvmVm {
@@ -56,7 +59,7 @@ impl KvmVm {
         fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
             .map_err(|error| call("KVM_CREATE_PIT2", error))?;
         let routing = Routing::install(fd.clone())?;
-        Ok(Self { fd, ram, routing })
+        Ok(Self { fd, ram, routing, collected: OnceLock::new() })
     }
 }
 
@@ -72,7 +75,14 @@ impl Vm for KvmVm {
     }
 
     fn create_vcpu(&self, id: u8, cpuid: &[CpuidEntry]) -> Result<Box<dyn Vcpu>, HypervisorError> {
-        Ok(Box::new(KvmVcpu::create(&self.fd, id, cpuid)?))
+        let mut vcpu = KvmVcpu::create(&self.fd, id, cpuid)?;
+        if self.collected.get().is_none() && self.fd.check_extension(Cap::CoalescedPio) {
+            let ring = Collected::map(vcpu.as_raw_fd())
+                .map_err(|source| HypervisorError::Call { call: "mmap of the coalesced ring", source })?;
+            self.collected.get_or_init(|| Arc::new(ring));
+        }
+        vcpu.take_collected_from(self.collected.get().cloned());
+        Ok(Box::new(vcpu))
     }
 
     fn irq_line(&self, gsi: u32) -> Arc<dyn IrqLine> {
@@ -85,6 +95,11 @@ impl Vm for KvmVm {
 
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>> {
         Some(Arc::new(Ioeventfds(self.fd.clone())))
+    }
+
+    fn collect_port_writes(&self, port: u16, len: u8) -> bool {
+        self.collected.get().is_some()
+            && self.fd.register_coalesced_mmio(IoEventAddress::Pio(port.into()), len.into()).is_ok()
     }
 
     fn reset_irqchip(&self) -> Result<(), HypervisorError> {
