@@ -12,12 +12,14 @@ use super::content::Content;
 use super::job::Job;
 use super::outer::{Guard, Report, RunFolder, Shape};
 
-/// Prepares the namespaces and hands over to the runner. `$1` is the folder that becomes the root.
+/// Prepares the namespaces and hands over to the runner. `$1` is the folder that becomes the root, `$2` the
+/// file for the report.
 const ENTER: &str = "set -e
 mount --rbind /dev $1/dev
 mount -t proc proc $1/proc
 mount --rbind /sys $1/sys
 mount -t tmpfs tmpfs $1/tmp
+mount --bind $2 $1/results
 exec chroot $1 /bin/sh -c 'cd /tmp; export PATH=/bin:/tools/bin; ip link set lo up; exec lab-runner /job.json /results'";
 
 /// Runs a job on this machine.
@@ -51,6 +53,9 @@ pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Opt
         .status()?;
     anyhow::ensure!(status.success(), "cannot copy the tools");
 
+    for results in [root.join("results"), folder.file("results")] {
+        fs::write(results, "")?;
+    }
     let log = folder.file("log");
     let output = fs::File::create(&log)?;
     let mut command = Command::new("unshare");
@@ -58,15 +63,14 @@ pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Opt
         .args(["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER])
         .arg("sh")
         .arg(&root)
+        .arg(folder.file("results"))
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output);
     let start = Instant::now();
     let child = command.spawn().context("cannot run unshare: install the package `util-linux`")?;
     let mut guard = Guard(child);
-    guard.wait(shape, start, &log)?;
+    let (_, stuck) = guard.wait(shape, start, &folder)?;
     drop(guard);
-    // Namespaces end with their last process: nothing is mounted below the folder any more.
-    let _ = fs::rename(root.join("results"), folder.file("results"));
-    folder.report(start.elapsed())
+    folder.report(start.elapsed(), stuck)
 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// The line that ends a report: without it the outer machine died or was killed.
 pub const DONE: &str = "LAB-DONE";
 
+/// A line the runner reports every few seconds.
+pub const PULSE: &str = ".";
+
 /// All the work of one outer boot.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Job {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use super::content::Content;
-use super::job::{DONE, Job, Outcome};
+use super::job::{DONE, Job, Outcome, PULSE};
 use crate::{debian, paths};
 
 /// How an outer machine is made.
@@ -31,13 +31,27 @@ pub struct Shape {
 pub struct Report {
     /// One for each run that was finished.
     pub outcomes: Vec<Outcome>,
-    /// Whether the runner said that it was done.
-    pub done: bool,
+    /// How it ended.
+    pub end: End,
     /// The outer machine's console, with the guests' lines.
     pub log: PathBuf,
     /// How long the boot took.
     pub wall: Duration,
 }
+
+/// How a boot ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The runner said that it was done.
+    Done,
+    /// The runner gave no sign of life for [`SILENCE`]: the outer machine is stuck, whatever its guest does.
+    Stuck,
+    /// The time limit was reached, or it ended by itself too early.
+    CutOff,
+}
+
+/// The runner reports every five seconds; under load it may be late, and the outer machine takes time to start.
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// Boots an outer machine and runs a job in it. A run that fails is in the report, not an error.
 ///
@@ -63,13 +77,18 @@ pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Op
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr rdinit=/init"]);
     // Scenarios may write to the disk; the next boot finds it as it was.
     qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", content.tools.display()));
+    qemu.arg("-monitor").arg(format!("unix:{},server=on,wait=off", folder.file("monitor").display()));
     qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
 
     let start = Instant::now();
     let child = qemu.spawn().context("cannot start the outer machine")?;
     let mut guard = Guard(child);
-    let status = guard.wait(shape, start, &log)?;
+    let (status, stuck) = guard.wait(shape, start, &folder)?;
     let wall = start.elapsed();
+    if stuck {
+        let state = registers(&folder.file("monitor")).unwrap_or_else(|error| format!("{error:#}"));
+        fs::OpenOptions::new().append(true).open(&log)?.write_all(state.as_bytes())?;
+    }
     if let Some(status) = status
         && !status.success()
     {
@@ -80,7 +99,24 @@ pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Op
         bail!("the outer machine ended with {status}: {}", said.trim_end());
     }
     drop(guard);
-    folder.report(wall)
+    folder.report(wall, stuck)
+}
+
+/// The outer machine's registers, three times: shows whether it runs in circles, and where.
+fn registers(monitor: &Path) -> anyhow::Result<String> {
+    let mut stream = std::os::unix::net::UnixStream::connect(monitor).context("cannot reach the monitor")?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut text = "\nLAB-STUCK: the outer machine's registers\n".to_owned();
+    for _ in 0..3 {
+        stream.write_all(b"info registers\n")?;
+        let mut bytes = [0; 16384];
+        while let Ok(n) = stream.read(&mut bytes)
+            && n > 0
+        {
+            text += &String::from_utf8_lossy(&bytes[..n]);
+        }
+    }
+    Ok(text)
 }
 
 /// The files of one boot, in a folder that no other process uses.
@@ -111,12 +147,12 @@ impl RunFolder {
     ///
     /// # Errors
     /// When the log cannot be kept.
-    pub fn report(self, wall: Duration) -> anyhow::Result<Report> {
+    pub fn report(self, wall: Duration, stuck: bool) -> anyhow::Result<Report> {
         let logs = paths::lab().join("logs");
         fs::create_dir_all(&logs)?;
         let log = logs.join(format!("{}.log", self.name));
         fs::rename(self.file("log"), &log).context("the outer machine left no log")?;
-        Ok(read_report(&self.file("results"), log, wall))
+        Ok(read_report(&self.file("results"), log, wall, stuck))
     }
 }
 
@@ -130,13 +166,13 @@ impl Drop for RunFolder {
 }
 
 /// Reads what the runner reported.
-fn read_report(results: &Path, log: PathBuf, wall: Duration) -> Report {
+fn read_report(results: &Path, log: PathBuf, wall: Duration, stuck: bool) -> Report {
     let text = String::from_utf8_lossy(&fs::read(results).unwrap_or_default()).into_owned();
-    let mut report = Report { outcomes: Vec::new(), done: false, log, wall };
+    let mut report = Report { outcomes: Vec::new(), end: if stuck { End::Stuck } else { End::CutOff }, log, wall };
     for line in text.lines().map(str::trim) {
         if line == DONE {
-            report.done = true;
-        } else if !line.is_empty()
+            report.end = End::Done;
+        } else if line != PULSE
             && let Ok(outcome) = serde_json::from_str(line)
         {
             report.outcomes.push(outcome);
@@ -150,20 +186,33 @@ pub struct Guard(pub Child);
 
 impl Guard {
     /// Waits for the child, at most as long as the shape allows; shows its log meanwhile when the shape says so. `None`
-    /// when it had to be cut off.
+    /// when it had to be cut off; the second value says whether that was because it gave no sign of life.
     ///
     /// # Errors
     /// When the child cannot be waited for.
-    pub fn wait(&mut self, shape: &Shape, start: Instant, log: &Path) -> anyhow::Result<Option<ExitStatus>> {
-        let mut shown = 0;
+    pub fn wait(
+        &mut self,
+        shape: &Shape,
+        start: Instant,
+        folder: &RunFolder,
+    ) -> anyhow::Result<(Option<ExitStatus>, bool)> {
+        let (log, results) = (folder.file("log"), folder.file("results"));
+        let (mut shown, mut reported, mut alive) = (0, 0, Instant::now());
         let status = loop {
             // Asked before the log is read, so that the last lines are shown.
             let status = self.0.try_wait()?;
             if shape.show {
-                show(log, &mut shown)?;
+                show(&log, &mut shown)?;
             }
             if status.is_some() || start.elapsed() > shape.limit {
-                break status;
+                break (status, false);
+            }
+            let now = fs::metadata(&results).map_or(0, |metadata| metadata.len());
+            if now != reported {
+                (reported, alive) = (now, Instant::now());
+            }
+            if alive.elapsed() > SILENCE {
+                break (None, true);
             }
             std::thread::sleep(Duration::from_millis(50));
         };

@@ -13,7 +13,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use job::{DONE, Job, Outcome, Run};
+use job::{DONE, Job, Outcome, PULSE, Run};
+
+const PULSE_INTERVAL: Duration = Duration::from_secs(5);
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -28,6 +30,13 @@ fn main() -> anyhow::Result<()> {
         .append(true)
         .open(&results)
         .with_context(|| format!("cannot open {results}"))?;
+    // Signs of life: who waits outside can tell a dead outer machine from a slow guest.
+    let mut pulse = results.try_clone()?;
+    std::thread::spawn(move || {
+        while pulse.write_all(format!("{PULSE}\n").as_bytes()).is_ok() {
+            std::thread::sleep(PULSE_INTERVAL);
+        }
+    });
     for run in &job.runs {
         println!("== {}", run.name);
         let outcome = one(run);
@@ -35,9 +44,10 @@ fn main() -> anyhow::Result<()> {
             None => println!("== {} ok in {} ms", run.name, outcome.wall_ms),
             Some(why) => println!("== {} FAILED after {} ms: {why}", run.name, outcome.wall_ms),
         }
-        writeln!(results, "{}", serde_json::to_string(&outcome)?)?;
+        // One write, so that a sign of life cannot come between: an empty line before it ends a cut one.
+        results.write_all(format!("\n{}\n", serde_json::to_string(&outcome)?).as_bytes())?;
     }
-    writeln!(results, "{DONE}")?;
+    results.write_all(format!("\n{DONE}\n").as_bytes())?;
     results.flush()?;
     println!("{DONE}");
     Ok(())
