@@ -2,8 +2,12 @@
 //!
 //! * `lab-peer serve ADDRESS BYTES`: accepts one connection, sends BYTES of the pattern, expects them back.
 //! * `lab-peer call ADDRESS BYTES`: connects, receives and checks BYTES of the pattern, sends as many.
+//! * `lab-peer avx CPUS ROUNDS`: checks that AVX registers outlive exits.
 //!
-//! Both print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
+//! The first two print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
+
+#[path = "lab-peer/avx.rs"]
+mod avx;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,7 +22,7 @@ const CHUNK: usize = 64 * 1024;
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [mode, address, bytes] = &arguments[..] else {
-        bail!("usage: lab-peer serve|call ADDRESS BYTES");
+        bail!("usage: lab-peer serve|call ADDRESS BYTES, lab-peer avx CPUS ROUNDS");
     };
     let bytes: u64 = bytes.parse().context("BYTES is no number")?;
     match mode.as_str() {
@@ -40,7 +44,8 @@ fn main() -> anyhow::Result<()> {
             ensure!(rest == 0, "more arrived than was asked for");
             Ok(())
         }
-        _ => bail!("`{mode}` is neither serve nor call"),
+        "avx" => avx::run(address.parse().context("CPUS is no number")?, u32::try_from(bytes)?),
+        _ => bail!("`{mode}` is neither serve, call nor avx"),
     }
 }
 
