@@ -4,10 +4,10 @@
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
+echo "LAB-INIT $(cut -d' ' -f1 /proc/uptime)"
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 while read -r module; do insmod "/modules/$module" || echo "LAB cannot load $module"; done < /modules/order
-echo "LAB-INIT $(cut -d' ' -f1 /proc/uptime)"
 root=
 for word in $(cat /proc/cmdline); do
     case $word in

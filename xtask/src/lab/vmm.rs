@@ -80,6 +80,9 @@ impl Vmm {
         }
         line.option("--serial", "stdio");
         line.option("--qmp", QMP);
+        if let Ok(rules) = std::env::var("ZVMM_LOG") {
+            line.option("--log", rules);
+        }
         if machine.reset_ends {
             line.option("--on-reset", "exit");
         }
