@@ -7,6 +7,7 @@ mod illumos;
 mod lab;
 mod paths;
 mod test;
+mod times;
 mod toolchain;
 
 use clap::{Parser, Subcommand};

@@ -1,6 +1,5 @@
 //! `cargo xtask test`: the gate lane, or with `--full` everything. Each part has a time it may take, in a committed table.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,12 +8,9 @@ use anyhow::Context as _;
 
 use crate::lab::vmm::Vmm;
 use crate::lab::{self, scenarios};
+use crate::times::Times;
 use crate::{guests, illumos, paths};
 
-/// Seconds each part takes on two cores that do nothing else.
-const TIMES: &str = include_str!("../times.json");
-/// How much longer a part may take: other machines are slower and busier.
-const GENEROSITY: u32 = 4;
 /// What the gate lane may take in all.
 const GATE_LIMIT: Duration = Duration::from_secs(25 * 60);
 
@@ -44,7 +40,7 @@ const PARTS: [Part; 3] = [("unit", unit), ("illumos", illumos), ("lab", lab)];
 /// # Errors
 /// When a part fails, takes too long, or with `CI=true` is skipped.
 pub fn run(options: Options) -> anyhow::Result<()> {
-    let times: BTreeMap<String, u32> = serde_json::from_str(TIMES).context("xtask/times.json")?;
+    let times = Times::read()?;
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     let start = Instant::now();
     let mut failures = Vec::new();
@@ -58,7 +54,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let result = part(&options);
         let took = began.elapsed();
         let verdict = match result {
-            Ok(Outcome::Passed) => match too_long(&times, name, took) {
+            Ok(Outcome::Passed) => match times.too_long(name, took) {
                 None => "passed".to_owned(),
                 Some(why) => {
                     failures.push(name);
@@ -84,15 +80,6 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     anyhow::ensure!(failures.is_empty(), "failed: {}", failures.join(", "));
     anyhow::ensure!(options.full || all < GATE_LIMIT, "the gate took longer than {} s", GATE_LIMIT.as_secs());
     Ok(())
-}
-
-/// Why a part took longer than its line in the table allows, if it did.
-fn too_long(times: &BTreeMap<String, u32>, name: &str, took: Duration) -> Option<String> {
-    let Some(&seconds) = times.get(name) else {
-        return Some(format!("xtask/times.json has no line for {name}"));
-    };
-    let allowed = Duration::from_secs(u64::from(seconds * GENEROSITY));
-    (took > allowed).then(|| format!("{:.0} s, where {} s are allowed", took.as_secs_f64(), allowed.as_secs()))
 }
 
 fn unit(_options: &Options) -> anyhow::Result<Outcome> {
@@ -141,16 +128,8 @@ mod tests {
 
     #[test]
     fn every_part_has_a_time_and_the_sum_of_all_fits_the_gate() {
-        let times: BTreeMap<String, u32> = serde_json::from_str(TIMES).unwrap();
-        let sum: u32 = PARTS.iter().map(|(name, _)| times[*name]).sum();
-        assert!(Duration::from_secs(u64::from(sum)) < GATE_LIMIT);
-    }
-
-    #[test]
-    fn a_part_that_takes_four_times_its_time_fails_and_one_without_a_line_too() {
-        let times = BTreeMap::from([("a".to_owned(), 10)]);
-        assert!(too_long(&times, "a", Duration::from_secs(39)).is_none());
-        assert!(too_long(&times, "a", Duration::from_secs(41)).is_some());
-        assert!(too_long(&times, "b", Duration::ZERO).is_some());
+        let times = Times::read().unwrap();
+        let sum: u64 = PARTS.iter().map(|(name, _)| times.seconds(name).unwrap()).sum();
+        assert!(Duration::from_secs(sum) < GATE_LIMIT);
     }
 }

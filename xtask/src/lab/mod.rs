@@ -23,6 +23,7 @@ use scenarios::Scenario;
 use vmm::Vmm;
 
 use crate::paths;
+use crate::times::Times;
 
 /// Options of `cargo xtask lab`.
 #[derive(clap::Args)]
@@ -100,6 +101,7 @@ const RETRIES: u32 = 2;
 
 /// Runs scenarios that share an outer machine. When that machine gets stuck, those that were not finished run in another.
 fn run_group(lab: &Lab, vmm: Vmm, cpus: u32, mut group: Vec<&Scenario>) -> anyhow::Result<Vec<String>> {
+    let times = Times::read()?;
     let mut failures = Vec::new();
     for attempt in 0..=RETRIES {
         println!("lab: {} scenarios with {}, outer machine with {cpus} CPU", group.len(), vmm.name());
@@ -116,7 +118,7 @@ fn run_group(lab: &Lab, vmm: Vmm, cpus: u32, mut group: Vec<&Scenario>) -> anyho
                 None => Err(anyhow::anyhow!("the outer machine ended before it ({:?})", report.end)),
                 Some(outcome) => {
                     keep_log(vmm, outcome)?;
-                    judge(scenario, outcome)
+                    judge(scenario, outcome, &times)
                 }
             };
             match verdict {
@@ -205,7 +207,7 @@ fn keep_log(vmm: Vmm, outcome: &Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn judge(scenario: &Scenario, outcome: &Outcome) -> anyhow::Result<u64> {
+fn judge(scenario: &Scenario, outcome: &Outcome, times: &Times) -> anyhow::Result<u64> {
     if let Some(failure) = &outcome.failure {
         anyhow::bail!(
             "{failure}{}{}",
@@ -214,5 +216,8 @@ fn judge(scenario: &Scenario, outcome: &Outcome) -> anyhow::Result<u64> {
         );
     }
     (scenario.check)(outcome)?;
+    if let Some(why) = times.too_long(&format!("lab/{}", scenario.name), Duration::from_millis(outcome.wall_ms)) {
+        anyhow::bail!("{why}");
+    }
     Ok(outcome.wall_ms)
 }

@@ -20,7 +20,20 @@ const SIGTERM: i32 = 15;
 const TYPED_LINES: u32 = 128;
 
 /// The gate lane: each kernel, form, vCPU count and device at least once.
-const GATE: [&str; 0] = [];
+const GATE: [&str; 12] = [
+    "boot-6.1-bzimage",
+    "boot-backports-elf",
+    "vcpus-2",
+    "vcpus-16",
+    "memory-128",
+    "memory-5120",
+    "disk-root",
+    "tcp-100mb",
+    "two-disks-two-nics",
+    "serial-input",
+    "sigterm",
+    "pause",
+];
 
 /// A journal that must be replayed is not clean, though e2fsck alone would not mind.
 const FSCK: &str = "/tools/bin/e2fsck -f -n /tools/root-copy.img > /tmp/fsck 2>&1 || { cat /tmp/fsck; exit 1; }; \
@@ -608,6 +621,20 @@ mod tests {
     fn what_is_typed_has_lines_of_64_bytes_and_no_two_alike() {
         assert!([0, 1, 127, u32::MAX].iter().all(|&n| pattern(n).len() == 64));
         assert_ne!(pattern(1), pattern(2));
+    }
+
+    #[test]
+    fn every_scenario_has_a_time() {
+        let times = crate::times::Times::read().unwrap();
+        for scenario in all() {
+            assert!(times.seconds(&format!("lab/{}", scenario.name)).is_some(), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn the_gate_names_scenarios_that_exist() {
+        let all = all();
+        assert_eq!(all.iter().filter(|s| s.gate).count(), GATE.len());
     }
 
     #[test]
