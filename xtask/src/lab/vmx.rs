@@ -13,7 +13,7 @@ use super::content::at;
 use super::images::{self, Initramfs};
 use super::job::{Job, Outcome, Run, Step};
 use super::kernel::{self, Which};
-use super::outer::{Guard, Report, RunFolder, Shape};
+use super::outer::{Guard, Report, RunFolder};
 use super::vmm::{Machine, QMP, Vmm};
 use super::{Lab, keep_log, scenarios};
 use crate::{debian, guests, paths};
@@ -27,6 +27,10 @@ const INIT: &str = include_str!("../../files/vmx-init.sh");
 
 /// The whole boot is cut off after this time.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// The runner gives a sign of life every five seconds of the emulated machine's time; before it starts, a loaded machine
+/// takes minutes.
+const SILENCE: Duration = Duration::from_secs(240);
 
 /// Kernel options of the outer machine. Its clocks follow the emulated instructions: nothing is to be measured.
 const CMDLINE: &str = "console=ttyS0,115200 nokaslr panic=1 mitigations=off tsc=reliable lpj=1000000 no_timer_check \
@@ -275,11 +279,9 @@ fn boot(lab: &Lab, binaries: &Binaries, job: &Job) -> anyhow::Result<Report> {
     for file in ["log", "results"] {
         fs::write(folder.file(file), "")?;
     }
-    let shape = Shape { name: "vmx".to_owned(), cpus: 1, memory_mib: 1024, limit: LIMIT, show: false };
     let start = Instant::now();
     let mut guard = Guard(bochs.spawn().context("cannot start bochs")?);
-    // Ends with status 1 even when its guest powers off.
-    let (_, stuck) = guard.wait(&shape, start, &folder)?;
+    let stuck = wait(&mut guard, &folder, start)?;
     drop(guard);
     let said = fs::read_to_string(folder.file("bochs.out")).unwrap_or_default();
     if fs::metadata(folder.file("log"))?.len() == 0 {
@@ -287,6 +289,26 @@ fn boot(lab: &Lab, binaries: &Binaries, job: &Job) -> anyhow::Result<Report> {
         bail!("bochs booted nothing; what it said, newest first: {said:#?}");
     }
     folder.report(start.elapsed(), stuck)
+}
+
+/// Waits for the end of Bochs, which has status 1 also when its guest powers off. Says whether it was stuck.
+fn wait(guard: &mut Guard, folder: &RunFolder, start: Instant) -> anyhow::Result<bool> {
+    let (mut said, mut alive) = (0, start);
+    while guard.0.try_wait()?.is_none() {
+        let length = |name: &str| fs::metadata(folder.file(name)).map_or(0, |metadata| metadata.len());
+        let now = length("log") + length("results");
+        if now != said {
+            (said, alive) = (now, Instant::now());
+        }
+        if alive.elapsed() > SILENCE {
+            return Ok(true);
+        }
+        if start.elapsed() > LIMIT {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(false)
 }
 
 /// The CD that Bochs boots: GRUB, the kernel, and what is needed to reach the disks. Kept until its parts change.

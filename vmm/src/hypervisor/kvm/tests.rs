@@ -154,6 +154,49 @@ fn a_triple_fault_is_told_apart_from_a_reset() {
 }
 
 #[test]
+fn a_vcpu_starts_in_real_mode_at_the_reset_vector() {
+    const TOP: u64 = 0xffff_0000;
+    const LOW: u64 = 0x7c00;
+    devices_host::thread::install_kick_handler().unwrap();
+    let hypervisor = KvmHypervisor::open().expect("these tests need /dev/kvm: run them inside the lab");
+    let spec = VmSpec { ram: vec![(0, 2 << 20), (TOP, 0x10000)], ram_options: Default::default() };
+    let vm = hypervisor.create_vm(&spec).unwrap();
+    let put = |code: &[u8], at: u64| vm.ram().write_slice(code, GuestAddress(at)).unwrap();
+    // jmp 0xff00, in the same 64 KiB: a far jump would leave the top of memory
+    put(&[0xe9, 0x0d, 0xff], TOP + 0xfff0);
+    let top = [
+        0xb0, 0x52, // mov al, 'R'
+        0xba, 0xf8, 0x03, // mov dx, 0x3f8: three bytes, as only 16-bit code has it
+        0xee, // out dx, al
+        0x0f, 0x20, 0xc0, // mov eax, cr0
+        0xef, // out dx, ax
+        0xb8, 0x34, 0x12, // mov ax, 0x1234
+        0x8e, 0xd8, // mov ds, ax
+        0xa1, 0x02, 0x00, // mov ax, [2]
+        0xef, // out dx, ax
+        0x8e, 0xd0, // mov ss, ax
+        0xbc, 0x10, 0x00, // mov sp, 0x10
+        0x54, // push sp
+        0xea, 0x00, 0x7c, 0x00, 0x00, // jmp 0:0x7c00
+    ];
+    put(&top, TOP + 0xff00);
+    put(&0x2000_u16.to_le_bytes(), 0x12340 + 2);
+    put(&[0x8c, 0xc8, 0xef, 0x58, 0xef, 0xeb, 0xfe], LOW); // mov ax, cs; out dx, ax; pop ax; out dx, ax; jmp $
+    let mut vcpu = vm.create_vcpu(0, &hypervisor.supported_cpuid().unwrap()).unwrap();
+    let mut io = Recorder::default();
+    vcpu.reset(&VcpuStart::Boot(Box::new(regs::reset_vector()))).unwrap();
+    run_to_spin(&mut *vcpu, &mut io);
+    // CR0 without protection and paging; the word at 1234:2; CS 0; what was pushed at 2000:e.
+    assert_eq!(
+        io.log,
+        ["out 0x3f8 [52]", "out 0x3f8 [10, 0]", "out 0x3f8 [0, 20]", "out 0x3f8 [0, 0]", "out 0x3f8 [10, 0]"]
+    );
+    let mut pushed = [0; 2];
+    vm.ram().read_slice(&mut pushed, GuestAddress(0x2000e)).unwrap();
+    assert_eq!(pushed, [0x10, 0]);
+}
+
+#[test]
 fn a_doorbell_signals_its_event_without_an_exit() {
     use std::os::fd::AsRawFd;
     let mut code = vec![
