@@ -1,5 +1,6 @@
 //! `cargo xtask ...`: how people drive zvmm.
 
+mod bench;
 mod debian;
 mod demo;
 mod guests;
@@ -29,6 +30,8 @@ enum Command {
     Lab(lab::Options),
     /// Build the bare-metal guests that run on any /dev/kvm
     Guests(guests::Options),
+    /// Measure: start-up against its floor, system calls, memory
+    Bench(bench::Options),
     /// Type-check and lint the workspace for x86_64-unknown-illumos
     IllumosCheck(illumos::Options),
 }
@@ -39,6 +42,7 @@ fn main() -> std::process::ExitCode {
         Command::Test(options) => test::run(options),
         Command::Lab(options) => lab::run(options),
         Command::Guests(options) => guests::run(options),
+        Command::Bench(options) => bench::run(options),
         Command::IllumosCheck(options) => illumos::run(options),
     };
     match result {

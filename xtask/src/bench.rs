@@ -1,0 +1,91 @@
+//! `cargo xtask bench`: figures, each with the floor it is measured against, taken in one loop.
+
+mod memory;
+mod start;
+mod syscalls;
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use crate::{guests, paths};
+
+/// Options of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(clap::Subcommand)]
+enum Bench {
+    /// Process start to first guest instruction, against the KVM calls that cannot be avoided; system calls; memory
+    Start(start::Options),
+}
+
+/// Runs a bench and prints its tables.
+///
+/// # Errors
+/// When something does not build or run, or a figure is beyond its limit and `--check` was given.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    match options.bench {
+        Bench::Start(options) => start::run(&options),
+    }
+}
+
+/// The programs under test: release builds, stripped.
+struct Programs {
+    zvmm: PathBuf,
+    floor: PathBuf,
+    guests: PathBuf,
+}
+
+impl Programs {
+    fn build() -> anyhow::Result<Self> {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .current_dir(paths::workspace())
+            .args(["build", "--quiet", "--release", "--package", "zvmm", "--package", "benches", "--bins"])
+            .status()
+            .context("cannot start cargo")?;
+        if !status.success() {
+            bail!("the programs under test do not build");
+        }
+        let release = paths::target().join("release");
+        Ok(Self { zvmm: release.join("zvmm"), floor: release.join("start-floor"), guests: guests::build()? })
+    }
+
+    /// `zvmm run` with a guest, one vCPU and its serial port on standard output.
+    fn zvmm(&self, guest: &str, memory_mib: u32, more: &[&str]) -> Vec<String> {
+        let memory = format!("{memory_mib}M");
+        let kernel = self.guests.join(guest).display().to_string();
+        let run = ["run", "--cpus", "1", "--memory", &memory, "--serial", "stdio", "--kernel", &kernel];
+        let zvmm = self.zvmm.display().to_string();
+        [zvmm.as_str()].iter().chain(&run).chain(more).map(|word| (*word).to_owned()).collect()
+    }
+}
+
+/// A process that is killed when the bench is done with it: a guest that resets for ever ends in no other way.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> anyhow::Result<Self> {
+        // cargo's own makes the dynamic linker look for every library in a dozen folders.
+        let child = command
+            .env_remove("LD_LIBRARY_PATH")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
