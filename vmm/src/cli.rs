@@ -28,7 +28,9 @@ struct Cli {
     command: Command,
 }
 
+/// Deferred: only the options of the command that is given are put together.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Run a guest until it powers off
     #[command(long_about = RUN_ABOUT)]

@@ -116,7 +116,9 @@ impl Gate {
 
     /// Lets the vCPUs run again.
     pub fn resume(&self) {
-        self.change(|state| state.paused = false);
+        // Nobody is kicked: who was held waits here, and who was not may go on.
+        self.lock().paused = false;
+        self.changed.notify_all();
     }
 
     /// Has the machine reset; one reset serves every request that comes while it runs.

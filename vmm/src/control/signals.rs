@@ -72,8 +72,8 @@ impl Signals {
                 self.pass_on(&sender, &ending, restore);
             }
         })?;
-        let target = introduced.recv().map_err(|_| io::Error::other("the thread 'signals' did not start"))?;
-        Ok(SignalThread { thread: Some(thread), target, ending })
+        // Not waited for here: until the thread runs, the kernel keeps what arrives.
+        Ok(SignalThread { thread: Some(thread), introduced, ending })
     }
 }
 
@@ -107,14 +107,16 @@ impl Signals {
 #[derive(Debug)]
 pub struct SignalThread {
     thread: Option<JoinHandle<()>>,
-    target: KickTarget,
+    introduced: mpsc::Receiver<KickTarget>,
     ending: Arc<AtomicBool>,
 }
 
 impl Drop for SignalThread {
     fn drop(&mut self) {
         self.ending.store(true, Ordering::Release);
-        self.target.kick();
+        if let Ok(target) = self.introduced.recv() {
+            target.kick();
+        }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
