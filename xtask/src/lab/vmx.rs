@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// The runner gives a sign of life every five seconds of the emulated machine's time; before it starts, a loaded machine
 /// takes minutes.
-const SILENCE: Duration = Duration::from_secs(240);
+const SILENCE: Duration = Duration::from_secs(150);
 
 /// Kernel options of the outer machine. Its clocks follow the emulated instructions: nothing is to be measured.
 const CMDLINE: &str = "console=ttyS0,115200 nokaslr panic=1 mitigations=off tsc=reliable lpj=1000000 no_timer_check \
