@@ -1,6 +1,6 @@
 //! The scenarios: what each guest is, what is done with it, and what must be seen.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 use super::content::at;
 use super::job::{Outcome, Run, Step, pattern};
@@ -388,7 +388,10 @@ fn devices(list: &mut Vec<Scenario>) {
         },
         |outcome| {
             let root = output(outcome, "findmnt -n -o SOURCE,FSTYPE,OPTIONS /")?;
-            ensure!(root.trim().starts_with("/dev/vda ext4 rw"), "the root file system is {root}");
+            let columns: Vec<&str> = root.split_whitespace().collect();
+            let [source, kind, options] = columns[..] else { bail!("the root file system is {root}") };
+            let writable = options.split(',').any(|option| option == "rw");
+            ensure!(source == "/dev/vda" && kind == "ext4" && writable, "the root file system is {root}");
             Ok(())
         },
     );
