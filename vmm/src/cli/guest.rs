@@ -15,6 +15,7 @@ use crate::config::{
 
 /// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
 /// each kind of value serves the command line and JSON, so clap only tells options apart.
+#[allow(rustdoc::broken_intra_doc_links, reason = "the comments are the help text, where [default] is no link")]
 #[derive(Debug, Default, Args)]
 pub struct GuestArgs {
     /// Read the guest from a JSON file; options override its values, --disk, --net and --log add to its lists

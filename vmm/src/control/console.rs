@@ -19,7 +19,7 @@ pub enum Typed {
     Break,
     /// End the guest and leave.
     Leave,
-    /// Show [`HELP`].
+    /// Show the help text.
     Help,
 }
 

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn headers_read_here_and_there_are_the_bytes_of_the_file() {
-        let content: Vec<u8> = (0..10_000u32).map(|at| (at * 7 >> 3) as u8).collect();
+        let content: Vec<u8> = (0..10_000u32).map(|at| ((at * 7) >> 3) as u8).collect();
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&content, 0).unwrap();
         let mut headers = Headers::new(&file);
