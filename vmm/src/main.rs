@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+/// musl's own maps and unmaps memory eighty times before there is a guest.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     zvmm::cli::main(std::env::args_os())
 }

@@ -34,7 +34,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     }
 }
 
-/// The programs under test: release builds, stripped.
+const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// The programs under test: as `cargo dist` builds them, static and stripped.
 struct Programs {
     zvmm: PathBuf,
     floor: PathBuf,
@@ -43,17 +45,19 @@ struct Programs {
 
 impl Programs {
     fn build() -> anyhow::Result<Self> {
+        // The floor is built like zvmm, or a dynamic linker would be in one of them only.
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
             .current_dir(paths::workspace())
-            .args(["build", "--quiet", "--release", "--package", "zvmm", "--package", "benches", "--bins"])
+            .args(["build", "--quiet", "--profile", "dist", "--target", TARGET])
+            .args(["--package", "zvmm", "--package", "benches", "--bins"])
             .status()
             .context("cannot start cargo")?;
         if !status.success() {
-            bail!("the programs under test do not build");
+            bail!("the programs under test do not build (is there a `rustup target add {TARGET}`?)");
         }
-        let release = paths::target().join("release");
-        Ok(Self { zvmm: release.join("zvmm"), floor: release.join("start-floor"), guests: guests::build()? })
+        let folder = paths::target().join(TARGET).join("dist");
+        Ok(Self { zvmm: folder.join("zvmm"), floor: folder.join("start-floor"), guests: guests::build()? })
     }
 
     /// `zvmm run` with a guest, one vCPU and its serial port on standard output.
