@@ -121,7 +121,7 @@ impl Script {
         self.cmdline("root=/dev/vda")
     }
 
-    /// Network interface `n`, on TAP device `tap<n>` with the address 10.0.<n>.1 on the host's side.
+    /// Network interface number N, on TAP device `tapN` with the address `10.0.N.1` on the host's side.
     fn nic(mut self) -> Self {
         let n = self.machine.nics.len();
         self.before.push(format!("tunctl -t tap{n} && ip addr add 10.0.{n}.1/24 dev tap{n} && ip link set tap{n} up"));
