@@ -9,7 +9,7 @@ mod outer;
 mod place;
 pub mod scenarios;
 pub mod vmm;
-mod vmx;
+pub mod vmx;
 
 use std::fmt::Write as _;
 use std::fs;
