@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures, each with the floor it is measured against, taken in one loop.
 
+mod boot;
 mod memory;
 mod start;
 mod syscalls;
@@ -22,6 +23,8 @@ pub struct Options {
 enum Bench {
     /// Process start to first guest instruction, against the KVM calls that cannot be avoided; system calls; memory
     Start(start::Options),
+    /// A stock guest's boot under zvmm and qemu in turn: time, CPU time, exits, page faults, memory
+    Boot(boot::Options),
 }
 
 /// Runs a bench and prints its tables.
@@ -31,6 +34,7 @@ enum Bench {
 pub fn run(options: Options) -> anyhow::Result<()> {
     match options.bench {
         Bench::Start(options) => start::run(&options),
+        Bench::Boot(options) => boot::run(&options),
     }
 }
 

@@ -7,6 +7,10 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::{check, os};
 
+/// Stack of every thread. Rust's default of 2 MiB is as large as a huge page: where the host hands those out unasked, the
+/// first touch of a stack that happens to lie well costs all of it.
+const STACK_BYTES: usize = 512 << 10;
+
 /// Starts a thread under `name` (the system keeps its first 15 bytes on Linux, 31 on illumos), allowed on `cpus` only
 /// unless that is empty. Every signal is blocked in it: signals go to the one thread that waits for them.
 ///
@@ -20,7 +24,7 @@ where
     // A thread inherits its creator's signal mask and CPUs, so it never runs a moment without them.
     let blocked = BlockedSignals::all()?;
     let bound = if cpus.is_empty() { None } else { Some(os::Bound::to(cpus)?) };
-    let handle = Builder::new().name(name.to_owned()).spawn(body);
+    let handle = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(body);
     drop(bound);
     drop(blocked);
     handle
