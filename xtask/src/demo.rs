@@ -23,7 +23,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     let scenario = scenarios::demo();
     let job = Job { runs: vec![scenario.run(options.vmm)] };
     let report =
-        lab.run(&format!("demo-{}", options.vmm.name()), (scenario.outer_cpus, scenario.outer_memory_mib), &job, true)?;
+        lab.run(&format!("demo-{}", options.vmm.name()), (lab::OUTER_CPUS, scenario.outer_memory_mib), &job, true)?;
     let nothing = Outcome::default();
     let outcome = report.outcomes.first().unwrap_or(&nothing);
     let mut missing = Vec::new();

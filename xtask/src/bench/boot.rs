@@ -4,7 +4,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::lab::job::{Job, Outcome, Sample};
 use crate::lab::vmm::Vmm;
-use crate::lab::{Lab, scenarios};
+use crate::lab::{Lab, OUTER_CPUS, scenarios};
 
 /// Options of `cargo xtask bench boot`.
 #[derive(clap::Args)]
@@ -70,7 +70,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             runs.push(run);
         }
     }
-    let report = lab.run("bench-boot", (1, OUTER_MEMORY_MIB), &Job { runs }, false)?;
+    let report = lab.run("bench-boot", (OUTER_CPUS, OUTER_MEMORY_MIB), &Job { runs }, false)?;
     let boots: Vec<Vec<&Outcome>> = VMMS
         .iter()
         .map(|&vmm| {

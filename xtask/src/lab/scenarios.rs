@@ -45,8 +45,6 @@ pub struct Scenario {
     pub name: String,
     /// What it shows.
     pub about: String,
-    /// vCPUs the outer machine needs.
-    pub outer_cpus: u32,
     /// Memory the outer machine needs, MiB.
     pub outer_memory_mib: u64,
     /// Part of the gate lane.
@@ -220,7 +218,6 @@ fn add(
     list.push(Scenario {
         name: name.to_owned(),
         about: about.to_owned(),
-        outer_cpus: 1,
         outer_memory_mib: 2048,
         gate: GATE.contains(&name),
         build: Box::new(build),
@@ -319,9 +316,6 @@ fn topologies(list: &mut Vec<Scenario>) {
                 Ok(())
             },
         );
-        if let Some(last) = list.last_mut() {
-            last.outer_cpus = 2;
-        }
     }
 }
 
