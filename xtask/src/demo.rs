@@ -22,8 +22,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     println!("demo: {} runs a Debian guest {}", options.vmm.name(), lab.place.describe());
     let scenario = scenarios::demo();
     let job = Job { runs: vec![scenario.run(options.vmm)] };
-    let report =
-        lab.run(&format!("demo-{}", options.vmm.name()), (lab::OUTER_CPUS, scenario.outer_memory_mib), &job, true)?;
+    let report = lab.run(
+        &format!("demo-{}", options.vmm.name()),
+        (crate::lab::OUTER_CPUS, scenario.outer_memory_mib),
+        &job,
+        true,
+    )?;
     let nothing = Outcome::default();
     let outcome = report.outcomes.first().unwrap_or(&nothing);
     let mut missing = Vec::new();
