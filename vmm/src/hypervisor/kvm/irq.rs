@@ -42,12 +42,13 @@ impl Routing {
 
     fn set(&self, gsi: u32, message: MsiMessage) -> Result<(), HypervisorError> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = &mut messages[(gsi - IOAPIC_PINS) as usize];
-        if *slot == Some(message) {
+        let index = (gsi - IOAPIC_PINS) as usize;
+        if messages[index] == Some(message) {
             return Ok(());
         }
-        *slot = Some(message);
-        self.apply(&messages)
+        let before = messages[index].replace(message);
+        // The table goes to KVM whole: a route it refused would make every other device's next change fail, too.
+        self.apply(&messages).inspect_err(|_| messages[index] = before)
     }
 
     fn apply(&self, messages: &[Option<MsiMessage>]) -> Result<(), HypervisorError> {
@@ -158,5 +159,23 @@ impl MsiSource for KvmMsiSource {
         {
             log::error!("kvm: irqfd: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_that_is_refused_leaves_the_table_as_it_was() {
+        let kvm = kvm_ioctls::Kvm::new().expect("this test needs /dev/kvm: run it inside the lab");
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        vm.create_irq_chip().unwrap();
+        let routing = Routing::install(vm).unwrap();
+        let old = MsiMessage { address: 0xfee0_0000, data: 0x40 };
+        // More routes than KVM takes, so that the next change is refused whatever it says.
+        *routing.messages.lock().unwrap() = vec![Some(old); 8192];
+        assert!(routing.set(IOAPIC_PINS, MsiMessage { data: 0x41, ..old }).is_err());
+        assert_eq!(routing.messages.lock().unwrap()[0], Some(old), "or every later change fails with it");
     }
 }
