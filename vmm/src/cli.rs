@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{ConfigError, nearest};
 use crate::exit::Exit;
+use crate::hypervisor::OpenHypervisor;
 use crate::logging;
 
 mod guest;
@@ -96,9 +97,9 @@ fn command() -> clap::Command {
     Cli::command().mut_subcommand("run", |run| run.after_long_help(after))
 }
 
-/// Runs the process with this command line, the program's name included.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match dispatch(args) {
+/// Runs the process with this command line, the program's name included, and this way to a hypervisor.
+pub fn main_with(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) -> ExitCode {
+    match dispatch(args, open) {
         Ok(exit) => exit.into(),
         Err(error) => {
             logging::say(error);
@@ -107,7 +108,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(args: impl IntoIterator<Item = OsString>) -> Result<Exit, ConfigError> {
+fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) -> Result<Exit, ConfigError> {
     let cli = match command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
@@ -122,7 +123,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>) -> Result<Exit, ConfigErro
             let config = guest.into_config()?;
             config.check()?;
             config.check_host()?;
-            Ok(crate::run::run(&config))
+            Ok(crate::run::run(&config, open))
         }
         Command::CheckConfig(check) => check_config(check),
     }

@@ -10,3 +10,5 @@ pub mod machine;
 pub mod run;
 pub mod vcpu;
 pub mod worker;
+
+pub use cli::main_with;

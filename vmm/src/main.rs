@@ -8,5 +8,5 @@ use std::process::ExitCode;
 static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
-    zvmm::cli::main(std::env::args_os())
+    zvmm::main_with(std::env::args_os(), &zvmm::hypervisor::open)
 }

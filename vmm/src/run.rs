@@ -9,7 +9,7 @@ use crate::control::{
     BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, Policy, QmpServer, Signals,
 };
 use crate::exit::Exit;
-use crate::hypervisor;
+use crate::hypervisor::OpenHypervisor;
 use crate::logging;
 use crate::machine::{self, StartError};
 
@@ -42,10 +42,10 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 }
 
 /// Runs the guest of a configuration that was checked, until it ends. Says in one line on stderr why it could not.
-pub fn run(config: &VmConfig) -> Exit {
+pub fn run(config: &VmConfig, open: OpenHypervisor<'_>) -> Exit {
     share_one_heap();
     logging::init(&config.log);
-    match start_and_serve(config) {
+    match start_and_serve(config, open) {
         Ok(exit) => exit,
         Err(error) => {
             logging::say(&error);
@@ -66,7 +66,7 @@ fn share_one_heap() {
 
 /// The order matters: signals before the first thread; everything that can be refused before there is guest memory; the
 /// terminal last, so that no error is said in raw mode.
-fn start_and_serve(config: &VmConfig) -> Result<Exit, RunError> {
+fn start_and_serve(config: &VmConfig, open: OpenHypervisor<'_>) -> Result<Exit, RunError> {
     let signals = Signals::block().map_err(system("cannot block signals"))?;
     std::panic::set_hook(Box::new(|bug| {
         tty::restore();
@@ -78,7 +78,7 @@ fn start_and_serve(config: &VmConfig) -> Result<Exit, RunError> {
     let ends = Ends::open(config)?;
     let signals = signals.start(inbox.sender(), tty::restore).map_err(system("cannot start the thread 'signals'"))?;
 
-    let built = build(config, inbox.sender())?;
+    let built = build(config, open, inbox.sender())?;
 
     let raw_mode = ends.enter_raw_mode().map_err(system("cannot set up the terminal"))?;
     let lines = ends.join(&built)?;
@@ -88,7 +88,7 @@ fn start_and_serve(config: &VmConfig) -> Result<Exit, RunError> {
     Ok(exit)
 }
 
-fn build(config: &VmConfig, events: EventSender) -> Result<Built, StartError> {
-    let hypervisor = hypervisor::open()?;
+fn build(config: &VmConfig, open: OpenHypervisor<'_>, events: EventSender) -> Result<Built, StartError> {
+    let hypervisor = open(config)?;
     machine::start(&*hypervisor, config, events)
 }

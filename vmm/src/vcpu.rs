@@ -215,6 +215,17 @@ impl Gate {
         !state.stopping
     }
 
+    /// A vCPU that failed waits here: others may wait for it at the gate, only a stop can follow, and nobody may wait
+    /// for a dead thread.
+    fn wait_for_stop(&self) {
+        let mut state = self.lock();
+        state.waiting += 1;
+        self.changed.notify_all();
+        while !state.stopping {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Waits for a parked access of the reset itself; `false` when the machine is stopping.
     fn wait_for(&self, token: &Parked) -> bool {
         let mut state = self.lock();
@@ -308,7 +319,11 @@ pub fn run(
     owner: &dyn VcpuOwner,
     io: &mut dyn ExitHandler,
 ) {
-    vcpu.bind_to_current_thread();
+    if let Err(error) = vcpu.bind_to_current_thread() {
+        owner.event(VcpuEvent::Failed(error));
+        gate.wait_for_stop();
+        return;
+    }
     gate.kicks.lock().unwrap_or_else(PoisonError::into_inner).push(vcpu.kicker());
     let mut thread =
         Thread { id: id.into(), vcpu: &mut *vcpu, gate, owner, shut_down: false, parked: None, has_run: false };
@@ -318,9 +333,7 @@ pub fn run(
     };
     if let Some(error) = failed {
         owner.event(VcpuEvent::Failed(error));
-        // Others may wait for this vCPU at the gate: only a stop can follow, and nobody may wait for a dead thread.
-        thread.shut_down = true;
-        thread.wait_for_stop();
+        gate.wait_for_stop();
     }
 }
 
@@ -403,15 +416,6 @@ impl Thread<'_> {
         self.parked = None;
         self.shut_down = false;
         Ok(self.gate.arrive(ResetPhase::Vcpus, None))
-    }
-
-    fn wait_for_stop(&mut self) {
-        let mut state = self.gate.lock();
-        state.waiting += 1;
-        self.gate.changed.notify_all();
-        while !state.stopping {
-            state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
     }
 }
 

@@ -26,6 +26,7 @@ pub mod poll;
 pub mod pool;
 pub mod ram;
 pub mod random;
+pub mod sys;
 pub mod tap;
 pub mod thread;
 pub mod tty;

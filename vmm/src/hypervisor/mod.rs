@@ -16,6 +16,8 @@ use devices::bus::Access;
 use devices::interrupt::{IrqLine, MsiSource};
 use devices::park::Parked;
 
+use crate::config::VmConfig;
+
 #[cfg(target_os = "linux")]
 #[path = "host/linux.rs"]
 mod host;
@@ -28,6 +30,9 @@ mod host;
 pub mod kvm;
 
 pub use host::open;
+
+/// How a process comes to its hypervisor: the host's own ([`open`]), or a backend on a double of its kernel.
+pub type OpenHypervisor<'a> = &'a dyn Fn(&VmConfig) -> Result<Box<dyn Hypervisor>, HypervisorError>;
 
 /// What went wrong between the process and the hypervisor. Every variant ends the guest or prevents its start; the
 /// message names the call and what to do.
@@ -93,6 +98,8 @@ pub struct HostCapabilities {
 /// What a VM is made of, before devices.
 #[derive(Clone, Debug)]
 pub struct VmSpec {
+    /// Name of the VM, where the hypervisor has a place for one.
+    pub name: String,
     /// Ranges of guest RAM: address and length in bytes.
     pub ram: Vec<(u64, u64)>,
     /// How the RAM is backed.
@@ -137,8 +144,32 @@ pub trait Vm: Send + Sync {
     /// cannot: then nothing changes.
     fn collect_port_writes(&self, port: u16, len: u8) -> bool;
 
-    /// Puts the interrupt controllers and the timer chip into their power-on state. All vCPUs are out.
-    fn reset_irqchip(&self) -> Result<(), HypervisorError>;
+    /// Puts read-only memory with the contents of `image` (whole pages) at `gpa`. The guest's writes to it change nothing
+    /// and arrive at [`ExitHandler::mmio_write`]; where the hypervisor has no read-only memory they do change it, until
+    /// [`reset`](Self::reset). Before the first vCPU runs.
+    fn map_rom(&self, gpa: u64, image: &[u8]) -> Result<(), HypervisorError>;
+
+    /// Sets up what the kernel emulates in place of the machine ([`HostCapabilities::rtc_in_kernel`],
+    /// [`HostCapabilities::pm_timer_in_kernel`]), now and after every reset; the real-time clock gets the host's time.
+    /// Called once, before the first vCPU runs.
+    fn set_up_kernel_devices(&self, devices: &KernelDevices) -> Result<(), HypervisorError>;
+
+    /// Puts everything the kernel emulates outside the vCPUs into its power-on state: interrupt controllers, timer chip,
+    /// clock. All vCPUs are out, and each is [reset](Vcpu::reset) on its own thread afterwards, before any runs.
+    fn reset(&self) -> Result<(), HypervisorError>;
+
+    /// The process is about to end, with no vCPU running. `restart` says that its exit status asks for the guest to be
+    /// started again by another process, which may want to take the VM over.
+    fn leave(&self, restart: bool);
+}
+
+/// What the machine wants of devices that the kernel emulates.
+#[derive(Clone, Debug, Default)]
+pub struct KernelDevices {
+    /// Port of the ACPI PM timer.
+    pub pm_timer_port: Option<u16>,
+    /// Bytes of the real-time clock's memory: offset and value.
+    pub nvram: Vec<(u8, u8)>,
 }
 
 /// A guest address whose write the kernel turns into a wake-up without a return to the process.
@@ -255,8 +286,8 @@ pub trait Vcpu: Send {
     /// Puts the CPU into its power-on state, then applies `start`.
     fn reset(&mut self, start: &VcpuStart) -> Result<(), HypervisorError>;
 
-    /// Tells the hypervisor which thread runs this vCPU, so that kicks find it. Called once on that thread.
-    fn bind_to_current_thread(&mut self);
+    /// Prepares the calling thread to run this vCPU: kicks find it from now on. Called once on that thread.
+    fn bind_to_current_thread(&mut self) -> Result<(), HypervisorError>;
 
     /// Runs the guest until something is left to decide. Port, memory and MSR exits are answered through `io` and do
     /// not come back unless they park.

@@ -97,8 +97,6 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let (cpuid, topology) = cpuid(hypervisor, config, model, &layout).map_err(|error| cpu_error(&error))?;
     let host_devices = HostDevices::open(config).map_err(StartError::Host)?;
 
-    devices_host::thread::install_kick_handler()
-        .map_err(|error| StartError::Host(format!("cannot install a signal handler: {}", system_text(&error))))?;
     let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
     let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| cpu_error(&error))?;
     let vcpus =
@@ -200,6 +198,7 @@ fn vm_spec(config: &VmConfig, layout: &MemoryLayout) -> VmSpec {
         Some(HugePages::Size1G) => Pages::Huge1G,
     };
     VmSpec {
+        name: config.name.clone(),
         ram: layout.ram().iter().map(|range| (range.gpa, range.len)).collect(),
         ram_options: RamOptions {
             shared: memory.shared,
@@ -253,11 +252,6 @@ impl Machine {
             let start = start.take().unwrap_or(VcpuStart::WaitForSipi);
             let cpus: Vec<usize> = pin.get(index).copied().into_iter().collect();
             let body = move || {
-                if let Err(error) = devices_host::thread::unblock_kick() {
-                    let what = format!("vcpu{id}: cannot unblock a signal: {}", system_text(&error));
-                    machine.events.send(MachineEvent::HostError { what });
-                    return;
-                }
                 let (ports, memory) = (machine.chipset.ports.clone(), machine.chipset.memory.clone());
                 let mut io = VcpuIo::new(ports, memory, vendor, machine.counters[index].clone());
                 let owner = Owner { id, machine: &machine };
@@ -297,7 +291,7 @@ impl VcpuOwner for Owner<'_> {
             }
         }
         machine.chipset.reset_legacy();
-        machine.vm.reset_irqchip()?;
+        machine.vm.reset()?;
         let start = machine
             .place_image(true)
             .map_err(|error| HypervisorError::Vcpu { vcpu: self.id, what: format!("reset: {error}") })?;

@@ -44,7 +44,9 @@ impl Vcpu for FakeVcpu {
         });
         Ok(())
     }
-    fn bind_to_current_thread(&mut self) {}
+    fn bind_to_current_thread(&mut self) -> Result<(), HypervisorError> {
+        Ok(())
+    }
     fn run(&mut self, io: &mut dyn ExitHandler) -> Result<Stop, HypervisorError> {
         self.log.lock().unwrap().push(Did::Run);
         io.count(ExitKind::Other);

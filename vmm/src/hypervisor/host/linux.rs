@@ -1,8 +1,10 @@
 //! Linux hosts: KVM.
 
+use crate::config::VmConfig;
+
 use super::{Hypervisor, HypervisorError};
 
 /// Opens the host's hypervisor.
-pub fn open() -> Result<Box<dyn Hypervisor>, HypervisorError> {
+pub fn open(_config: &VmConfig) -> Result<Box<dyn Hypervisor>, HypervisorError> {
     Ok(Box::new(super::kvm::KvmHypervisor::open()?))
 }

@@ -4,6 +4,7 @@ mod collected;
 mod irq;
 mod kick;
 mod registers;
+mod rom;
 mod vcpu;
 mod vm;
 
@@ -89,6 +90,8 @@ impl Hypervisor for KvmHypervisor {
     }
 
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, HypervisorError> {
+        devices_host::thread::install_kick_handler()
+            .map_err(|source| HypervisorError::Call { call: "installing a signal handler", source })?;
         Ok(Arc::new(vm::KvmVm::create(&self.kvm, spec)?))
     }
 }

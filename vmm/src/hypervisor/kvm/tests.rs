@@ -52,7 +52,7 @@ impl ExitHandler for Recorder {
 fn guest(code: &[u8]) -> (Arc<dyn Vm>, Box<dyn Vcpu>, VcpuStart) {
     devices_host::thread::install_kick_handler().unwrap();
     let hypervisor = KvmHypervisor::open().expect("these tests need /dev/kvm: run them inside the lab");
-    let spec = VmSpec { ram: vec![(0, 2 << 20)], ram_options: Default::default() };
+    let spec = VmSpec { name: String::new(), ram: vec![(0, 2 << 20)], ram_options: Default::default() };
     let vm = hypervisor.create_vm(&spec).unwrap();
     regs::write_gdt(vm.ram(), false).unwrap();
     vm.ram().write_slice(code, GuestAddress(CODE)).unwrap();
@@ -66,7 +66,7 @@ const SPIN: [u8; 4] = [0x0f, 0xa2, 0xeb, 0xfc];
 
 fn run_to_spin(vcpu: &mut dyn Vcpu, io: &mut Recorder) {
     let kick = vcpu.kicker();
-    vcpu.bind_to_current_thread();
+    vcpu.bind_to_current_thread().unwrap();
     let kicker = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(30));
         kick.kick();
@@ -122,10 +122,33 @@ fn a_string_instruction_arrives_as_single_elements_of_its_width() {
 }
 
 #[test]
+fn a_write_to_a_rom_arrives_as_an_exit_and_changes_nothing() {
+    let mut code = vec![
+        0xa1, 0x00, 0x00, 0x00, 0xd0, // mov eax, [0xd0000000]
+        0xc7, 0x05, 0x00, 0x00, 0x00, 0xd0, 0x78, 0x56, 0x34, 0x12, // mov dword [0xd0000000], 0x12345678
+        0x8b, 0x1d, 0x00, 0x00, 0x00, 0xd0, // mov ebx, [0xd0000000]
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xef, // out dx, eax
+        0x89, 0xd8, // mov eax, ebx
+        0xef, // out dx, eax
+    ];
+    code.extend(SPIN);
+    let (vm, mut vcpu, start) = guest(&code);
+    let mut image = vec![0xee; 0x2000];
+    image[..4].copy_from_slice(&[1, 2, 3, 4]);
+    vm.map_rom(0xd000_0000, &image).unwrap();
+    let mut io = Recorder::default();
+    vcpu.reset(&start).unwrap();
+    run_to_spin(&mut *vcpu, &mut io);
+    let expected = ["write 0xd0000000 [78, 56, 34, 12]", "out 0x3f8 [1, 2, 3, 4]", "out 0x3f8 [1, 2, 3, 4]"];
+    assert_eq!(io.log, expected);
+}
+
+#[test]
 fn a_kick_before_the_run_is_not_lost() {
     let (_vm, mut vcpu, start) = guest(&SPIN);
     vcpu.reset(&start).unwrap();
-    vcpu.bind_to_current_thread();
+    vcpu.bind_to_current_thread().unwrap();
     vcpu.kicker().kick();
     assert!(matches!(vcpu.run(&mut Recorder::default()).unwrap(), Stop::Kicked));
 }
@@ -138,7 +161,7 @@ fn a_reset_vcpu_runs_its_program_again_from_the_start() {
     let mut io = Recorder::default();
     for _ in 0..3 {
         vcpu.quiesce().unwrap();
-        vm.reset_irqchip().unwrap();
+        vm.reset().unwrap();
         vcpu.reset(&start).unwrap();
         run_to_spin(&mut *vcpu, &mut io);
     }
@@ -150,7 +173,7 @@ fn a_triple_fault_is_told_apart_from_a_reset() {
     // ud2 without an IDT
     let (_vm, mut vcpu, start) = guest(&[0x0f, 0x0b]);
     vcpu.reset(&start).unwrap();
-    vcpu.bind_to_current_thread();
+    vcpu.bind_to_current_thread().unwrap();
     assert!(matches!(vcpu.run(&mut Recorder::default()).unwrap(), Stop::TripleFault));
 }
 
@@ -160,7 +183,7 @@ fn a_vcpu_starts_in_real_mode_at_the_reset_vector() {
     const LOW: u64 = 0x7c00;
     devices_host::thread::install_kick_handler().unwrap();
     let hypervisor = KvmHypervisor::open().expect("these tests need /dev/kvm: run them inside the lab");
-    let spec = VmSpec { ram: vec![(0, 2 << 20), (TOP, 0x10000)], ram_options: Default::default() };
+    let spec = VmSpec { name: String::new(), ram: vec![(0, 2 << 20), (TOP, 0x10000)], ram_options: Default::default() };
     let vm = hypervisor.create_vm(&spec).unwrap();
     let put = |code: &[u8], at: u64| vm.ram().write_slice(code, GuestAddress(at)).unwrap();
     // jmp 0xff00, in the same 64 KiB: a far jump would leave the top of memory

@@ -131,8 +131,11 @@ impl Vcpu for KvmVcpu {
         self.set_msrs(&boot_msrs)
     }
 
-    fn bind_to_current_thread(&mut self) {
+    fn bind_to_current_thread(&mut self) -> Result<(), HypervisorError> {
+        devices_host::thread::unblock_kick()
+            .map_err(|source| HypervisorError::Call { call: "unblocking a signal", source })?;
         self.kick.bind_to_current_thread();
+        Ok(())
     }
 
     fn run(&mut self, io: &mut dyn ExitHandler) -> Result<Stop, HypervisorError> {

@@ -19,9 +19,10 @@ use vmm_sys_util::ioctl::ioctl;
 
 use super::collected::Collected;
 use super::irq::{KvmIrqLine, KvmMsiSource, Routing};
+use super::rom::Roms;
 use super::vcpu::KvmVcpu;
 use super::{HypervisorError, call};
-use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vcpu, Vm, VmSpec};
+use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, KernelDevices, Vcpu, Vm, VmSpec};
 
 vmm_sys_util::ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
 
@@ -29,6 +30,7 @@ vmm_sys_util::ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
 pub struct KvmVm {
     fd: Arc<VmFd>,
     ram: GuestRam,
+    roms: Roms,
     routing: Arc<Routing>,
     /// Mapped with the first vCPU, where KVM can collect port writes.
     collected: OnceLock<Arc<Collected>>,
@@ -59,7 +61,8 @@ impl KvmVm {
         fd.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
             .map_err(|error| call("KVM_CREATE_PIT2", error))?;
         let routing = Routing::install(fd.clone())?;
-        Ok(Self { fd, ram, routing, collected: OnceLock::new() })
+        let roms = Roms::after(ram.num_regions());
+        Ok(Self { fd, ram, roms, routing, collected: OnceLock::new() })
     }
 }
 
@@ -102,7 +105,20 @@ impl Vm for KvmVm {
             && self.fd.register_coalesced_mmio(IoEventAddress::Pio(port.into()), len.into()).is_ok()
     }
 
-    fn reset_irqchip(&self) -> Result<(), HypervisorError> {
+    fn map_rom(&self, gpa: u64, image: &[u8]) -> Result<(), HypervisorError> {
+        self.roms.add(&self.fd, gpa, image)
+    }
+
+    fn set_up_kernel_devices(&self, _devices: &KernelDevices) -> Result<(), HypervisorError> {
+        // The capabilities say that KVM emulates neither the clock nor the PM timer.
+        Ok(())
+    }
+
+    fn leave(&self, _restart: bool) {
+        // The VM ends with its last descriptor.
+    }
+
+    fn reset(&self) -> Result<(), HypervisorError> {
         for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             match chip_id {
