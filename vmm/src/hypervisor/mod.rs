@@ -138,11 +138,10 @@ pub trait Vm: Send + Sync {
     /// Kernel doorbells, where the hypervisor has them.
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>>;
 
-    /// Lets the kernel collect `out`s to the `len` ports from `port` instead of returning from the guest for each; they
-    /// are dispatched, in order, before the next exit of any vCPU. For index registers, whose writes do nothing a guest
-    /// could notice before its next access, and for ports with no other device among them. `false` where the hypervisor
-    /// cannot: then nothing changes.
-    fn collect_port_writes(&self, port: u16, len: u8) -> bool;
+    /// Collected port writes, where the hypervisor has them. After the first vCPU was created.
+    fn port_collector(&self) -> Option<Arc<dyn PortCollector>> {
+        None
+    }
 
     /// Puts read-only memory with the contents of `image` (whole pages) at `gpa`. The guest's writes to it change nothing
     /// and arrive at [`ExitHandler::mmio_write`]; where the hypervisor has no read-only memory they do change it, until
@@ -193,6 +192,21 @@ pub trait HardwareDoorbells: Send + Sync {
 
     /// Undoes [`bind`](Self::bind).
     fn unbind(&self, at: DoorbellAddress, event: RawFd) -> Result<(), HypervisorError>;
+}
+
+/// Lets the kernel collect `out`s instead of returning from the guest for each; they are dispatched, in order, before
+/// the next exit of any vCPU. Optional. For index registers, whose writes do nothing a guest could notice before its next
+/// access.
+pub trait PortCollector: Send + Sync {
+    /// From now on collects writes that lie inside the `len` ports from `port`; `false` where it cannot: then nothing
+    /// changes.
+    fn collect(&self, port: u16, len: u8) -> bool;
+
+    /// Undoes [`collect`](Self::collect). What was collected before stays to be taken out.
+    fn release(&self, port: u16, len: u8);
+
+    /// Hands over what was collected, for a guest that has not left since.
+    fn take_out(&self, write: &mut dyn FnMut(u16, &[u8]));
 }
 
 /// Answers what the guest asks of the process. Called on the vCPU's own thread, outside every lock of the backend.

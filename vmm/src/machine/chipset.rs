@@ -21,6 +21,7 @@ use devices::wake::Wake;
 use firmware::acpi::{AcpiConfig, IntxRoute, PmTimer};
 
 use super::adapters::HostClock;
+use super::collected::CollectedAddress;
 use crate::config::{DebugPortConfig, Profile, VmConfig};
 use crate::control::Timed;
 use crate::hypervisor::Vm;
@@ -33,11 +34,6 @@ const PCI_PORTS: Range<u64> = 0xc000..0x1_0000;
 
 /// First port of the SMBus host of the PIIX4, where qemu has it.
 const SMBUS_BASE: u16 = 0x700;
-
-/// The `micro` profile's bus sits in a segment of its own. Linux goes to segment 0 through ports 0xCF8/0xCFC, two exits an
-/// access, and to all others through ECAM, one exit. It still wants those ports to answer before it believes in ECAM at
-/// all: in this profile they show a bus with nothing but the host bridge.
-const MICRO_SEGMENT: u16 = 1;
 
 /// Interrupts of the real-time clock, the keyboard and the mouse.
 const RTC_GSI: u32 = 8;
@@ -80,6 +76,7 @@ pub struct Chipset {
     ps2: Option<Arc<Ps2>>,
     port_92: Arc<Port92>,
     config_ports: Option<Arc<ConfigPorts>>,
+    collected_address: Option<Arc<CollectedAddress>>,
     reset_control: Arc<ResetControl>,
     intx: Arc<IntxRouter>,
 }
@@ -97,10 +94,7 @@ pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout) -> AcpiConfig {
         base.pm.timer = Some(PmTimer { port, wide: false });
     }
     AcpiConfig {
-        segment: match config.profile {
-            Profile::I440fx => 0,
-            Profile::Micro => MICRO_SEGMENT,
-        },
+        segment: 0,
         com: std::array::from_fn(|port| config.serials[port].is_some()),
         ps2: config.has_ps2(),
         pvpanic: config.pvpanic.then_some(PVPANIC_PORT as u16),
@@ -157,10 +151,11 @@ impl Chipset {
             port_92: Arc::new(Port92::new(power.clone())),
             debug_port: None,
             config_ports: None,
+            collected_address: None,
             reset_control,
             intx,
         };
-        chipset.add_pci(config.profile, acpi)?;
+        chipset.add_pci(config.profile, acpi, vm, main)?;
         chipset.add_com(config, vm, main)?;
         if acpi.rtc {
             chipset.add_cmos(layout, vm, main)?;
@@ -181,17 +176,28 @@ impl Chipset {
         Ok(chipset)
     }
 
-    fn add_pci(&mut self, profile: Profile, acpi: &AcpiConfig) -> Result<(), ChipsetError> {
+    fn add_pci(
+        &mut self,
+        profile: Profile,
+        acpi: &AcpiConfig,
+        vm: &dyn Vm,
+        main: &Arc<dyn Wake>,
+    ) -> Result<(), ChipsetError> {
         if let Some(ecam) = acpi.ecam {
             self.memory.insert(ecam.start, ecam.len, Arc::new(Ecam::new(self.pci.clone())))?;
         }
-        let port_bus = match profile {
-            Profile::I440fx => self.pci.clone(),
-            Profile::Micro => Arc::new(PciBus::new()),
-        };
-        let config_ports = Arc::new(ConfigPorts::new(port_bus.clone(), self.reset_control.clone()));
-        self.ports.insert(ConfigPorts::BASE, ConfigPorts::LEN, config_ports.clone())?;
-        self.config_ports = Some(config_ports);
+        let config_ports = Arc::new(ConfigPorts::new(self.pci.clone(), self.reset_control.clone()));
+        self.config_ports = Some(config_ports.clone());
+        if let Some(collector) = vm.port_collector() {
+            let clock = Arc::new(HostClock);
+            let collected = CollectedAddress::new(config_ports, &self.ports, collector, clock, main.clone());
+            let collected = Arc::new(collected);
+            self.ports.insert(ConfigPorts::BASE, ConfigPorts::LEN, collected.clone())?;
+            self.timers.push(collected.clone());
+            self.collected_address = Some(collected);
+        } else {
+            self.ports.insert(ConfigPorts::BASE, ConfigPorts::LEN, config_ports)?;
+        }
         match profile {
             Profile::I440fx => {
                 let bases = Piix4Pm { pm_base: acpi.pm.event_port, smbus_base: SMBUS_BASE };
@@ -202,7 +208,6 @@ impl Chipset {
             }
             Profile::Micro => {
                 self.add_function(0, 0, "host bridge", Arc::new(micro_host_bridge()))?;
-                port_bus.add(PciAddress::new(0, 0)?, "host bridge", Arc::new(micro_host_bridge()))?;
             }
         }
         Ok(())
@@ -249,9 +254,10 @@ impl Chipset {
         let line = vm.irq_line(RTC_GSI);
         let cmos = Arc::new(Cmos::new(Arc::new(HostClock), line, main.clone(), layout.low_ram_end(), high));
         self.ports.insert(CMOS_PORT.into(), CMOS_PORTS, cmos.clone())?;
-        // A guest writes the index for nothing but the data access behind it: half of the clock's exits. The address
-        // register of PCI cannot have the same, as the reset control register lies inside it.
-        vm.collect_port_writes(CMOS_PORT, 1);
+        // A guest writes the index for nothing but the data access behind it: half of the clock's exits.
+        if let Some(collector) = vm.port_collector() {
+            collector.collect(CMOS_PORT, 1);
+        }
         self.timers.push(cmos.clone());
         self.cmos = Some(cmos);
         Ok(())
@@ -276,6 +282,9 @@ impl Chipset {
     pub fn reset_legacy(&self) {
         self.pm.reset();
         self.reset_control.reset();
+        if let Some(collected) = &self.collected_address {
+            collected.reset();
+        }
         if let Some(ports) = &self.config_ports {
             ports.set_address(0);
         }

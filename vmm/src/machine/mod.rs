@@ -2,6 +2,7 @@
 
 mod adapters;
 mod chipset;
+mod collected;
 mod image;
 mod stats;
 mod virtio;

@@ -8,9 +8,12 @@ use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
+use kvm_ioctls::{IoEventAddress, VmFd};
+
+use crate::hypervisor::PortCollector;
 
 const PAGE_BYTES: usize = 4096;
 const ENTRIES: u32 = ((PAGE_BYTES - size_of::<kvm_coalesced_mmio_ring>()) / size_of::<kvm_coalesced_mmio>()) as u32;
@@ -89,5 +92,34 @@ impl Drop for Collected {
     fn drop(&mut self) {
         // SAFETY: the mapping is this struct's own, and nobody holds a reference into it any more.
         unsafe { libc::munmap(self.page.as_ptr().cast(), PAGE_BYTES) };
+    }
+}
+
+/// The machine's handle on collecting.
+pub struct KvmPortCollector {
+    vm: Arc<VmFd>,
+    ring: Arc<Collected>,
+}
+
+impl KvmPortCollector {
+    /// A handle on the VM whose ring this is.
+    pub fn new(vm: Arc<VmFd>, ring: Arc<Collected>) -> Self {
+        Self { vm, ring }
+    }
+}
+
+impl PortCollector for KvmPortCollector {
+    fn collect(&self, port: u16, len: u8) -> bool {
+        self.vm.register_coalesced_mmio(IoEventAddress::Pio(port.into()), len.into()).is_ok()
+    }
+
+    fn release(&self, port: u16, len: u8) {
+        if let Err(error) = self.vm.unregister_coalesced_mmio(IoEventAddress::Pio(port.into()), len.into()) {
+            log::warn!("KVM_UNREGISTER_COALESCED_MMIO: {error}");
+        }
+    }
+
+    fn take_out(&self, write: &mut dyn FnMut(u16, &[u8])) {
+        self.ring.take(write);
     }
 }

@@ -280,11 +280,48 @@ fn collected_port_writes_arrive_in_order_before_the_next_exit_and_cost_none() {
     ];
     code.extend(SPIN);
     let (vm, mut vcpu, start) = guest(&code);
-    let collects = vm.collect_port_writes(0x70, 1);
+    let collects = vm.port_collector().is_some_and(|collector| collector.collect(0x70, 1));
     vcpu.reset(&start).unwrap();
     let mut io = Recorder::default();
     run_to_spin(&mut *vcpu, &mut io);
     assert_eq!(io.log, ["out 0x70 [a]", "out 0x70 [b]", "in 0x71 1"]);
     // Without the capability every write is an exit: the outcome is the same, the cost is not.
     assert_eq!(io.exits, if collects { 2 } else { 4 });
+}
+
+#[test]
+fn collected_port_writes_can_be_taken_out_while_the_guest_stays_inside_and_collecting_ends() {
+    let mut code = vec![
+        0xb0, 0x0a, // mov al, 0x0a
+        0xe6, 0x70, // out 0x70, al
+    ];
+    code.extend(SPIN);
+    let (vm, mut vcpu, start) = guest(&code);
+    let Some(collector) = vm.port_collector().filter(|collector| collector.collect(0x70, 1)) else {
+        panic!("this KVM collects no port writes: run these tests inside the lab");
+    };
+    vcpu.reset(&start).unwrap();
+    let kick = vcpu.kicker();
+    let mut taken = Vec::new();
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            let mut io = Recorder::default();
+            vcpu.bind_to_current_thread().unwrap();
+            assert!(matches!(vcpu.run(&mut io).unwrap(), Stop::Kicked));
+            io.log
+        });
+        while taken.is_empty() {
+            std::thread::yield_now();
+            collector.take_out(&mut |port, data| taken.push((port, data.to_vec())));
+        }
+        kick.kick();
+        assert!(guest.join().unwrap().is_empty());
+    });
+    assert_eq!(taken, [(0x70, vec![0x0a])]);
+    collector.release(0x70, 1);
+    let mut io = Recorder::default();
+    vcpu.reset(&start).unwrap();
+    run_to_spin(&mut *vcpu, &mut io);
+    assert_eq!(io.log, ["out 0x70 [a]"]);
+    assert_eq!(io.exits, 2, "the write and the kick");
 }

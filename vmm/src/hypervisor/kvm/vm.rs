@@ -17,12 +17,12 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl;
 
-use super::collected::Collected;
+use super::collected::{Collected, KvmPortCollector};
 use super::irq::{KvmIrqLine, KvmMsiSource, Routing};
 use super::rom::Roms;
 use super::vcpu::KvmVcpu;
 use super::{HypervisorError, call};
-use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, KernelDevices, Vcpu, Vm, VmSpec};
+use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, KernelDevices, PortCollector, Vcpu, Vm, VmSpec};
 
 vmm_sys_util::ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
 
@@ -100,9 +100,9 @@ impl Vm for KvmVm {
         Some(Arc::new(Ioeventfds(self.fd.clone())))
     }
 
-    fn collect_port_writes(&self, port: u16, len: u8) -> bool {
-        self.collected.get().is_some()
-            && self.fd.register_coalesced_mmio(IoEventAddress::Pio(port.into()), len.into()).is_ok()
+    fn port_collector(&self) -> Option<Arc<dyn PortCollector>> {
+        let ring = self.collected.get()?.clone();
+        Some(Arc::new(KvmPortCollector::new(self.fd.clone(), ring)))
     }
 
     fn map_rom(&self, gpa: u64, image: &[u8]) -> Result<(), HypervisorError> {
