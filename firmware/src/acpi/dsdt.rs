@@ -113,7 +113,6 @@ fn pci_root(config: &AcpiConfig, children: &[u8]) -> Vec<u8> {
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0A03")),
             &Name::new("_UID".into(), &0u8),
-            &Name::new("_SEG".into(), &config.segment),
             &Name::new("_BBN".into(), &0u8),
             &Name::new("_CRS".into(), &ResourceTemplate::new(windows)),
             &Name::new("_PRT".into(), &routes),

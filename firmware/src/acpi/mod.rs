@@ -132,9 +132,6 @@ pub struct AcpiConfig {
     pub mmio64: Option<AddressRange>,
     /// ECAM window, one MiB a bus from bus 0.
     pub ecam: Option<AddressRange>,
-    /// PCI segment (domain) of the bus. Linux uses ECAM for every access to a segment other than 0, one exit each, and
-    /// the two-exit ports 0xCF8/0xCFC for segment 0 wherever they answer.
-    pub segment: u16,
     /// PCI interrupt routing (`_PRT`).
     pub intx: Vec<IntxRoute>,
     /// Which of COM1 to COM4 exist.
@@ -171,7 +168,6 @@ impl AcpiConfig {
             mmio32: map.mmio32(),
             mmio64: map.mmio64(),
             ecam: Some(map.ecam()),
-            segment: 0,
             intx: IntxRoute::i440fx([10, 10, 11, 11]),
             com: [true, false, false, false],
             ps2: true,
@@ -183,16 +179,11 @@ impl AcpiConfig {
     }
 
     /// The `micro` profile: ECAM and COM1; no RTC, no i8042, no PM timer. PCI interrupts on IOAPIC pins 16 to 19.
-    ///
-    /// The bus is in segment 1, so that Linux uses ECAM for everything, one exit an access instead of two. The machine
-    /// should answer 0xCF8 all the same: Linux 6.1 logs an error where no configuration mechanism exists before ACPI is
-    /// up.
     pub fn micro(vcpus: u8, map: &MemoryLayout) -> Self {
         let base = Self::i440fx(vcpus, map);
         Self {
             profile: Profile::Micro,
             pm: PowerManagement { timer: None, ..base.pm },
-            segment: 1,
             intx: IntxRoute::i440fx([16, 17, 18, 19]),
             ps2: false,
             rtc: false,
@@ -241,7 +232,7 @@ pub fn build_acpi(config: &AcpiConfig, base_gpa: u64) -> AcpiTables {
     xsdt.add_entry(placer.put(&fadt(config, facs, dsdt)));
     xsdt.add_entry(placer.put(&madt(config)));
     if let Some(ecam) = config.ecam {
-        xsdt.add_entry(placer.put(&mcfg(ecam, config.segment)));
+        xsdt.add_entry(placer.put(&mcfg(ecam)));
     }
     if config.hpet {
         xsdt.add_entry(placer.put(&hpet()));
@@ -390,10 +381,10 @@ fn madt(config: &AcpiConfig) -> Sdt {
 }
 
 /// MCFG, PCI Firmware Specification 3.3 §4.1.2.
-fn mcfg(ecam: AddressRange, segment: u16) -> MCFG {
+fn mcfg(ecam: AddressRange) -> MCFG {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let buses = (ecam.len >> 20).clamp(1, 256);
-    mcfg.add_ecam(ecam.start, segment, 0, (buses - 1) as u8);
+    mcfg.add_ecam(ecam.start, 0, 0, (buses - 1) as u8);
     mcfg
 }
 

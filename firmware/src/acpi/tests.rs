@@ -425,19 +425,6 @@ fn the_board_claims_power_management_ports_unless_a_pci_function_does() {
 }
 
 #[test]
-fn the_root_and_its_ecam_window_are_in_the_same_segment() {
-    let mut config = AcpiConfig::micro(1, &map());
-    for segment in [0, 1] {
-        config.segment = segment;
-        let memory = Memory::of(&config);
-        let tables = memory.tables();
-        assert_eq!(u16_at(tables[b"MCFG"], 52), segment);
-        let names = Namespace::of(tables[b"DSDT"]);
-        assert_eq!(names.get("_SB_.PCI0._SEG"), Some(&Value::Int(segment.into())));
-    }
-}
-
-#[test]
 fn a_machine_without_ecam_has_no_mcfg() {
     let mut config = AcpiConfig::i440fx(1, &map());
     config.ecam = None;

@@ -94,7 +94,6 @@ pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout) -> AcpiConfig {
         base.pm.timer = Some(PmTimer { port, wide: false });
     }
     AcpiConfig {
-        segment: 0,
         com: std::array::from_fn(|port| config.serials[port].is_some()),
         ps2: config.has_ps2(),
         pvpanic: config.pvpanic.then_some(PVPANIC_PORT as u16),
