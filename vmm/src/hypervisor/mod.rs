@@ -26,6 +26,9 @@ mod host;
 #[path = "host/illumos.rs"]
 mod host;
 
+pub mod bhyve;
+pub mod illumos_kvm;
+
 #[cfg(target_os = "linux")]
 pub mod kvm;
 
