@@ -1,0 +1,3 @@
+//! illumos KVM (`/dev/kvm` of SmartOS' kvm brand).
+
+pub mod abi;
