@@ -151,7 +151,7 @@ impl Drop for BlockedSignals {
     }
 }
 
-fn set_of(signals: &[i32]) -> libc::sigset_t {
+pub(crate) fn set_of(signals: &[i32]) -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the whole set; a number sigaddset does not know leaves the set as it is.
     unsafe {
@@ -163,7 +163,7 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
     }
 }
 
-fn change_mask(how: i32, set: &libc::sigset_t) -> io::Result<libc::sigset_t> {
+pub(crate) fn change_mask(how: i32, set: &libc::sigset_t) -> io::Result<libc::sigset_t> {
     let mut before = MaybeUninit::uninit();
     // SAFETY: both pointers are valid; on success the old mask is written.
     match unsafe { libc::pthread_sigmask(how, set, before.as_mut_ptr()) } {

@@ -4,6 +4,8 @@
 use std::io;
 
 use crate::check;
+use crate::sys::P_MYID;
+
 pub(crate) mod disk;
 pub(crate) mod ram;
 pub(crate) mod tap;
@@ -19,9 +21,6 @@ pub(crate) unsafe fn poll(fds: *mut libc::pollfd, count: usize, timeout_ns: Opti
     // SAFETY: the caller vouches for the slice.
     unsafe { libc::poll(fds, count as libc::nfds_t, timeout_ms) }
 }
-
-/// The calling thread, in the calls that name one.
-const P_MYID: libc::id_t = -1;
 
 /// The calling thread is bound to one CPU, until this is dropped.
 #[derive(Debug)]

@@ -6,6 +6,10 @@
 //!
 //! Error numbers are illumos' own ([`Errno`]): above 34 they differ from Linux'.
 
+#[allow(missing_docs, non_camel_case_types, reason = "the names are the C headers', which document them")]
+pub mod dkio;
+#[allow(missing_docs, non_camel_case_types, reason = "the names are the C headers', which document them")]
+pub mod dladm;
 mod errno;
 
 #[cfg(target_os = "illumos")]
@@ -16,7 +20,7 @@ use std::sync::Arc;
 
 pub use errno::Errno;
 #[cfg(target_os = "illumos")]
-pub use illumos::RealSys;
+pub use illumos::{P_MYID, RealSys};
 
 /// What a call of [`Sys`] gives.
 pub type SysResult<T> = Result<T, Errno>;
@@ -106,7 +110,7 @@ pub struct Link {
 /// What poll(2) reports of one descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// POLLIN.
+    /// POLLIN, or POLLRDBAND, by which viona says that an interrupt waits.
     pub readable: bool,
     /// POLLOUT.
     pub writable: bool,
