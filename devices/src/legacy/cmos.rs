@@ -159,7 +159,9 @@ impl Cmos {
         let mut inner = Inner { state, periodic_ticks: 0, line: false, announced_ns: None };
         inner.put(reg::A, a::FIRMWARE);
         inner.put(reg::B, b::HOURS_24);
-        inner.put_memory_sizes(low_ram_bytes, high_ram_bytes);
+        for (register, byte) in memory_sizes(low_ram_bytes, high_ram_bytes) {
+            inner.put(register.into(), byte);
+        }
         inner.begin(Now::of(&*clock));
         Self { inner: Mutex::new(inner), clock, line, timers }
     }
@@ -532,25 +534,21 @@ impl Inner {
             line.set(level);
         }
     }
+}
 
-    /// What a PC's firmware finds by its power-on test, in the units it stores.
-    fn put_memory_sizes(&mut self, low_ram_bytes: u64, high_ram_bytes: u64) {
-        const KIB: u64 = 1 << 10;
-        const MIB: u64 = 1 << 20;
-        let base_kib = (low_ram_bytes / KIB).min(640);
-        let extended_kib = (low_ram_bytes.saturating_sub(MIB) / KIB).min(0xffff);
-        let above_16_mib = (low_ram_bytes.saturating_sub(MIB.saturating_mul(16)) >> 16).min(0xffff);
-        let high = (high_ram_bytes >> 16).min(0xff_ffff);
-        let values = [(0x15, base_kib), (0x17, extended_kib), (0x30, extended_kib), (0x34, above_16_mib)];
-        for (at, value) in values {
-            for (register, byte) in (at..).zip(value.to_le_bytes()).take(2) {
-                self.put(register, byte);
-            }
-        }
-        for (register, byte) in (0x5b..).zip(high.to_le_bytes()).take(3) {
-            self.put(register, byte);
-        }
-    }
+/// The bytes of memory, index and value, that tell firmware the RAM's size: `low_ram_bytes` below 4 GiB,
+/// `high_ram_bytes` above. For a clock that the kernel emulates; [`Cmos::new`] has them already.
+pub fn memory_sizes(low_ram_bytes: u64, high_ram_bytes: u64) -> Vec<(u8, u8)> {
+    const KIB: u64 = 1 << 10;
+    const MIB: u64 = 1 << 20;
+    let base_kib = (low_ram_bytes / KIB).min(640);
+    let extended_kib = (low_ram_bytes.saturating_sub(MIB) / KIB).min(0xffff);
+    let above_16_mib = (low_ram_bytes.saturating_sub(MIB.saturating_mul(16)) >> 16).min(0xffff);
+    let high = (high_ram_bytes >> 16).min(0xff_ffff);
+    [(0x15u8, base_kib, 2), (0x17, extended_kib, 2), (0x30, extended_kib, 2), (0x34, above_16_mib, 2), (0x5b, high, 3)]
+        .into_iter()
+        .flat_map(|(at, value, len)| (at..=u8::MAX).zip(value.to_le_bytes()).take(len))
+        .collect()
 }
 
 #[cfg(test)]

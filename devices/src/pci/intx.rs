@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::PciAddress;
 use crate::interrupt::IrqLine;
 
-/// PIRQ links of the chipset, PIRQA# to PIRQD#.
+/// PIRQ links of a 440FX board, PIRQA# to PIRQD#.
 pub const PIRQ_LINKS: usize = 4;
 
 /// A function's interrupt pin.
@@ -41,16 +41,25 @@ pub const fn i440fx_link(slot: PciAddress, pin: InterruptPin) -> usize {
 }
 
 struct Line {
-    gsi: u32,
+    /// What routes know it by; `None`: it belongs to one link for good.
+    gsi: Option<u32>,
     line: Arc<dyn IrqLine>,
     asserted: bool,
+}
+
+struct Link {
+    /// Index of the line it is routed to.
+    routed: Option<usize>,
+    /// Index of the line it drives besides, however it is routed.
+    fixed: Option<usize>,
+    /// Functions that assert it.
+    asserting: u32,
 }
 
 #[derive(Default)]
 struct Routes {
     lines: Vec<Line>,
-    /// Index into `lines` and number of functions that assert the link.
-    links: [(Option<usize>, u32); PIRQ_LINKS],
+    links: Vec<Link>,
 }
 
 /// Routes links to lines. INTx is the fallback behind MSI-X, and shared by definition: one lock covers all of it.
@@ -62,10 +71,35 @@ pub struct IntxRouter {
 impl IntxRouter {
     /// A router that can reach `lines` (GSI and line) and starts with link *n* on the GSI `table[n]`. A GSI without a
     /// line leaves its link unconnected.
-    pub fn new(lines: Vec<(u32, Arc<dyn IrqLine>)>, table: [u32; PIRQ_LINKS]) -> Arc<Self> {
-        let lines: Vec<Line> = lines.into_iter().map(|(gsi, line)| Line { gsi, line, asserted: false }).collect();
-        let links = table.map(|gsi| (lines.iter().position(|line| line.gsi == gsi), 0));
-        Arc::new(Self { routes: Mutex::new(Routes { lines, links }) })
+    pub fn new<const LINKS: usize>(lines: Vec<(u32, Arc<dyn IrqLine>)>, table: [u32; LINKS]) -> Arc<Self> {
+        Self::build(lines, &table, Vec::new())
+    }
+
+    /// As [`new`](Self::new), and link *n* drives `fixed[n]` besides, whatever it is routed to: a board that wires its
+    /// links to pins of the IOAPIC and lets only the way to the PIC be routed.
+    pub fn with_fixed<const LINKS: usize>(
+        lines: Vec<(u32, Arc<dyn IrqLine>)>,
+        table: [u32; LINKS],
+        fixed: [Arc<dyn IrqLine>; LINKS],
+    ) -> Arc<Self> {
+        Self::build(lines, &table, fixed.into())
+    }
+
+    fn build(lines: Vec<(u32, Arc<dyn IrqLine>)>, table: &[u32], fixed: Vec<Arc<dyn IrqLine>>) -> Arc<Self> {
+        let line = |(gsi, line)| Line { gsi, line, asserted: false };
+        let mut lines: Vec<Line> = lines.into_iter().map(|(gsi, wire)| line((Some(gsi), wire))).collect();
+        let first_fixed = lines.len();
+        lines.extend(fixed.into_iter().map(|wire| line((None, wire))));
+        let mut routes = Routes { lines, links: Vec::new() };
+        for (index, gsi) in table.iter().enumerate() {
+            let fixed = first_fixed.saturating_add(index);
+            routes.links.push(Link {
+                routed: routes.line_of(Some(*gsi)),
+                fixed: (fixed < routes.lines.len()).then_some(fixed),
+                asserting: 0,
+            });
+        }
+        Arc::new(Self { routes: Mutex::new(routes) })
     }
 
     /// One function's input into `link`.
@@ -73,20 +107,20 @@ impl IntxRouter {
         IntxPin { router: self.clone(), link, asserted: Mutex::new(false) }
     }
 
-    /// The GSI `link` is connected to: what the interrupt line register and the firmware tables say.
+    /// The GSI `link` is routed to: what the interrupt line register says.
     pub fn gsi(&self, link: usize) -> Option<u32> {
         self.change(|routes| {
-            let (line, _) = routes.links.get(link)?;
-            routes.lines.get((*line)?).map(|line| line.gsi)
+            let line = routes.links.get(link)?.routed?;
+            routes.lines.get(line)?.gsi
         })
     }
 
     /// Connects `link` to `gsi`, or to nothing; an assertion moves with it.
     pub fn route(&self, link: usize, gsi: Option<u32>) {
         self.change(|routes| {
-            let line = routes.lines.iter().position(|line| Some(line.gsi) == gsi);
+            let line = routes.line_of(gsi);
             if let Some(link) = routes.links.get_mut(link) {
-                link.0 = line;
+                link.routed = line;
             }
             routes.drive();
         });
@@ -98,9 +132,15 @@ impl IntxRouter {
 }
 
 impl Routes {
+    fn line_of(&self, gsi: Option<u32>) -> Option<usize> {
+        let gsi = gsi?;
+        self.lines.iter().position(|line| line.gsi == Some(gsi))
+    }
+
     fn drive(&mut self) {
         for (index, line) in self.lines.iter_mut().enumerate() {
-            let asserted = self.links.iter().any(|(to, count)| *to == Some(index) && *count > 0);
+            let drives = |link: &Link| link.asserting > 0 && [link.routed, link.fixed].contains(&Some(index));
+            let asserted = self.links.iter().any(drives);
             if asserted != line.asserted {
                 line.asserted = asserted;
                 line.line.set(asserted);
@@ -124,8 +164,9 @@ impl IrqLine for IntxPin {
         }
         *own = asserted;
         self.router.change(|routes| {
-            if let Some((_, count)) = routes.links.get_mut(self.link) {
-                *count = if asserted { count.saturating_add(1) } else { count.saturating_sub(1) };
+            if let Some(link) = routes.links.get_mut(self.link) {
+                let count = link.asserting;
+                link.asserting = if asserted { count.saturating_add(1) } else { count.saturating_sub(1) };
             }
             routes.drive();
         });
@@ -198,5 +239,21 @@ pub(crate) mod tests {
         router.route(9, Some(10));
         router.route(1, Some(99));
         assert!(!ten.level());
+    }
+
+    #[test]
+    fn a_fixed_line_follows_its_link_alone_whatever_the_route() {
+        let (ten, first, second) = (Arc::<FakeLine>::default(), Arc::<FakeLine>::default(), Arc::<FakeLine>::default());
+        let router = IntxRouter::with_fixed(vec![(10, ten.clone())], [10, 10], [first.clone(), second.clone()]);
+        let [a, b] = [0, 1].map(|link| router.input(link));
+        a.set(true);
+        assert_eq!((ten.level(), first.level(), second.level()), (true, true, false));
+        b.set(true);
+        router.route(0, None);
+        assert_eq!((ten.level(), first.level(), second.level()), (true, true, true));
+        router.route(1, Some(0));
+        assert_eq!((ten.level(), router.gsi(1)), (false, None), "a fixed line has no number to be routed to");
+        a.set(false);
+        assert_eq!((first.level(), second.level()), (false, true));
     }
 }

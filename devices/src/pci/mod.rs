@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::bus::Access;
 
 mod bar;
+mod bhyve;
 mod bus;
 pub(crate) mod bytes;
 mod config;
@@ -22,8 +23,10 @@ mod intx;
 mod mapper;
 mod msix;
 mod piix;
+mod pirq;
 
 pub use bar::{BarKind, BarSpec};
+pub use bhyve::{BHYVE_LINKS, bhyve_host_bridge, bhyve_link, bhyve_lpc_bridge};
 pub use bus::{ConfigPorts, Ecam, PciBus};
 pub use config::{ConfigSpace, ConfigState, Field, Identity, StateError, command};
 pub use host_bridge::{FixedFunction, i440fx_host_bridge, micro_host_bridge};

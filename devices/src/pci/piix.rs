@@ -1,16 +1,16 @@
 //! The south bridge of the `i440fx` profile: PIIX3 ISA bridge at 00:01.0 and PIIX4 power management at 00:01.3
 //! (Intel 82371SB and 82371AB datasheets).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::{ConfigSpace, Field, Identity};
 use super::host_bridge::{FixedFunction, SUBSYSTEM};
 use super::intx::{IntxRouter, PIRQ_LINKS};
+use super::pirq::with_pirq_registers;
 use crate::bus::{Access, BusDevice};
 
-const PIRQ_ROUTE: u8 = 0x60;
-const PIRQ_DISABLED: u32 = 0x80;
+const PIRQ_ROUTES: [u8; PIRQ_LINKS] = [0x60, 0x61, 0x62, 0x63];
 
 /// The PIIX3 ISA bridge. Its PIRQ route registers (0x60–0x63) start with what the router has, as firmware would have
 /// left them, and reroute it when the guest writes them.
@@ -27,26 +27,7 @@ pub fn piix3_isa_bridge(router: Arc<IntxRouter>) -> FixedFunction {
         // Passive release is on: Linux would otherwise print that it switches it on.
         Field::writable(0x82, 1, 0x02, 0x02),
     ]);
-    let start: [Option<u32>; PIRQ_LINKS] = std::array::from_fn(|link| router.gsi(link));
-    for (offset, gsi) in (PIRQ_ROUTE..).zip(start) {
-        // The register can name ISA interrupts only; a link routed beyond them stays where the machine put it.
-        let value = gsi.filter(|gsi| *gsi < 16).unwrap_or(PIRQ_DISABLED);
-        space.define(&[Field::writable(offset, 1, value, 0x8f)]);
-    }
-    let last = Mutex::new(space.get(PIRQ_ROUTE, 4));
-    FixedFunction::with_hook(space, move |space| {
-        let routes = space.get(PIRQ_ROUTE, 4);
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        let changes = routes.to_le_bytes().into_iter().zip(last.to_le_bytes()).zip(start).enumerate();
-        for (link, ((route, before), start)) in changes {
-            let beyond_isa = start.is_some_and(|gsi| gsi >= 16);
-            if route != before && !beyond_isa {
-                let gsi = u32::from(route);
-                router.route(link, (gsi & PIRQ_DISABLED == 0).then_some(gsi & 0x0f));
-            }
-        }
-        *last = routes;
-    })
+    with_pirq_registers(space, &PIRQ_ROUTES, router)
 }
 
 /// Where the power-management function finds its blocks.

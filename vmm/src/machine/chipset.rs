@@ -126,6 +126,7 @@ impl Chipset {
         let pm = Arc::new(Pm::new(
             PmConfig {
                 timer_32_bits: acpi.pm.timer.is_some_and(|timer| timer.wide),
+                timer_event: true,
                 s5_sleep_type: acpi.pm.s5_type,
                 gpe0_bytes: acpi.pm.gpe0.map_or(4, |gpe| gpe.len),
                 smi: None,
