@@ -28,6 +28,7 @@ mod host;
 
 pub mod bhyve;
 pub mod illumos_kvm;
+mod layout;
 
 #[cfg(target_os = "linux")]
 pub mod kvm;
