@@ -65,6 +65,8 @@ pub const ECAM_BYTES: u64 = 1 << 20;
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// HPET registers (bhyve carries one in the kernel).
 pub const HPET: u64 = 0xfed0_0000;
+/// Bytes of the HPET's registers.
+pub const HPET_BYTES: u64 = 0x400;
 /// Local APIC registers and the MSI address window.
 pub const LAPIC: u64 = 0xfee0_0000;
 /// Page for KVM's real-mode identity map on Intel without unrestricted guest. Below the 16 MiB that firmware may take.

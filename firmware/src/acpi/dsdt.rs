@@ -6,8 +6,9 @@ use acpi_tables::aml::{
     ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
+use arch::layout;
 
-use super::{AcpiConfig, Profile};
+use super::{AcpiConfig, IntxRoute, Profile, lpc};
 
 /// Ports of COM1 to COM4 and their ISA interrupts.
 const COM: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
@@ -22,13 +23,24 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Sdt {
     for vcpu in 0..config.vcpus {
         system_bus.extend(processor(vcpu));
     }
-    let legacy = legacy_devices(config);
+    let mut legacy = legacy_devices(config);
     let bridge = match config.profile {
         Profile::I440fx => Some(("ISA_", 0x0001_0000)),
         Profile::Bhyve => Some(("LPC_", 0x001f_0000)),
         Profile::Micro => None,
     };
-    let in_root = bridge.map(|(name, address)| isa_bridge(name, address, &legacy)).unwrap_or_default();
+    if let Some(links) = &config.pirq {
+        body.extend(lpc::interrupt_mode());
+        legacy.extend(lpc::link_devices(links));
+    }
+    if config.profile == Profile::Bhyve {
+        legacy.extend(lpc::board_devices());
+    }
+    let mut in_root = bridge.map(|(name, address)| isa_bridge(name, address, &legacy)).unwrap_or_default();
+    if config.hpet {
+        let window = Memory32Fixed::new(true, layout::HPET as u32, layout::HPET_BYTES as u32);
+        in_root.extend(pnp_device("HPET", "PNP0103", 0, vec![&window]));
+    }
     system_bus.extend(pci_root(config, &in_root));
     system_bus.extend(motherboard(config));
     if bridge.is_none() {
@@ -46,7 +58,7 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Sdt {
 }
 
 /// AML that is bytes already.
-struct Raw<'a>(&'a [u8]);
+pub(super) struct Raw<'a>(pub(super) &'a [u8]);
 
 impl Aml for Raw<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
@@ -54,12 +66,12 @@ impl Aml for Raw<'_> {
     }
 }
 
-fn device(name: &str, children: Vec<&dyn Aml>) -> Vec<u8> {
+pub(super) fn device(name: &str, children: Vec<&dyn Aml>) -> Vec<u8> {
     super::bytes(&Device::new(name.into(), children))
 }
 
 /// A device with a PNP id, a unique number and resources.
-fn pnp_device(name: &str, id: &str, uid: u8, resources: Vec<&dyn Aml>) -> Vec<u8> {
+pub(super) fn pnp_device(name: &str, id: &str, uid: u8, resources: Vec<&dyn Aml>) -> Vec<u8> {
     device(
         name,
         vec![
@@ -97,28 +109,54 @@ fn pci_root(config: &AcpiConfig, children: &[u8]) -> Vec<u8> {
         windows.push(window);
     }
 
-    let mut routes = PackageBuilder::new();
+    let root = root_name(config.profile);
+    let (id, uid, bus_number) = (EISAName::new("PNP0A03"), Name::new("_UID".into(), &0u8), 0u8);
+    let (id, bus_number) = (Name::new("_HID".into(), &id), Name::new("_BBN".into(), &bus_number));
+    let windows = Name::new("_CRS".into(), &ResourceTemplate::new(windows));
+    let routing = match &config.pirq {
+        None => super::bytes(&Name::new("_PRT".into(), &routes(config, by_gsi))),
+        Some(_) => {
+            let by_link = |route: &IntxRoute| (super::bytes(&lpc::link(root, route)), 0);
+            lpc::routing(&routes(config, by_link), &routes(config, by_gsi))
+        }
+    };
+    let mut inside: Vec<&dyn Aml> = vec![&id];
+    // Under bhyve the root has no number, and Windows knows everything below it by the root's name and number.
+    if config.profile != Profile::Bhyve {
+        inside.push(&uid);
+    }
+    let (routing, children) = (Raw(&routing), Raw(children));
+    inside.extend([&bus_number as &dyn Aml, &windows, &routing, &children]);
+    device(root, inside)
+}
+
+/// The root's name: bhyve's firmware calls it PC00.
+fn root_name(profile: Profile) -> &'static str {
+    match profile {
+        Profile::Bhyve => "PC00",
+        Profile::I440fx | Profile::Micro => "PCI0",
+    }
+}
+
+/// A routing table (ACPI 6.5 §6.2.13): for each pin, any function of the device, and the source and source index that
+/// `target` says.
+fn routes(config: &AcpiConfig, target: impl Fn(&IntxRoute) -> (Vec<u8>, u32)) -> PackageBuilder {
+    let mut table = PackageBuilder::new();
     for route in &config.intx {
+        let (source, index) = target(route);
         let mut entry = PackageBuilder::new();
-        // Any function of the device; a source of 0 means that the index is a global system interrupt (ACPI 6.5
-        // §6.2.13).
         entry.add_element(&(u32::from(route.device) << 16 | 0xffff));
         entry.add_element(&route.pin);
-        entry.add_element(&0u8);
-        entry.add_element(&route.gsi);
-        routes.add_element(&entry);
+        entry.add_element(&Raw(&source));
+        entry.add_element(&index);
+        table.add_element(&entry);
     }
-    device(
-        "PCI0",
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0A03")),
-            &Name::new("_UID".into(), &0u8),
-            &Name::new("_BBN".into(), &0u8),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(windows)),
-            &Name::new("_PRT".into(), &routes),
-            &Raw(children),
-        ],
-    )
+    table
+}
+
+/// A source of 0 means that the index is a global system interrupt.
+fn by_gsi(route: &IntxRoute) -> (Vec<u8>, u32) {
+    (super::bytes(&0u8), route.gsi)
 }
 
 fn isa_bridge(name: &str, address: u32, children: &[u8]) -> Vec<u8> {
@@ -130,6 +168,10 @@ fn motherboard(config: &AcpiConfig) -> Vec<u8> {
     let ports = |port: u16, len: u8| IO::new(port, port, 1, len);
     let pm = &config.pm;
     let mut ranges = Vec::new();
+    if config.profile == Profile::Bhyve {
+        // The trigger mode of the PIC, and the speaker's gate.
+        ranges.extend([ports(0x4d0, 2), ports(0x61, 1)]);
+    }
     // The PIIX4 function owns its power-management ports; naming them a second time makes Linux warn of an overlap.
     if config.profile != Profile::I440fx {
         ranges.extend([ports(pm.event_port, 4), ports(pm.control_port, 2)]);
@@ -176,6 +218,6 @@ fn legacy_devices(config: &AcpiConfig) -> Vec<u8> {
 }
 
 /// An ISA interrupt: edge-triggered, active high.
-fn isa_interrupt(irq: u32, shared: bool) -> Interrupt {
+pub(super) fn isa_interrupt(irq: u32, shared: bool) -> Interrupt {
     Interrupt::new(true, true, false, shared, irq)
 }

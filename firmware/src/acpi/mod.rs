@@ -7,6 +7,7 @@
 //! refused.
 
 mod dsdt;
+mod lpc;
 #[cfg(test)]
 mod tests;
 
@@ -95,6 +96,9 @@ pub struct ResetRegister {
     pub value: u8,
 }
 
+/// Pin of the IOAPIC of the first link of bhyve's board.
+const BHYVE_FIRST_PIN: u32 = 16;
+
 /// Which interrupt a pin of a PCI device asserts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IntxRoute {
@@ -107,12 +111,30 @@ pub struct IntxRoute {
 }
 
 impl IntxRoute {
+    /// All pins of all 32 devices on the eight links of bhyve's board under firmware: pins rotate with the device number,
+    /// INTA# of device 3 is link 0, and link *n* is pin 16 + *n* of the IOAPIC (illumos-gate
+    /// `usr/src/cmd/bhyve/common/pci_irq.c`, `amd64/ioapic.c`).
+    pub fn bhyve() -> Vec<Self> {
+        let of = |device: u8, pin: u8| Self { device, pin, gsi: BHYVE_FIRST_PIN + u32::from((device + pin + 5) % 8) };
+        (0..32).flat_map(|device| (0..4).map(move |pin| of(device, pin))).collect()
+    }
+
     /// All pins of all 32 devices on the four links of a 440FX board: pins rotate with the device number, and INTA# of
     /// device 1 is link 0.
     pub fn i440fx(links: [u32; 4]) -> Vec<Self> {
         let of = |device: u8, pin: u8| Self { device, pin, gsi: links[usize::from((device + pin + 3) % 4)] };
         (0..32).flat_map(|device| (0..4).map(move |pin| of(device, pin))).collect()
     }
+}
+
+/// Links between PCI interrupts and interrupts of the PIC, which a guest without the IOAPIC routes through registers of
+/// the ISA bridge. Link *n* is also pin 16 + *n* of the IOAPIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PirqLinks {
+    /// ISA interrupts a link can be routed to.
+    pub choices: Vec<u8>,
+    /// What each link is routed to at the start.
+    pub start: [u8; 8],
 }
 
 /// Everything the tables say about a machine.
@@ -134,6 +156,8 @@ pub struct AcpiConfig {
     pub ecam: Option<AddressRange>,
     /// PCI interrupt routing (`_PRT`).
     pub intx: Vec<IntxRoute>,
+    /// Links of the ISA bridge to the PIC, for guests that do not use the IOAPIC; `None`: they take the routes above, too.
+    pub pirq: Option<PirqLinks>,
     /// Which of COM1 to COM4 exist.
     pub com: [bool; 4],
     /// A PS/2 controller with keyboard and mouse exists.
@@ -169,6 +193,7 @@ impl AcpiConfig {
             mmio64: map.mmio64(),
             ecam: Some(map.ecam()),
             intx: IntxRoute::i440fx([10, 10, 11, 11]),
+            pirq: None,
             com: [true, false, false, false],
             ps2: true,
             rtc: true,
@@ -191,8 +216,12 @@ impl AcpiConfig {
         }
     }
 
-    /// The `bhyve` profile: power management at 0x400, SMI command 0xB2, HPET, 32-bit PM timer, no PS/2 controller, PCI
-    /// interrupts on IOAPIC pins 16 to 19.
+    /// The `bhyve` profile: power management at 0x400 behind SMI command 0xB2, 32-bit PM timer, RTC, PS/2 and all four COM
+    /// ports, PCI interrupts on IOAPIC pins 16 to 23 and on eight links to the PIC. Its HPET is the kernel's; where there
+    /// is none, there is none.
+    ///
+    /// Links start on interrupts 10 and 11 and can go to those that no other device has; bhyve's own list also has 3, 4, 9
+    /// and 12, which its serial ports, power management and mouse use.
     pub fn bhyve(vcpus: u8, map: &MemoryLayout) -> Self {
         let base = Self::i440fx(vcpus, map);
         Self {
@@ -201,13 +230,14 @@ impl AcpiConfig {
                 event_port: 0x400,
                 control_port: 0x404,
                 timer: Some(PmTimer { port: 0x408, wide: true }),
+                gpe0: Some(Gpe { port: 0x40c, len: 2 }),
                 smi: Some(SmiCommand { port: 0xb2, enable: 0xa0, disable: 0xa1 }),
                 s5_type: 5,
                 ..base.pm
             },
-            intx: IntxRoute::i440fx([16, 17, 18, 19]),
-            ps2: false,
-            hpet: true,
+            intx: IntxRoute::bhyve(),
+            pirq: Some(PirqLinks { choices: vec![5, 6, 7, 10, 11, 14, 15], start: [10, 11, 10, 11, 10, 11, 10, 11] }),
+            com: [true; 4],
             ..base
         }
     }
@@ -295,6 +325,9 @@ fn fadt(config: &AcpiConfig, facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
         .flag(Flags::ResetRegSup);
+    if config.profile == Profile::Bhyve {
+        fadt = fadt.flag(Flags::ForceApicPhysicalDestinationMode);
+    }
     // The FACS by its 32-bit field only: with both, ACPICA complains about two. The DSDT by both, for old systems.
     fadt.firmware_ctrl = (facs as u32).into();
     fadt.dsdt = (dsdt as u32).into();
@@ -388,14 +421,16 @@ fn mcfg(ecam: AddressRange) -> MCFG {
     mcfg
 }
 
-/// HPET, IA-PC HPET specification 1.0a §3.2.4: what bhyve's kernel implements (vendor 0x8086, 64-bit counter, 8
-/// comparators).
+/// HPET, IA-PC HPET specification 1.0a §3.2.4: what bhyve's kernel implements (vendor 0x8086, 32-bit counter, 8
+/// comparators, no legacy routes), as its `VM_GET_HPET_CAPABILITIES` tells it.
 fn hpet() -> Sdt {
-    const EVENT_TIMER_BLOCK: u32 = 0x8086_0701 | 7 << 8 | 1 << 13;
+    const EVENT_TIMER_BLOCK: u32 = 0x8086_0701;
+    /// Nothing else is in its 4 KiB page.
+    const PAGE_PROTECTION_4K: u8 = 1;
     let mut body = Vec::new();
     body.extend_from_slice(&EVENT_TIMER_BLOCK.to_le_bytes());
     body.extend(bytes(&GAS::new(AddressSpace::SystemMemory, 0, 0, AccessSize::Undefined, layout::HPET)));
-    // Number 0, no minimum tick, no page protection.
-    body.extend_from_slice(&[0, 0, 0, 0]);
+    // Number 0, no minimum tick.
+    body.extend_from_slice(&[0, 0, 0, PAGE_PROTECTION_4K]);
     table(*b"HPET", 1, &body)
 }

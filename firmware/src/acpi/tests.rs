@@ -83,9 +83,20 @@ enum Value {
     Text(String),
     Buffer(Vec<u8>),
     Package(Vec<Value>),
+    /// Another object, by its path.
+    Reference(String),
+    /// Number of arguments and body.
+    Method(u8, Vec<u8>),
+    /// Address space, offset and length.
+    Region(u8, u64, u64),
+    /// Region, offset and length, both in bits.
+    Field(String, usize, usize),
 }
 
-/// Named objects by full path; devices appear with an integer 1.
+/// What a device appears as.
+const DEVICE: Value = Value::Text(String::new());
+
+/// Named objects by full path.
 #[derive(Default)]
 struct Namespace(BTreeMap<String, Value>);
 
@@ -101,11 +112,8 @@ impl Namespace {
     }
 
     fn devices(&self) -> Vec<&str> {
-        self.0
-            .iter()
-            .filter(|(path, _)| !path.rsplit('.').next().unwrap().starts_with('_'))
-            .map(|(p, _)| p.as_str())
-            .collect()
+        let is_device = |(_, value): &(&String, &Value)| **value == DEVICE;
+        self.0.iter().filter(is_device).map(|(path, _)| path.as_str()).collect()
     }
 
     fn objects(&mut self, mut rest: &[u8], scope: &str) {
@@ -126,12 +134,51 @@ impl Namespace {
                 [0x5b, 0x82, package @ ..] => {
                     let (body, rest) = package_body(package);
                     let (path, body) = name_string(body, scope);
-                    assert!(self.0.insert(path.clone(), Value::Int(1)).is_none(), "{path} is defined twice");
+                    assert!(self.0.insert(path.clone(), DEVICE).is_none(), "{path} is defined twice");
                     self.objects(body, &path);
+                    rest
+                }
+                [0x14, package @ ..] => {
+                    let (body, rest) = package_body(package);
+                    let (path, body) = name_string(body, scope);
+                    let method = Value::Method(body[0] & 7, body[1..].to_vec());
+                    assert!(self.0.insert(path.clone(), method).is_none(), "{path} is defined twice");
+                    rest
+                }
+                [0x5b, 0x80, name @ ..] => {
+                    let (path, region) = name_string(name, scope);
+                    let (Value::Int(offset), rest) = term(&region[1..]) else { panic!("offset of {path}") };
+                    let (Value::Int(length), rest) = term(rest) else { panic!("length of {path}") };
+                    assert!(self.0.insert(path, Value::Region(region[0], offset, length)).is_none());
+                    rest
+                }
+                [0x5b, 0x81, package @ ..] => {
+                    let (body, rest) = package_body(package);
+                    let (region, fields) = name_string(body, scope);
+                    assert_eq!(fields[0], 1, "access by byte, no lock, the rest preserved");
+                    self.fields(&fields[1..], &region, scope);
                     rest
                 }
                 other => panic!("AML opcode {:#x} in {scope}", other[0]),
             };
+        }
+    }
+}
+
+impl Namespace {
+    fn fields(&mut self, mut rest: &[u8], region: &str, scope: &str) {
+        let mut at = 0;
+        while !rest.is_empty() {
+            let named = rest[0] != 0;
+            let (name, length) = rest.split_at(if named { 4 } else { 1 });
+            assert!(length[0] < 0x40, "a short length");
+            let bits = usize::from(length[0]);
+            if named {
+                let (path, _) = name_string(name, scope);
+                self.0.insert(path, Value::Field(region.to_owned(), at, bits));
+            }
+            at += bits;
+            rest = &length[1..];
         }
     }
 }
@@ -144,6 +191,7 @@ fn name_string<'a>(bytes: &'a [u8], scope: &str) -> (String, &'a [u8]) {
     };
     let (count, bytes) = match bytes {
         [0x2e, rest @ ..] => (2, rest),
+        [0x2f, count, rest @ ..] => (usize::from(*count), rest),
         rest => (1, rest),
     };
     let (segments, rest) = bytes.split_at(4 * count);
@@ -195,6 +243,10 @@ fn term(bytes: &[u8]) -> (Value, &[u8]) {
             }
             assert_eq!(elements.len(), usize::from(count));
             (Value::Package(elements), rest)
+        }
+        [b'\\' | b'_' | b'A'..=b'Z', ..] => {
+            let (path, rest) = name_string(bytes, "");
+            (Value::Reference(path), rest)
         }
         other => panic!("AML term {:#x}", other[0]),
     }
@@ -304,7 +356,7 @@ fn the_fadt_names_the_power_management_ports_twice_and_alike() {
         both(56, 88, 148, config.pm.event_port, 4);
         both(64, 89, 172, config.pm.control_port, 2);
         both(76, 91, 208, config.pm.timer.map_or(0, |timer| timer.port), config.pm.timer.map_or(0, |_| 4));
-        both(80, 92, 220, 0, 0);
+        both(80, 92, 220, config.pm.gpe0.map_or(0, |gpe| gpe.port), config.pm.gpe0.map_or(0, |gpe| gpe.len));
         assert_eq!(u16_at(fadt, 46), 9, "SCI");
 
         let flags = u32_at(fadt, 112);
@@ -388,7 +440,8 @@ fn the_pci_root_has_bus_zero_only_and_windows_that_miss_ram_and_ecam() {
         let memory = Memory::of(&config);
         let tables = memory.tables();
         let names = Namespace::of(tables[b"DSDT"]);
-        let windows = resources(&names, "_SB_.PCI0");
+        let root = if config.profile == Profile::Bhyve { "_SB_.PC00" } else { "_SB_.PCI0" };
+        let windows = resources(&names, root);
         assert_eq!(
             windows,
             [
@@ -406,7 +459,8 @@ fn the_pci_root_has_bus_zero_only_and_windows_that_miss_ram_and_ecam() {
             resources(&names, "_SB_.MBRD").contains(&Resource::Memory(0xe000_0000, 1 << 20)),
             "Linux uses the window only if the board claims it"
         );
-        assert_eq!(names.get("_SB_.PCI0._HID"), Some(&Value::Int(0x030a_d041)), "PNP0A03");
+        assert_eq!(names.get(&format!("{root}._HID")), Some(&Value::Int(0x030a_d041)), "PNP0A03");
+        assert_eq!(names.get(&format!("{root}._BBN")), Some(&Value::Int(0)));
     }
 }
 
@@ -419,9 +473,9 @@ fn the_board_claims_power_management_ports_unless_a_pci_function_does() {
     let ecam = Resource::Memory(0xe000_0000, 1 << 20);
     assert_eq!(i440fx, std::slice::from_ref(&ecam), "the PIIX4 function has the ports");
     assert_eq!(micro, [Resource::Port(0x600, 4), Resource::Port(0x604, 2), ecam.clone()]);
-    let ports = [(0x400, 4), (0x404, 2), (0x408, 4), (0xb2, 1)].map(|(port, len)| Resource::Port(port, len));
-    assert_eq!(bhyve[..4], ports);
-    assert_eq!(bhyve[4], ecam);
+    let ports = [(0x4d0, 2), (0x61, 1), (0x400, 4), (0x404, 2), (0x408, 4), (0x40c, 2), (0xb2, 1)];
+    assert_eq!(bhyve[..7], ports.map(|(port, len)| Resource::Port(port, len)));
+    assert_eq!(bhyve[7..], [ecam]);
 }
 
 #[test]
@@ -462,12 +516,15 @@ fn only_devices_the_machine_has_are_named() {
         let memory = Memory::of(config);
         Namespace::of(memory.tables()[b"DSDT"]).devices().iter().map(|name| (*name).to_owned()).collect()
     };
-    let [mut i440fx, micro, bhyve] = profiles(1);
+    let [mut i440fx, micro, mut bhyve] = profiles(1);
     assert_eq!(devices(&micro), ["_SB_.C000", "_SB_.COM1", "_SB_.MBRD", "_SB_.PCI0"]);
-    assert_eq!(
-        devices(&bhyve),
-        ["_SB_.C000", "_SB_.MBRD", "_SB_.PCI0", "_SB_.PCI0.LPC_", "_SB_.PCI0.LPC_.COM1", "_SB_.PCI0.LPC_.RTC_"]
-    );
+    let below_lpc: Vec<String> =
+        devices(&bhyve).iter().filter_map(|name| name.strip_prefix("_SB_.PC00.LPC_.").map(str::to_owned)).collect();
+    let expected = "COM1 COM2 COM3 COM4 KBD_ LNKA LNKB LNKC LNKD LNKE LNKF LNKG LNKH MOU_ PIC_ RTC_ TIMR";
+    assert_eq!(below_lpc.join(" "), expected);
+    assert!(!devices(&bhyve).contains(&"_SB_.PC00.HPET".to_owned()));
+    bhyve.hpet = true;
+    assert!(devices(&bhyve).contains(&"_SB_.PC00.HPET".to_owned()));
     i440fx.com = [true; 4];
     i440fx.pvpanic = Some(0x505);
     let all = devices(&i440fx);
@@ -507,13 +564,86 @@ fn soft_off_uses_the_sleep_type_of_the_profile() {
 }
 
 #[test]
+fn the_hpet_is_the_one_of_the_kernel_of_bhyve() {
+    let mut config = AcpiConfig::bhyve(1, &map());
+    assert!(!Memory::of(&config).tables().contains_key(b"HPET"), "no kernel, no HPET");
+    config.hpet = true;
+    let memory = Memory::of(&config);
+    let tables = memory.tables();
+    let hpet = tables[b"HPET"];
+    assert_eq!((u32_at(hpet, 36), u64_at(hpet, 44)), (0x8086_0701, 0xfed0_0000));
+    let names = Namespace::of(tables[b"DSDT"]);
+    assert_eq!(resources(&names, "_SB_.PC00.HPET"), [Resource::Memory(0xfed0_0000, 0x400)]);
+}
+
+#[test]
+fn under_bhyve_windows_finds_the_root_by_the_name_it_knows() {
+    let memory = Memory::of(&AcpiConfig::bhyve(1, &map()));
+    let names = Namespace::of(memory.tables()[b"DSDT"]);
+    assert_eq!(names.get("_SB_.PC00._UID"), None);
+    assert_eq!(names.get("_SB_.PC00.LPC_._ADR"), Some(&Value::Int(0x1f_0000)), "00:1f.0");
+}
+
+#[test]
+fn bhyve_has_a_routing_table_for_each_kind_of_interrupt_controller() {
+    let memory = Memory::of(&AcpiConfig::bhyve(1, &map()));
+    let names = Namespace::of(memory.tables()[b"DSDT"]);
+    let table = |name: &str| -> Vec<Vec<Value>> {
+        let Some(Value::Package(routes)) = names.get(&format!("_SB_.PC00.{name}")) else { panic!("no {name}") };
+        let entry = |route: &Value| if let Value::Package(entry) = route { entry.clone() } else { panic!("{route:?}") };
+        routes.iter().map(entry).collect()
+    };
+    let (by_link, by_gsi) = (table("PPRT"), table("APRT"));
+    assert_eq!((by_link.len(), by_gsi.len()), (128, 128));
+    for (index, (link, gsi)) in by_link.iter().zip(&by_gsi).enumerate() {
+        let (device, pin) = (index as u64 / 4, index as u64 % 4);
+        // INTA# of device 3 is the first link, and the first pin behind the ISA interrupts.
+        let number = (device + pin + 5) % 8;
+        let head = [device << 16 | 0xffff, pin].map(Value::Int);
+        assert_eq!((&link[..2], &gsi[..2]), (&head[..], &head[..]));
+        let name = format!("_SB_.PC00.LPC_.LNK{}", (b'A' + number as u8) as char);
+        assert_eq!(names.get(&name), Some(&DEVICE));
+        assert_eq!(link[2..], [Value::Reference(name), Value::Int(0)]);
+        assert_eq!(gsi[2..], [Value::Int(0), Value::Int(16 + number)]);
+    }
+    // If the guest said IOAPIC, one table, else the other.
+    let Some(Value::Method(0, choice)) = names.get("_SB_.PC00._PRT") else { panic!("no _PRT") };
+    assert_eq!(choice, b"\xa0\x0b\\PICM\xa4APRT\xa4PPRT");
+    assert_eq!(names.get("PICM"), Some(&Value::Int(0)));
+    assert_eq!(names.get("_PIC"), Some(&Value::Method(1, b"\x70\x68\\PICM".to_vec())));
+}
+
+#[test]
+fn each_link_has_its_route_register_and_the_interrupts_nobody_else_uses() {
+    let memory = Memory::of(&AcpiConfig::bhyve(1, &map()));
+    let names = Namespace::of(memory.tables()[b"DSDT"]);
+    let lpc = "_SB_.PC00.LPC_";
+    assert_eq!(names.get(&format!("{lpc}.LPCR")), Some(&Value::Region(2, 0x60, 0x0c)), "PCI configuration space");
+    for (link, register) in ('A'..='H').zip([0, 1, 2, 3, 8, 9, 10, 11]) {
+        let field = Value::Field(format!("{lpc}.LPCR"), 8 * register, 8);
+        assert_eq!(names.get(&format!("{lpc}.PIR{link}")), Some(&field));
+        let of = |object: &str| names.get(&format!("{lpc}.LNK{link}.{object}")).unwrap();
+        assert_eq!((of("_HID"), of("_UID")), (&Value::Int(0x0f0c_d041), &Value::Int(link as u64 - 0x40)), "PNP0C0F");
+        let Value::Buffer(choices) = of("_PRS") else { panic!("no _PRS") };
+        assert_eq!(choices[..5], [0x89, 30, 0, 0b1101, 7], "extended, level, active low, shared");
+        let numbers: Vec<u32> = (0..7).map(|at| u32_at(choices, 5 + 4 * at)).collect();
+        assert_eq!(numbers, [5, 6, 7, 10, 11, 14, 15]);
+        assert_eq!(of("_DIS"), &Value::Method(0, [&[0x70, 0x0a, 0x80][..], format!("PIR{link}").as_bytes()].concat()));
+        for (method, arguments) in [("_STA", 0), ("_CRS", 0), ("_SRS", 1)] {
+            assert!(matches!(of(method), Value::Method(count, _) if *count == arguments), "{method}");
+        }
+    }
+}
+
+#[test]
 fn iasl_takes_every_table_apart_without_complaint() {
     if Command::new("iasl").arg("-v").output().is_err() {
         println!("skipped: iasl (Debian package acpica-tools) is not installed");
         return;
     }
     let folder = std::env::temp_dir().join(format!("zvmm-acpi-{}", std::process::id()));
-    for (index, config) in profiles(3).into_iter().enumerate() {
+    let with_hpet = AcpiConfig { hpet: true, ..AcpiConfig::bhyve(1, &map()) };
+    for (index, config) in profiles(3).into_iter().chain([with_hpet]).enumerate() {
         let folder = folder.join(index.to_string());
         std::fs::create_dir_all(&folder).unwrap();
         for (name, table) in Memory::of(&config).tables() {
