@@ -127,6 +127,11 @@ pub trait Vm: Send + Sync {
     /// The guest's RAM.
     fn ram(&self) -> &GuestRam;
 
+    /// Whether the RAM holds what an earlier process' guest wrote. RAM is zero otherwise.
+    fn ram_is_used(&self) -> bool {
+        false
+    }
+
     /// Frequency of the guest's time-stamp counter, where the hypervisor tells.
     fn tsc_khz(&self) -> Option<u32>;
 
@@ -135,6 +140,12 @@ pub trait Vm: Send + Sync {
 
     /// The interrupt line into IOAPIC pin `gsi`, and into the PIC where `gsi` < 16.
     fn irq_line(&self, gsi: u32) -> Arc<dyn IrqLine>;
+
+    /// Says that devices drive the line `gsi` as a level, so that the PIC takes it so (ELCR), now and after every reset,
+    /// where the kernel lets the process say that. Without firmware nobody else does.
+    fn line_is_level(&self, _gsi: u32) -> Result<(), HypervisorError> {
+        Ok(())
+    }
 
     /// A new message-signalled interrupt, without a message.
     fn msi_source(&self) -> Arc<dyn MsiSource>;
@@ -152,6 +163,11 @@ pub trait Vm: Send + Sync {
     /// [`reset`](Self::reset). Before the first vCPU runs.
     fn map_rom(&self, gpa: u64, image: &[u8]) -> Result<(), HypervisorError>;
 
+    /// Whether the kernel answers at [`arch::layout::HPET`] as an HPET.
+    fn has_hpet(&self) -> bool {
+        false
+    }
+
     /// Sets up what the kernel emulates in place of the machine ([`HostCapabilities::rtc_in_kernel`],
     /// [`HostCapabilities::pm_timer_in_kernel`]), now and after every reset; the real-time clock gets the host's time.
     /// Called once, before the first vCPU runs.
@@ -160,6 +176,17 @@ pub trait Vm: Send + Sync {
     /// Puts everything the kernel emulates outside the vCPUs into its power-on state: interrupt controllers, timer chip,
     /// clock. All vCPUs are out, and each is [reset](Vcpu::reset) on its own thread afterwards, before any runs.
     fn reset(&self) -> Result<(), HypervisorError>;
+
+    /// Stops the timers of what the kernel emulates, where it can. No vCPU is in the guest, and none enters before
+    /// [`resume`](Self::resume); a reset in between changes nothing about it. Idempotent.
+    fn pause(&self) -> Result<(), HypervisorError> {
+        Ok(())
+    }
+
+    /// Undoes [`pause`](Self::pause). Idempotent.
+    fn resume(&self) -> Result<(), HypervisorError> {
+        Ok(())
+    }
 
     /// The process is about to end, with no vCPU running. `restart` says that its exit status asks for the guest to be
     /// started again by another process, which may want to take the VM over.

@@ -1,0 +1,79 @@
+//! Which structure each ioctl takes: the pairing that makes passing it safe, in one place.
+
+use std::marker::PhantomData;
+
+use crate::hypervisor::bhyve::abi;
+
+/// An ioctl whose argument is a pointer to one structure without pointers.
+pub struct Plain<T> {
+    pub name: &'static str,
+    pub request: i32,
+    argument: PhantomData<fn(&mut T)>,
+}
+
+/// An ioctl whose argument is a number, or none at all (then 0).
+pub struct Value {
+    pub name: &'static str,
+    pub request: i32,
+}
+
+macro_rules! plain {
+    ($($name:ident: $argument:ident,)*) => {
+        $(pub const $name: Plain<abi::$argument> =
+            Plain { name: stringify!($name), request: abi::$name, argument: PhantomData };)*
+    };
+}
+
+macro_rules! value {
+    ($($name:ident,)*) => {
+        $(pub const $name: Value = Value { name: stringify!($name), request: abi::$name };)*
+    };
+}
+
+plain! {
+    VMM_CREATE_VM: vm_create_req,
+    VMM_DESTROY_VM: vm_destroy_req,
+
+    VM_REINIT: vm_reinit,
+    VM_ALLOC_MEMSEG: vm_memseg,
+    VM_MMAP_MEMSEG: vm_memmap,
+    VM_GET_MEMSEG: vm_memseg,
+    VM_MMAP_GETNEXT: vm_memmap,
+    VM_DEVMEM_GETOFFSET: vm_devmem_offset,
+    VM_GET_TOPOLOGY: vm_cpu_topology,
+
+    VM_LAPIC_MSI: vm_lapic_msi,
+    VM_IOAPIC_ASSERT_IRQ: vm_ioapic_irq,
+    VM_IOAPIC_DEASSERT_IRQ: vm_ioapic_irq,
+    VM_IOAPIC_PULSE_IRQ: vm_ioapic_irq,
+    VM_ISA_ASSERT_IRQ: vm_isa_irq,
+    VM_ISA_DEASSERT_IRQ: vm_isa_irq,
+    VM_ISA_PULSE_IRQ: vm_isa_irq,
+    VM_ISA_SET_IRQ_TRIGGER: vm_isa_irq_trigger,
+    VM_INJECT_NMI: vm_nmi,
+
+    VM_RTC_WRITE: vm_rtc_data,
+    VM_RTC_SETTIME: vm_rtc_timespec,
+
+    VM_ACTIVATE_CPU: vm_activate_cpu,
+    VM_RESET_CPU: vm_vcpu_reset,
+    VM_SET_RUN_STATE: vm_run_state,
+    VM_GET_RUN_STATE: vm_run_state,
+    VM_SET_REGISTER: vm_register,
+    VM_SET_SEGMENT_DESCRIPTOR: vm_seg_desc,
+    VM_GET_SEGMENT_DESCRIPTOR: vm_seg_desc,
+    VM_SET_X2APIC_STATE: vm_x2apic,
+    VM_LEGACY_CPUID: vm_legacy_cpuid,
+    VM_INJECT_EXCEPTION: vm_exception,
+}
+
+value! {
+    VMM_INTERFACE_VERSION,
+
+    VM_PMTMR_LOCATE,
+    VM_PAUSE,
+    VM_RESUME,
+    VM_SET_AUTODESTRUCT,
+    VM_DESTROY_SELF,
+    VM_VCPU_BARRIER,
+}
