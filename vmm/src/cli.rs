@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{ConfigError, nearest};
+use crate::config::{ConfigError, HostFacts, nearest};
 use crate::exit::Exit;
 use crate::hypervisor::OpenHypervisor;
 use crate::logging;
+use crate::machine;
 
 mod guest;
 
@@ -48,7 +49,7 @@ struct CheckArgs {
     /// The JSON file to check (the same as --config)
     #[arg(value_name = "FILE", conflicts_with = "config")]
     file: Option<PathBuf>,
-    /// Do not look at this host: whether files exist, memory suffices, paths are free
+    /// Do not look at this host: whether files exist, kernel and initrd fit, memory suffices, paths are free
     #[arg(long)]
     no_host: bool,
     /// Print the complete configuration as JSON: from options to a file for --config
@@ -109,12 +110,17 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<
 }
 
 fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) -> Result<Exit, ConfigError> {
-    let cli = match command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
             // Help that nobody reads (a closed pipe) is no failure.
             let _ = error.print();
             return Ok(Exit::Done);
+        }
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            let wrong = args.iter().find(|arg| arg.to_str().is_none()).cloned().unwrap_or_default();
+            return Err(ConfigError::Usage(format!("'{}' is not UTF-8 text", wrong.display())));
         }
         Err(error) => return Err(ConfigError::Usage(one_line(&error))),
     };
@@ -138,6 +144,11 @@ fn check_config(check: CheckArgs) -> Result<Exit, ConfigError> {
     if problems.is_empty() && !check.no_host {
         problems.extend(config.check_host().err());
     }
+    let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    if problems.is_empty() && !check.no_host {
+        let phys_bits = HostFacts::read().phys_addr_bits;
+        problems.extend(machine::check_boot(&config, phys_bits).err().map(|error| error.to_string()));
+    }
     for problem in &problems {
         logging::say(format_args!("{name}: {problem}"));
     }
@@ -160,6 +171,7 @@ fn one_line(error: &clap::Error) -> String {
         _ => None,
     };
     let suggest = |kind| text(kind).map(|name| format!("; did you mean '{name}'?")).unwrap_or_default();
+    let name = |arg: &str| arg.split_whitespace().next().unwrap_or_default().to_owned();
     let wrong = text(ContextKind::InvalidArg).unwrap_or_default();
     let rendered = error.render().to_string();
     let first_line = rendered.lines().next().unwrap_or_default();
@@ -176,9 +188,13 @@ fn one_line(error: &clap::Error) -> String {
             "no command; the commands are run and check-config, and --help explains them".to_owned()
         }
         ErrorKind::InvalidValue if text(ContextKind::InvalidValue).unwrap_or_default().is_empty() => {
-            format!("{}: no value is given", wrong.split_whitespace().next().unwrap_or_default())
+            format!("{}: no value is given", name(&wrong))
         }
-        ErrorKind::ArgumentConflict => first_line.trim_start_matches("error: ").replace("the argument ", ""),
+        ErrorKind::TooManyValues => format!("{}: it takes no value", name(&wrong)),
+        ErrorKind::ArgumentConflict => match text(ContextKind::PriorArg) {
+            Some(other) if other != wrong => format!("{} and {} cannot both be given", name(&wrong), name(&other)),
+            _ => format!("{}: it is given more than once", name(&wrong)),
+        },
         _ => first_line.trim_start_matches("error: ").to_owned(),
     }
 }

@@ -1,72 +1,28 @@
 //! The command line from outside: what each wrong word leads to on stderr, and with which exit status.
 //!
-//! None of these runs reaches the point where a guest gets memory, so they need no hypervisor.
+//! None of these runs reaches the point where a guest gets memory: they run in an address space that has no room for it.
+//! So they need no hypervisor either.
+
+#![cfg(target_os = "linux")]
+
+#[path = "cli/audit.rs"]
+mod audit;
+#[path = "cli/files.rs"]
+mod files;
+#[path = "cli/images.rs"]
+mod images;
+#[path = "cli/process.rs"]
+mod process;
+#[path = "cli/values.rs"]
+mod values;
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use tempfile::TempDir;
-
-/// What a run left behind.
-#[derive(Debug)]
-struct Outcome {
-    status: Option<i32>,
-    output: String,
-    errors: String,
-}
-
-fn zvmm(args: &[&str]) -> Outcome {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm"));
-    let run = command.args(args).stdin(Stdio::null()).output().expect("the binary runs");
-    let text = |bytes| String::from_utf8(bytes).expect("text");
-    Outcome { status: run.status.code(), output: text(run.stdout), errors: text(run.stderr) }
-}
-
-/// The run is refused as a configuration error, with this one line.
-#[track_caller]
-fn refused(args: &[&str], line: &str) {
-    let outcome = zvmm(args);
-    assert_eq!(outcome.errors, format!("zvmm: {line}\n"), "{args:?}");
-    assert_eq!((outcome.status, outcome.output.as_str()), (Some(2), ""), "{args:?}");
-}
-
-/// A directory with what a good configuration names.
-struct Place(TempDir);
-
-impl Place {
-    fn new() -> Self {
-        let place = Self(TempDir::new().expect("a directory"));
-        for (name, bytes) in [("vmlinuz", 4096), ("initrd.img", 4096), ("root.img", 1 << 20), ("data.img", 1 << 20)] {
-            fs::write(place.path(name), vec![0; bytes]).expect("a file");
-        }
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    /// `run` with a kernel and more options; `@name` stands for a path in this place.
-    fn options(&self, more: &[&str]) -> Vec<String> {
-        let options = ["run", "--kernel", "@vmlinuz"].iter().chain(more);
-        let prefix = self.0.path().display();
-        options.map(|option| option.replace('@', &format!("{prefix}/"))).collect()
-    }
-
-    #[track_caller]
-    fn refuses(&self, more: &[&str], line: &str) {
-        let options = self.options(more);
-        let options: Vec<&str> = options.iter().map(String::as_str).collect();
-        refused(&options, &line.replace('@', &format!("{}/", self.0.path().display())));
-    }
-}
+use process::{Place, empty_dev, forbidden_kvm, refused, zvmm, zvmm_after};
 
 #[test]
 fn a_good_configuration_is_called_good() {
@@ -341,4 +297,38 @@ fn a_refused_run_leaves_no_socket_behind() {
     let _served = UnixListener::bind(place.path("served")).expect("a socket");
     place.refuses(&["--qmp=@qmp", "--serial=socket:@served"], "com1: @served is served by another process");
     assert!(!Path::exists(&place.path("qmp")));
+}
+
+#[test]
+fn a_missing_or_forbidden_dev_kvm_says_what_to_do() {
+    let place = Place::new();
+    let args = place.options(&["--disk=@root.img"]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let missing = zvmm_after(empty_dev, &args);
+    let module = if Path::new("/sys/module/kvm").exists() {
+        "load kvm_intel or kvm_amd; is virtualization switched off in the firmware?"
+    } else {
+        "load the kvm module, or make the device visible in this container"
+    };
+    let line = format!("zvmm: /dev/kvm: No such file or directory: {module}\n");
+    assert_eq!((missing.status, missing.errors), (Some(3), line));
+    let forbidden = zvmm_after(forbidden_kvm, &args);
+    let line = "zvmm: /dev/kvm: Permission denied: add the user to the group that owns it (usually kvm)\n";
+    assert_eq!((forbidden.status, forbidden.errors.as_str()), (Some(3), line));
+}
+
+#[test]
+fn words_that_are_no_text_are_named() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm"));
+    let run = command.arg("run").arg(OsStr::from_bytes(b"--name=\xff")).output().expect("the binary runs");
+    let errors = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert_eq!((run.status.code(), errors.as_str()), (Some(2), "zvmm: '--name=\u{fffd}' is not UTF-8 text\n"));
+}
+
+#[test]
+fn a_file_given_twice_is_refused() {
+    refused(&["check-config", "a.json", "--config=b.json"], "[FILE] and --config cannot both be given");
+    refused(&["check-config", "a.json", "b.json"], "'b.json' belongs to no option");
 }

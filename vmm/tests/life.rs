@@ -240,7 +240,7 @@ fn what_only_the_hypervisor_or_the_kernel_file_can_refuse_is_refused_in_one_line
         (&["--kernel", "@short"], 2, "the kernel file is truncated: the ELF header ends"),
         (&["--kernel", "@truncated"], 2, "the kernel file is truncated"),
         (&["--memory", "1M"], 2, "the kernel needs memory up to"),
-        (&["--net", "tap=none0,mac=52:54:00:12:34:56"], 4, "net0: "),
+        (&["--net", "tap=none0,mac=52:54:00:12:34:56"], 2, "net0: TAP device none0 does not exist: create it with"),
     ] {
         let outcome = Zvmm::refuse(args);
         assert_eq!(outcome.status.code(), Some(status), "{args:?}: {outcome:?}");

@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use super::values::format_size;
 use super::{
-    DEFAULT_LOW_SPLIT, DiskConfig, MAX_DISK_QUEUES, MAX_DISK_SERIAL, MAX_VCPUS, PAGE_SIZE, SerialBackend, VmConfig,
+    DEFAULT_LOW_SPLIT, DebugPortConfig, DiskConfig, MAX_DISK_QUEUES, MAX_DISK_SERIAL, MAX_VCPUS, PAGE_SIZE,
+    SerialBackend, VmConfig,
 };
 
 /// Why there is no guest: the configuration is wrong. One line, naming the setting.
@@ -71,6 +72,9 @@ const MAX_SOCKET_PATH: usize = 107;
 /// The smallest guest: the tables and start-up structures live in the first MiB.
 const MIN_MEMORY: u64 = 1 << 20;
 
+/// The backends map RAM in pieces that large pages can fill (`arch::layout`).
+const LOW_SPLIT_UNIT: u64 = 2 << 20;
+
 /// Physical addresses never have more than 52 bits (Intel SDM vol. 3 §4.1.4).
 const MAX_PHYS_BITS: u32 = 52;
 
@@ -93,6 +97,7 @@ impl VmConfig {
         self.check_nets(&mut found);
         self.check_ids(&mut found);
         self.check_backends(&mut found);
+        self.check_debug_port(&mut found);
         self.check_smbios(&mut found);
         if let Err(error) = self.slot_plan() {
             found.0.push(error);
@@ -108,6 +113,8 @@ impl VmConfig {
         }
         if cpus.model.trim().is_empty() {
             found.add("cpus.model (--cpu)", "no model is named; write host, or host,-feature");
+        } else if let Err(error) = self.cpu_model() {
+            found.add("cpus.model (--cpu)", error.to_string());
         }
         if !cpus.pin.is_empty() && cpus.pin.len() != count {
             let named = cpus.pin.len();
@@ -151,11 +158,12 @@ impl VmConfig {
             let size = format_size(size);
             found.add(setting, format!("{size} is beyond the {MAX_PHYS_BITS} address bits of x86"));
         }
+        let unit = page.max(LOW_SPLIT_UNIT);
         if let Some(split) = memory.low_split_bytes
-            && (!(MIN_MEMORY..=DEFAULT_LOW_SPLIT).contains(&split) || !split.is_multiple_of(page))
+            && (!(unit..=DEFAULT_LOW_SPLIT).contains(&split) || !split.is_multiple_of(unit))
         {
-            let pages = format_size(page);
-            let problem = format!("RAM below 4 GiB ends between 1M and 3G at a multiple of {pages}");
+            let units = format_size(unit);
+            let problem = format!("RAM below 4 GiB ends between {units} and 3G at a multiple of {units}");
             found.add("memory.low_split (--low-split)", problem);
         }
     }
@@ -251,6 +259,15 @@ impl VmConfig {
             if let Some((other, _)) = backends.iter().find(|(_, backend)| same(backend)) {
                 found.add("qmp (--qmp)", format!("{} is already the socket of {other}", socket.display()));
             }
+        }
+    }
+
+    fn check_debug_port(&self, found: &mut Problems) {
+        let Some(port) = self.debug_port.as_ref().map(|debug_port| debug_port.port) else { return };
+        if let Some(owner) = self.port_owner(port) {
+            let default = DebugPortConfig::DEFAULT_PORT;
+            let problem = format!("port {port:#x} belongs to {owner}; firmware uses {default:#x}");
+            found.add("debug_port.port (--debug-port port=)", problem);
         }
     }
 

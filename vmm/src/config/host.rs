@@ -101,6 +101,9 @@ impl VmConfig {
         }
         if let Some(path) = &self.boot.initrd {
             let initrd = regular_file("boot.initrd (--initrd)", path)?;
+            if initrd.len() == 0 {
+                return Err(ConfigError::setting("boot.initrd (--initrd)", format!("{} is empty", path.display())));
+            }
             if initrd.len() >= self.memory.size_bytes {
                 let [initrd, memory] = [initrd.len(), self.memory.size_bytes].map(format_size);
                 let problem = format!("{} has {initrd} bytes and cannot fit in {memory} of memory", path.display());
@@ -133,6 +136,10 @@ impl VmConfig {
             }
             if metadata.is_file() && metadata.len() < 512 {
                 let problem = format!("{path} has {} bytes, not even one sector of 512", metadata.len());
+                return Err(ConfigError::setting(&disk.id, problem));
+            }
+            if metadata.is_file() && metadata.len() % 512 != 0 {
+                let problem = format!("{path} has {} bytes, no multiple of 512: truncate or extend it", metadata.len());
                 return Err(ConfigError::setting(&disk.id, problem));
             }
             open(&disk.id, &disk.path, !disk.read_only)?;

@@ -10,11 +10,13 @@ mod host;
 mod json;
 pub(crate) mod nearest;
 pub(crate) mod options;
+mod ports;
 mod slots;
 mod values;
 
 use std::path::PathBuf;
 
+use arch::cpu::{CpuError, CpuModel};
 use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
@@ -121,6 +123,15 @@ impl VmConfig {
     /// Whether the guest has a PS/2 controller, the profile's default applied.
     pub fn has_ps2(&self) -> bool {
         self.ps2.unwrap_or(self.profile == Profile::I440fx)
+    }
+
+    /// The CPU model and its mask, what [`VmConfig::kvmclock`] says applied.
+    ///
+    /// # Errors
+    /// A model or feature that is not known, or a mask that contradicts itself.
+    pub fn cpu_model(&self) -> Result<CpuModel, CpuError> {
+        let hide_clock = if self.kvmclock { "" } else { ",-kvmclock" };
+        format!("{}{hide_clock}", self.cpus.model).parse()
     }
 
     /// Gives every disk and interface without an id the one of its position: `disk0`, `net0`, …

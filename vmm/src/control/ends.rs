@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use devices_host::tty::{Pty, RawMode};
 
@@ -12,7 +12,7 @@ use crate::config::{SerialBackend, VmConfig, system_text};
 use crate::exit::Exit;
 
 use super::line::{End, Line, Lines};
-use super::socket::{BindError, Listener};
+use super::socket::{BindError, Listener, exit_for_path};
 use super::{Built, SerialPort};
 
 /// Why a serial line cannot be opened.
@@ -21,13 +21,23 @@ pub enum LineError {
     /// The socket cannot be listened on.
     #[error("{0}: {1}")]
     Socket(&'static str, BindError),
-    /// The file, terminal or pseudo terminal cannot be opened.
+    /// The file cannot be opened.
+    #[error("{name}: cannot open {}: {}", path.display(), system_text(.error))]
+    File {
+        /// Name of the line.
+        name: &'static str,
+        /// What was opened.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The terminal or pseudo terminal cannot be opened.
     #[error("{name}: cannot open {what}: {}", system_text(.error))]
     Open {
         /// Name of the line.
         name: &'static str,
         /// What was opened.
-        what: String,
+        what: &'static str,
         /// What the system says.
         error: io::Error,
     },
@@ -41,6 +51,7 @@ impl LineError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Socket(_, error) => error.exit(),
+            Self::File { error, .. } => exit_for_path(error),
             Self::Open { .. } => Exit::HostFailed,
             Self::NoPort(_) => Exit::Config,
         }
@@ -95,7 +106,7 @@ impl Ends {
 }
 
 fn open(name: &'static str, backend: &SerialBackend) -> Result<End, LineError> {
-    let failed = |what: &str, error| LineError::Open { name, what: what.to_owned(), error };
+    let failed = |what, error| LineError::Open { name, what, error };
     match backend {
         SerialBackend::Null => Ok(End::null()),
         SerialBackend::Stdio => stdio().map_err(|error| failed("the terminal", error)),
@@ -103,7 +114,7 @@ fn open(name: &'static str, backend: &SerialBackend) -> Result<End, LineError> {
             Ok(End::socket(Listener::bind(path).map_err(|error| LineError::Socket(name, error))?))
         }
         SerialBackend::File(path) => {
-            Ok(End::file(file(path).map_err(|error| failed(&path.display().to_string(), error))?))
+            Ok(End::file(file(path).map_err(|error| LineError::File { name, path: path.clone(), error })?))
         }
         SerialBackend::Pty => {
             let open = || -> io::Result<End> {
@@ -121,7 +132,13 @@ fn open(name: &'static str, backend: &SerialBackend) -> Result<End, LineError> {
 fn file(path: &Path) -> io::Result<File> {
     // O_NONBLOCK: opening a pipe that nobody reads fails instead of waiting for ever. 0600: consoles show secrets.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)
+    let opened = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path);
+    opened.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENXIO) => {
+            io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe that nobody reads, or no device")
+        }
+        _ => error,
+    })
 }
 
 fn stdio() -> io::Result<End> {
@@ -219,8 +236,9 @@ mod tests {
     #[test]
     fn an_end_that_cannot_be_opened_is_named() {
         let file = SerialBackend::File("/nonexistent/log".into());
-        let error = Ends::open(&with_com2(file)).err().unwrap().to_string();
-        assert_eq!(error, "com2: cannot open /nonexistent/log: No such file or directory");
+        let error = Ends::open(&with_com2(file)).err().unwrap();
+        assert_eq!(error.to_string(), "com2: cannot open /nonexistent/log: No such file or directory");
+        assert_eq!(error.exit(), Exit::Config);
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, "").unwrap();

@@ -32,12 +32,30 @@ pub enum BindError {
 }
 
 impl BindError {
-    /// The status the process ends with: a wrong path is the configuration's fault, anything else the host's.
+    /// The status the process ends with: a path that cannot be had is the configuration's fault, anything else the
+    /// host's.
     pub fn exit(&self) -> Exit {
         match self {
             Self::NotASocket(_) | Self::InUse(_) => Exit::Config,
-            Self::System(..) => Exit::HostFailed,
+            Self::System(_, error) => exit_for_path(error),
         }
+    }
+}
+
+/// How the process ends when a path of the configuration cannot be opened or created: by the path's fault, or because
+/// the host is out of something.
+pub(super) fn exit_for_path(error: &io::Error) -> Exit {
+    use io::ErrorKind;
+    match error.kind() {
+        ErrorKind::NotFound
+        | ErrorKind::PermissionDenied
+        | ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory
+        | ErrorKind::ReadOnlyFilesystem
+        | ErrorKind::InvalidInput
+        | ErrorKind::InvalidFilename
+        | ErrorKind::AddrInUse => Exit::Config,
+        _ => Exit::HostFailed,
     }
 }
 
@@ -181,6 +199,16 @@ mod tests {
         let _theirs = UnixListener::bind(&path).unwrap();
         drop(ours);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_had_is_the_configurations_fault_and_a_full_table_is_the_hosts() {
+        for (errno, exit) in
+            [(libc::EACCES, Exit::Config), (libc::ENOENT, Exit::Config), (libc::EMFILE, Exit::HostFailed)]
+        {
+            let error = BindError::System("/s".into(), io::Error::from_raw_os_error(errno));
+            assert_eq!(error.exit(), exit, "{error}");
+        }
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub enum StartError {
     /// The hypervisor.
     #[error("{0}")]
     Hypervisor(#[from] HypervisorError),
+    /// The host lacks what a device needs.
+    #[error("{0}")]
+    HostLacks(String),
     /// A device of the host, or a call.
     #[error("{0}")]
     Host(String),
@@ -51,6 +54,7 @@ impl StartError {
             Self::Hypervisor(HypervisorError::Unavailable(_) | HypervisorError::MissingCapability { .. }) => {
                 Exit::HostLacks
             }
+            Self::HostLacks(_) => Exit::HostLacks,
             Self::Hypervisor(_) | Self::Host(_) => Exit::HostFailed,
         }
     }
@@ -90,13 +94,10 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         return Err(StartError::Config(line));
     }
     let cpu_error = |error: &dyn std::fmt::Display| bad(&format_args!("cpus: {error}"));
-    let model = cpu_model(config).map_err(|error| cpu_error(&error))?;
-    let split = config.memory.low_split_bytes.unwrap_or(layout::LOW_RAM_END);
-    let layout = MemoryLayout::with_split(config.memory.size_bytes, model.phys_bits(host.phys_bits), split)
-        .map_err(|error| bad(&format_args!("memory: {error}")))?;
-    let image = KernelImage::open(&config.boot, &layout).map_err(StartError::Config)?;
+    let model = config.cpu_model().map_err(|error| cpu_error(&error))?;
+    let (layout, image) = boot_image(config, model.phys_bits(host.phys_bits))?;
     let (cpuid, topology) = cpuid(hypervisor, config, model, &layout).map_err(|error| cpu_error(&error))?;
-    let host_devices = HostDevices::open(config).map_err(StartError::Host)?;
+    let host_devices = HostDevices::open(config)?;
 
     let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
     let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| cpu_error(&error))?;
@@ -147,6 +148,23 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     Ok(Built { machine, ports, timers })
 }
 
+/// Checks that kernel, initrd and command line fit each other and the guest's memory, on a host with `phys_bits` bits of
+/// physical address. Reads headers only; the configuration was checked.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check_boot(config: &VmConfig, phys_bits: u32) -> Result<(), StartError> {
+    boot_image(config, phys_bits.try_into().unwrap_or(u8::MAX)).map(drop)
+}
+
+fn boot_image(config: &VmConfig, phys_bits: u8) -> Result<(MemoryLayout, KernelImage), StartError> {
+    let split = config.memory.low_split_bytes.unwrap_or(layout::LOW_RAM_END);
+    let layout = MemoryLayout::with_split(config.memory.size_bytes, phys_bits, split)
+        .map_err(|error| StartError::Config(format!("memory: {error}")))?;
+    let image = KernelImage::open(&config.boot, &layout).map_err(StartError::Config)?;
+    Ok((layout, image))
+}
+
 /// The CPUID table, lacking only what is known once the VM exists.
 struct Cpuid {
     host: Vec<arch::cpu::CpuidEntry>,
@@ -160,11 +178,6 @@ impl Cpuid {
         self.options.tsc_khz = tsc_khz;
         CpuidTemplate::new(&self.host, &self.model, &self.topology, &self.options)
     }
-}
-
-fn cpu_model(config: &VmConfig) -> Result<CpuModel, arch::cpu::CpuError> {
-    let hide_clock = if config.kvmclock { "" } else { ",-kvmclock" };
-    format!("{}{hide_clock}", config.cpus.model).parse()
 }
 
 fn cpuid(

@@ -13,11 +13,12 @@ use devices::virtio::net::{NetConfig as LinkConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::wake::Wake;
-use devices_host::disk::Disk;
+use devices_host::disk::{Disk, DiskProblem};
 use devices_host::event::Event;
 use devices_host::pool::{Engine, EngineOptions, MAX_THREADS};
-use devices_host::tap::Tap;
+use devices_host::tap::{Tap, TapError};
 
+use super::StartError;
 use super::adapters::{ConsoleEnd, ConsolePipe, HostRandom, PoolDisk, TapLink};
 use super::chipset::{Chipset, ChipsetError};
 use crate::config::{DiskConfig, NetConfig, Profile, Slot, VmConfig};
@@ -73,21 +74,33 @@ pub enum DeviceError {
 
 impl HostDevices {
     /// Opens every disk and TAP of the configuration; the error is one line that names the device.
-    pub fn open(config: &VmConfig) -> Result<Self, String> {
-        let disks = config
-            .disks
-            .iter()
-            .map(|disk| {
-                Disk::open(&disk.id, &disk.path, disk.read_only).map(Arc::new).map_err(|error| error.to_string())
-            })
-            .collect::<Result<_, _>>()?;
-        let taps = config
-            .nets
-            .iter()
-            .map(|net| Tap::open(&net.tap).map_err(|error| format!("{}: {error}", net.id)))
-            .collect::<Result<_, _>>()?;
+    ///
+    /// # Errors
+    /// What the configuration names and nobody can use (missing, of another kind, taken, not permitted) is its fault,
+    /// as a missing kernel is; anything else is the host's.
+    pub fn open(config: &VmConfig) -> Result<Self, StartError> {
+        let disks = config.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+        let taps = config.nets.iter().map(open_tap).collect::<Result<_, _>>()?;
         Ok(Self { disks, taps })
     }
+}
+
+fn open_disk(config: &DiskConfig) -> Result<Arc<Disk>, StartError> {
+    Disk::open(&config.id, &config.path, config.read_only).map(Arc::new).map_err(|error| match error.why {
+        DiskProblem::Query { .. } => StartError::Host(error.to_string()),
+        _ => StartError::Config(error.to_string()),
+    })
+}
+
+fn open_tap(config: &NetConfig) -> Result<Tap, StartError> {
+    Tap::open(&config.tap).map_err(|error| {
+        let line = format!("{}: {error}", config.id);
+        match error {
+            TapError::NoTun(_) => StartError::HostLacks(line),
+            TapError::Call { .. } => StartError::Host(line),
+            _ => StartError::Config(line),
+        }
+    })
 }
 
 /// Puts devices on the PCI bus of a machine.
@@ -227,7 +240,7 @@ impl Builder<'_> {
             doorbells: KernelDoorbells::new(id, self.vm.doorbells(), workers.clone()),
             slot,
             mapper: self.chipset.mapper.clone(),
-            legacy: self.profile == Profile::I440fx,
+            legacy: self.profile != Profile::Micro,
         })
         .map_err(pci)?;
         self.chipset.pci.add(slot, id, function).map_err(pci)?;

@@ -9,6 +9,7 @@ mod server;
 use serde_json::{Map, Value, json};
 
 use super::{Command, Event, State};
+use crate::config::nearest;
 use framing::{Frame, Framing, MAX_MESSAGE};
 pub use server::{Outcome, QmpServer};
 
@@ -137,7 +138,8 @@ impl Session {
             return not_found(id, "capabilities must be negotiated first, with 'qmp_capabilities'");
         }
         let Some((name, order)) = COMMANDS.iter().find(|(name, _)| *name == command) else {
-            return not_found(id, &format!("the command '{command}' is not known"));
+            let names = COMMANDS.iter().map(|(name, _)| *name);
+            return not_found(id, &nearest::unknown("command", command, names));
         };
         // The one argument there is: capabilities to enable, of which none is offered.
         if *name == "qmp_capabilities" && arguments.get("enable") == Some(&json!([])) {
@@ -291,7 +293,11 @@ mod tests {
     #[test]
     fn every_wrong_message_is_answered_with_what_is_wrong() {
         for (message, class, desc) in [
-            (r#"{"execute":"nope"}"#, "CommandNotFound", "the command 'nope' is not known"),
+            (
+                r#"{"execute":"query-sttaus"}"#,
+                "CommandNotFound",
+                "unknown command 'query-sttaus'; did you mean 'query-status'?",
+            ),
             ("hello\n", "GenericError", "invalid JSON: expected value at line 1 column 1"),
             ("{,}", "GenericError", "invalid JSON: key must be a string at line 1 column 2"),
             ("[]", "GenericError", "a message must be a JSON object"),
