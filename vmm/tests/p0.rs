@@ -15,8 +15,8 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 
 use process::{Outcome, Zvmm, guests};
 
-/// Both profiles: what a guest proves on one says little about the other.
-const PROFILES: [&str; 2] = ["i440fx", "micro"];
+/// All profiles: what a guest proves on one says little about the others.
+const PROFILES: [&str; 3] = ["i440fx", "bhyve", "micro"];
 
 /// How a guest reaches PCI configuration space on a profile.
 fn pci_ways(profile: &str) -> &'static [&'static str] {
@@ -154,8 +154,10 @@ fn an_independent_driver_exchanges_packets_of_all_sizes_with_the_host() {
 #[test]
 fn every_way_to_reset_restarts_the_guest_in_the_same_process() {
     let Some(guests) = guests() else { return };
-    for mode in ["cf9", "acpi", "kbd", "triple"] {
-        reboots(&guests, "i440fx", mode, 5);
+    for profile in ["i440fx", "bhyve"] {
+        for mode in ["cf9", "acpi", "kbd", "triple"] {
+            reboots(&guests, profile, mode, 5);
+        }
     }
     for mode in ["cf9", "acpi", "triple"] {
         reboots(&guests, "micro", mode, 5);

@@ -17,6 +17,9 @@ use crate::wake::Wake;
 /// bhyve's machine agree on this.
 pub const PM_PORTS: u64 = 16;
 
+/// The command port and its data port.
+pub const SMI_PORTS: u64 = 2;
+
 /// Where the PM1a control block is in the register block.
 pub const PM_CONTROL_OFFSET: u64 = 4;
 
@@ -167,7 +170,7 @@ impl Pm {
         self.update_line(&mut inner);
     }
 
-    /// The command port 0xB2 and its data port 0xB3, for machines that have them: two ports.
+    /// The command port 0xB2 and its data port 0xB3, for machines that have them: [`SMI_PORTS`] ports.
     pub fn smi_ports(self: &Arc<Self>) -> Arc<dyn BusDevice> {
         Arc::new(SmiPorts(self.clone()))
     }

@@ -27,7 +27,8 @@ pub struct GuestArgs {
     /// UUID that the guest reads in SMBIOS type 1
     #[arg(long, value_name = "UUID")]
     pub uuid: Option<String>,
-    /// Machine the guest sees: i440fx [default] (as qemu's pc) or micro (PCI with ECAM and COM1 only; boots fastest)
+    /// Machine the guest sees: i440fx [default] (as qemu's pc), bhyve (as bhyve on SmartOS) or micro (PCI with ECAM and
+    /// COM1 only; boots fastest)
     #[arg(long, value_name = "PROFILE")]
     pub profile: Option<String>,
 
@@ -108,7 +109,7 @@ pub struct GuestArgs {
     /// pvpanic device, by which the guest tells that it panicked
     #[arg(long, help_heading = "Devices")]
     pub pvpanic: bool,
-    /// PS/2 keyboard controller: on or off [default: on with i440fx, off with micro]
+    /// PS/2 keyboard controller: on or off [default: on with i440fx and bhyve, off with micro]
     #[arg(long, value_name = "on|off", help_heading = "Devices")]
     pub ps2: Option<String>,
     /// Paravirtual clock of KVM: on or off [default: on]

@@ -265,8 +265,11 @@ impl VmConfig {
     fn check_debug_port(&self, found: &mut Problems) {
         let Some(port) = self.debug_port.as_ref().map(|debug_port| debug_port.port) else { return };
         if let Some(owner) = self.port_owner(port) {
-            let default = DebugPortConfig::DEFAULT_PORT;
-            let problem = format!("port {port:#x} belongs to {owner}; firmware uses {default:#x}");
+            let free = match self.port_owner(DebugPortConfig::DEFAULT_PORT) {
+                None => format!("firmware uses {:#x}", DebugPortConfig::DEFAULT_PORT),
+                Some(_) => "use port=0xe9".to_owned(),
+            };
+            let problem = format!("port {port:#x} belongs to {owner}; {free}");
             found.add("debug_port.port (--debug-port port=)", problem);
         }
     }

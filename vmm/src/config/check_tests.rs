@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{ConsoleConfig, CpuConfig, HugePages, Mac, MemoryConfig, NetConfig, Topology};
+use crate::config::{ConsoleConfig, CpuConfig, HugePages, Mac, MemoryConfig, NetConfig, Profile, Topology};
 
 fn good() -> VmConfig {
     let mut config = VmConfig::default();
@@ -209,4 +209,13 @@ fn every_problem_is_listed_not_only_the_first() {
     config.cpus.count = 0;
     config.boot.kernel = "".into();
     assert_eq!(config.problems().len(), 3);
+}
+
+#[test]
+fn under_bhyve_the_debug_port_of_firmware_is_taken_and_the_line_says_what_is_free() {
+    let mut config = VmConfig { profile: Profile::Bhyve, ..good() };
+    config.debug_port = Some(DebugPortConfig { backend: SerialBackend::Null, port: DebugPortConfig::DEFAULT_PORT });
+    refused(&config, "debug_port.port (--debug-port port=): port 0x402 belongs to power management; use port=0xe9");
+    config.debug_port = Some(DebugPortConfig { backend: SerialBackend::Null, port: 0xe9 });
+    assert_eq!(config.check(), Ok(()));
 }

@@ -126,6 +126,16 @@ mod tests {
     }
 
     #[test]
+    fn every_profile_is_read_and_written_by_its_name() {
+        for (name, profile) in [("i440fx", Profile::I440fx), ("bhyve", Profile::Bhyve), ("micro", Profile::Micro)] {
+            let config = read(&format!(r#"{{"profile": "{name}"}}"#)).unwrap();
+            assert_eq!(config, VmConfig { profile, ..VmConfig::default() });
+            assert!(config.to_json().contains(&format!(r#""profile": "{name}""#)));
+            assert_eq!(read(&config.to_json()), Ok(config));
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_named_with_its_place_and_the_nearest_valid_one() {
         let error = read("{\n \"disks\": [\n  {\"path\": \"a\", \"slto\": 4}]}").unwrap_err();
         assert_eq!(error, "vm.json:3:22: disks[0].slto: unknown key 'slto'; did you mean 'slot'?");
@@ -137,6 +147,7 @@ mod tests {
     fn a_wrong_value_is_named_with_the_path_of_its_key() {
         for (text, message) in [
             (r#"{"profile": "i440"}"#, "profile: unknown value 'i440'; did you mean 'i440fx'?"),
+            (r#"{"profile": "Bhyve"}"#, "profile: unknown value 'Bhyve'; did you mean 'bhyve'?"),
             (r#"{"cpus": {"count": 255000}}"#, "cpus.count: 255000 vCPUs are not possible; a guest has 1 to 254"),
             (r#"{"cpus": {"count": -1}}"#, "cpus.count: invalid value: integer '-1', expected u64"),
             (r#"{"memory": {"size": "lots"}}"#, "memory.size: 'lots' is not a size"),

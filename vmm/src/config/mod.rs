@@ -71,7 +71,7 @@ pub struct VmConfig {
     pub debug_port: Option<DebugPortConfig>,
     /// The pvpanic device, by which a guest tells that it panicked.
     pub pvpanic: bool,
-    /// The PS/2 controller; `None` leaves it to the profile (`i440fx` has one, `micro` has none).
+    /// The PS/2 controller; `None` leaves it to the profile (`i440fx` and `bhyve` have one, `micro` has none).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ps2: Option<bool>,
     /// The paravirtual clock of KVM.
@@ -122,7 +122,12 @@ impl Default for VmConfig {
 impl VmConfig {
     /// Whether the guest has a PS/2 controller, the profile's default applied.
     pub fn has_ps2(&self) -> bool {
-        self.ps2.unwrap_or(self.profile == Profile::I440fx)
+        self.ps2.unwrap_or(self.profile != Profile::Micro)
+    }
+
+    /// Which of COM1 to COM4 the guest has: those with somebody at the other end, and under `bhyve` all.
+    pub fn com_ports(&self) -> [bool; 4] {
+        std::array::from_fn(|port| self.profile == Profile::Bhyve || self.serials[port].is_some())
     }
 
     /// The CPU model and its mask, what [`VmConfig::kvmclock`] says applied.
@@ -154,6 +159,8 @@ pub enum Profile {
     /// 440FX and PIIX as under qemu's `pc`.
     #[default]
     I440fx,
+    /// Host bridge, LPC bridge and power management as under bhyve on SmartOS.
+    Bhyve,
     /// Host bridge with ECAM and COM1 only: the fastest direct boot.
     Micro,
 }

@@ -11,10 +11,8 @@ impl VmConfig {
     /// Found out here, because the buses on which two devices would meet are built when there is guest memory already,
     /// and the ports that a hypervisor answers by itself are on no bus at all.
     pub(super) fn port_owner(&self, port: u16) -> Option<&'static str> {
-        let com = COM
-            .iter()
-            .zip(&self.serials)
-            .find(|((base, _), serial)| serial.is_some() && (*base..*base + 8).contains(&port));
+        let com =
+            COM.iter().zip(self.com_ports()).find(|((base, _), exists)| *exists && (*base..*base + 8).contains(&port));
         if let Some(((_, name), _)) = com {
             return Some(name);
         }
@@ -23,14 +21,15 @@ impl VmConfig {
             0x40..=0x43 | 0x61 => Some("the timer chip"),
             0x60 | 0x64 if self.has_ps2() => Some("the keyboard controller"),
             0x505 if self.pvpanic => Some("pvpanic"),
-            0x600..=0x60f => Some("power management"),
+            0x400..=0x40f | 0xb2..=0xb3 if self.profile == Profile::Bhyve => Some("power management"),
+            0x600..=0x60f if self.profile != Profile::Bhyve => Some("power management"),
             0xcf8..=0xcff => Some("the configuration ports of PCI"),
             0xc000..=0xffff => Some("PCI devices"),
             _ if self.profile == Profile::Micro => None,
             0x70..=0x71 => Some("the real-time clock"),
             0x80 => Some("the POST code"),
             0x92 => Some("system control port A"),
-            0x700..=0x70f => Some("the SMBus"),
+            0x700..=0x70f if self.profile == Profile::I440fx => Some("the SMBus"),
             _ => None,
         }
     }
@@ -61,6 +60,15 @@ mod tests {
             [0x2f7, 0x2f8, 0x2ff, 0x300].map(|port| config.port_owner(port)),
             [None, Some("com2"), Some("com2"), None]
         );
+    }
+
+    #[test]
+    fn bhyves_board_has_its_power_management_elsewhere_and_all_com_ports() {
+        let config = VmConfig { profile: Profile::Bhyve, ..VmConfig::default() };
+        for port in [0x400, 0x402, 0x40f, 0xb2, 0xb3, 0x60, 0x80, 0x92, 0x3f8, 0x2f8, 0x3e8, 0x2ef] {
+            assert!(config.port_owner(port).is_some(), "{port:#x}");
+        }
+        assert_eq!([0xe9, 0x600, 0x700, 0x410].map(|port| config.port_owner(port)), [None; 4]);
     }
 
     #[test]

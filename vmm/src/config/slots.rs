@@ -91,6 +91,7 @@ impl Profile {
         match (self, slot.device) {
             (_, 0) => Some("the host bridge"),
             (Self::I440fx, 1) => Some("the PIIX of profile i440fx"),
+            (Self::Bhyve, 31) => Some("the LPC bridge of profile bhyve"),
             _ => None,
         }
     }
@@ -143,8 +144,15 @@ mod tests {
     fn slots_of_the_profile_are_refused_only_under_that_profile() {
         let mut config = with_disks(&[Some("1")]);
         assert!(config.slot_plan().unwrap_err().to_string().contains("belongs to the PIIX"));
-        config.profile = Profile::Micro;
-        assert_eq!(config.slot_plan().map(|plan| plan.disks), Ok(vec![Slot::device(1)]));
+        for profile in [Profile::Micro, Profile::Bhyve] {
+            config.profile = profile;
+            assert_eq!(config.slot_plan().map(|plan| plan.disks), Ok(vec![Slot::device(1)]));
+        }
+        let mut config = with_disks(&[Some("31.1")]);
+        assert!(config.slot_plan().unwrap_err().to_string().contains("slot 31 is empty"), "no bridge is there");
+        config.profile = Profile::Bhyve;
+        let error = config.slot_plan().unwrap_err().to_string();
+        assert_eq!(error, "disk0: slot 31.1 belongs to the LPC bridge of profile bhyve; choose another slot");
         assert!(with_disks(&[Some("0.3")]).slot_plan().unwrap_err().to_string().contains("the host bridge"));
     }
 

@@ -1,21 +1,24 @@
 //! The parts every guest finds: PCI with its host bridge, power management, serial ports, clock, keyboard controller.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use arch::cpu::HypervisorLeaves;
 use arch::layout::{AddressRange, MemoryLayout};
 use devices::bus::{Bus, BusError};
-use devices::legacy::cmos::{CMOS_PORTS, Cmos};
+use devices::legacy::cmos::{CMOS_PORTS, Cmos, memory_sizes};
 use devices::legacy::debug_port::{DEBUG_PORTS, DebugConsole, PostCode};
-use devices::legacy::pm::{PM_PORTS, PM_TIMER_OFFSET, Pm, PmConfig};
+use devices::legacy::pm::{PM_PORTS, PM_TIMER_OFFSET, Pm, PmConfig, SMI_PORTS, SmiCommands};
 use devices::legacy::power::PowerSink;
 use devices::legacy::ps2::{PS2_DATA_PORT, PS2_PORTS, PS2_STATUS_PORT, Ps2};
 use devices::legacy::pvpanic::{PVPANIC_PORT, PVPANIC_PORTS, PvPanic};
 use devices::legacy::reset::{Port92, ResetControl};
 use devices::legacy::uart::{UART_PORTS, Uart};
 use devices::pci::{
-    BarMapper, ConfigPorts, Ecam, InterruptPin, IntxPin, IntxRouter, PciAddress, PciBus, PciError, PciFunction,
-    Piix4Pm, SmbusHost, Windows, i440fx_host_bridge, i440fx_link, micro_host_bridge, piix3_isa_bridge, piix4_pm,
+    BHYVE_LINKS, BarMapper, ConfigPorts, Ecam, InterruptPin, IntxPin, IntxRouter, PIRQ_LINKS, PciAddress, PciBus,
+    PciError, PciFunction, Piix4Pm, SmbusHost, Windows, bhyve_host_bridge, bhyve_link, bhyve_lpc_bridge,
+    i440fx_host_bridge, i440fx_link, micro_host_bridge, piix3_isa_bridge, piix4_pm,
 };
 use devices::wake::Wake;
 use firmware::acpi::{AcpiConfig, IntxRoute, PmTimer};
@@ -24,7 +27,7 @@ use super::adapters::HostClock;
 use super::collected::CollectedAddress;
 use crate::config::{DebugPortConfig, Profile, VmConfig};
 use crate::control::Timed;
-use crate::hypervisor::Vm;
+use crate::hypervisor::{HostCapabilities, HypervisorError, KernelDevices, Vm};
 
 /// First port and interrupt of COM1 to COM4.
 const COM: [(u64, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
@@ -53,6 +56,9 @@ pub enum ChipsetError {
     /// PCI refused something.
     #[error("{0}")]
     Pci(#[from] PciError),
+    /// The kernel's own devices could not be set up.
+    #[error("{0}")]
+    Hypervisor(#[from] HypervisorError),
 }
 
 /// The chipset, wired to its buses.
@@ -79,25 +85,43 @@ pub struct Chipset {
     collected_address: Option<Arc<CollectedAddress>>,
     reset_control: Arc<ResetControl>,
     intx: Arc<IntxRouter>,
+    /// How the board wires pins to links.
+    link: fn(PciAddress, InterruptPin) -> usize,
 }
 
 /// What the tables have to say about the machine: the one description both they and the wiring below follow.
-pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout) -> AcpiConfig {
+pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout, host: &HostCapabilities, vm: &dyn Vm) -> AcpiConfig {
     let vcpus = config.cpus.count;
     let mut base = match config.profile {
         Profile::I440fx => AcpiConfig::i440fx(vcpus, layout),
+        Profile::Bhyve => AcpiConfig::bhyve(vcpus, layout),
         Profile::Micro => AcpiConfig::micro(vcpus, layout),
     };
-    if !config.kvmclock && base.pm.timer.is_none() {
+    if base.pm.timer.is_none() && !(config.kvmclock && has_kvmclock(host)) {
         // Without any other clock a guest has nothing to find its TSC's frequency with, and hangs at start.
         let port = base.pm.event_port + PM_TIMER_OFFSET as u16;
         base.pm.timer = Some(PmTimer { port, wide: false });
     }
+    if let Some(timer) = base.pm.timer.as_mut().filter(|_| host.pm_timer_in_kernel) {
+        timer.wide = true;
+    }
     AcpiConfig {
-        com: std::array::from_fn(|port| config.serials[port].is_some()),
+        com: config.com_ports(),
         ps2: config.has_ps2(),
         pvpanic: config.pvpanic.then_some(PVPANIC_PORT as u16),
+        // The other machines have none, and a guest that trusts it leaves the kernel for every look at the time.
+        hpet: config.profile == Profile::Bhyve && vm.has_hpet(),
         ..base
+    }
+}
+
+/// Whether the host has a clock for guests that need no timer of the machine.
+fn has_kvmclock(host: &HostCapabilities) -> bool {
+    /// KVM_FEATURE_CLOCKSOURCE and KVM_FEATURE_CLOCKSOURCE2 (Linux, virt/kvm/x86/cpuid.rst).
+    const CLOCK: u32 = 1 << 0 | 1 << 3;
+    match host.hypervisor_leaves {
+        HypervisorLeaves::Kvm { features, .. } => features & CLOCK != 0,
+        HypervisorLeaves::Bhyve | HypervisorLeaves::None => false,
     }
 }
 
@@ -107,6 +131,7 @@ impl Chipset {
         config: &VmConfig,
         acpi: &AcpiConfig,
         layout: &MemoryLayout,
+        host: &HostCapabilities,
         vm: &dyn Vm,
         power: &Arc<dyn PowerSink>,
         main: &Arc<dyn Wake>,
@@ -118,18 +143,16 @@ impl Chipset {
             Windows { io: PCI_PORTS, mem32: range(acpi.mmio32), mem64: acpi.mmio64.map(range), prefer_mem64: false };
         let mapper = Arc::new(BarMapper::new(ports.clone(), memory.clone(), windows)?);
 
-        let links = intx_links(&acpi.intx);
-        let lines = links.iter().copied().collect::<std::collections::BTreeSet<u32>>();
-        let intx = IntxRouter::new(lines.into_iter().map(|gsi| (gsi, vm.irq_line(gsi))).collect(), links);
+        let (intx, link) = intx_router(acpi, vm);
 
         let reset_control = Arc::new(ResetControl::new(power.clone()));
         let pm = Arc::new(Pm::new(
             PmConfig {
                 timer_32_bits: acpi.pm.timer.is_some_and(|timer| timer.wide),
-                timer_event: true,
+                timer_event: !host.pm_timer_in_kernel,
                 s5_sleep_type: acpi.pm.s5_type,
                 gpe0_bytes: acpi.pm.gpe0.map_or(4, |gpe| gpe.len),
-                smi: None,
+                smi: acpi.pm.smi.map(|smi| SmiCommands { acpi_enable: smi.enable, acpi_disable: smi.disable }),
             },
             Arc::new(HostClock),
             vm.irq_line(acpi.pm.sci_irq.into()),
@@ -137,6 +160,9 @@ impl Chipset {
             main.clone(),
         ));
         ports.insert(acpi.pm.event_port.into(), PM_PORTS, pm.clone())?;
+        if let Some(smi) = acpi.pm.smi {
+            ports.insert(smi.port.into(), SMI_PORTS, pm.smi_ports())?;
+        }
 
         let mut chipset = Self {
             ports,
@@ -154,16 +180,17 @@ impl Chipset {
             collected_address: None,
             reset_control,
             intx,
+            link,
         };
         chipset.add_pci(config.profile, acpi, vm, main)?;
         chipset.add_com(config, vm, main)?;
-        if acpi.rtc {
+        if acpi.rtc && !host.rtc_in_kernel {
             chipset.add_cmos(layout, vm, main)?;
         }
         if acpi.ps2 {
             chipset.add_ps2(vm, power)?;
         }
-        if config.profile == Profile::I440fx {
+        if config.profile != Profile::Micro {
             chipset.ports.insert(PORT_92, 1, chipset.port_92.clone())?;
             chipset.ports.insert(POST_PORT, 1, Arc::new(PostCode::new()))?;
         }
@@ -173,6 +200,13 @@ impl Chipset {
         if let Some(debug_port) = &config.debug_port {
             chipset.add_debug_port(debug_port, main)?;
         }
+        for gsi in level_isa_interrupts(acpi) {
+            vm.line_is_level(gsi)?;
+        }
+        vm.set_up_kernel_devices(&KernelDevices {
+            pm_timer_port: acpi.pm.timer.filter(|_| host.pm_timer_in_kernel).map(|timer| timer.port),
+            nvram: if host.rtc_in_kernel { ram_sizes(layout) } else { Vec::new() },
+        })?;
         Ok(chipset)
     }
 
@@ -206,6 +240,10 @@ impl Chipset {
                 self.add_function(1, 0, "isa bridge", Arc::new(piix3_isa_bridge(self.intx.clone())))?;
                 self.add_function(1, 3, "power management", Arc::new(piix4_pm(bases)))?;
             }
+            Profile::Bhyve => {
+                self.add_function(0, 0, "host bridge", Arc::new(bhyve_host_bridge()?))?;
+                self.add_function(31, 0, "lpc bridge", Arc::new(bhyve_lpc_bridge(self.intx.clone())))?;
+            }
             Profile::Micro => {
                 self.add_function(0, 0, "host bridge", Arc::new(micro_host_bridge()))?;
             }
@@ -225,7 +263,7 @@ impl Chipset {
 
     fn add_com(&mut self, config: &VmConfig, vm: &dyn Vm, main: &Arc<dyn Wake>) -> Result<(), ChipsetError> {
         for (index, (base, gsi)) in COM.into_iter().enumerate() {
-            if config.serials[index].is_some() {
+            if config.com_ports()[index] {
                 let uart = Arc::new(Uart::new(vm.irq_line(gsi), main.clone()));
                 self.ports.insert(base, UART_PORTS, uart.clone())?;
                 self.com[index] = Some(uart);
@@ -266,7 +304,7 @@ impl Chipset {
     /// INTA# of the device in `slot`: its input, and the GSI that guests find in its interrupt line register.
     pub fn interrupt_pin(&self, slot: PciAddress) -> (InterruptPin, IntxPin, u8) {
         let pin = InterruptPin::A;
-        let link = i440fx_link(slot, pin);
+        let link = (self.link)(slot, pin);
         let gsi = self.intx.gsi(link).and_then(|gsi| u8::try_from(gsi).ok()).unwrap_or(u8::MAX);
         (pin, self.intx.input(link), gsi)
     }
@@ -301,32 +339,45 @@ impl Chipset {
     }
 }
 
+/// What firmware's power-on test leaves in a clock's memory.
+fn ram_sizes(layout: &MemoryLayout) -> Vec<(u8, u8)> {
+    memory_sizes(layout.low_ram_end(), layout.high_ram().map_or(0, |range| range.len))
+}
+
+/// ISA interrupts that power management and PCI devices drive, as levels.
+fn level_isa_interrupts(acpi: &AcpiConfig) -> BTreeSet<u32> {
+    let of_links = acpi.pirq.iter().flat_map(|pirq| pirq.start.map(u32::from));
+    let of_pci = acpi.intx.iter().map(|route| route.gsi).filter(|gsi| *gsi < 16);
+    of_pci.chain(of_links).chain([acpi.pm.sci_irq.into()]).collect()
+}
+
+/// The board's interrupt links: routed to the lines the tables name, or, on bhyve's board, fixed to their pins of the
+/// IOAPIC and routed to the PIC.
+fn intx_router(acpi: &AcpiConfig, vm: &dyn Vm) -> (Arc<IntxRouter>, fn(PciAddress, InterruptPin) -> usize) {
+    let line = |gsi: u32| (gsi, vm.irq_line(gsi));
+    if let Some(pirq) = &acpi.pirq {
+        let to_pic = pirq.choices.iter().map(|irq| line((*irq).into())).collect();
+        let pins: [u32; BHYVE_LINKS] = intx_links(&acpi.intx, bhyve_link);
+        let fixed = pins.map(|pin| vm.irq_line(pin));
+        return (IntxRouter::with_fixed(to_pic, pirq.start.map(u32::from), fixed), bhyve_link);
+    }
+    let links: [u32; PIRQ_LINKS] = intx_links(&acpi.intx, i440fx_link);
+    let lines = links.iter().copied().collect::<BTreeSet<u32>>();
+    (IntxRouter::new(lines.into_iter().map(line).collect(), links), i440fx_link)
+}
+
 /// The GSI of each PIRQ link, read back from the routing table the guest gets.
-fn intx_links(routes: &[IntxRoute]) -> [u32; 4] {
-    let mut links = [0; 4];
+fn intx_links<const LINKS: usize>(routes: &[IntxRoute], link: fn(PciAddress, InterruptPin) -> usize) -> [u32; LINKS] {
+    let mut links = [0; LINKS];
     for route in routes {
         let pin = [InterruptPin::A, InterruptPin::B, InterruptPin::C, InterruptPin::D][usize::from(route.pin & 3)];
         if let Ok(slot) = PciAddress::new(route.device, 0) {
-            links[i440fx_link(slot, pin)] = route.gsi;
+            links[link(slot, pin)] = route.gsi;
         }
     }
     links
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wiring_follows_the_routing_table_for_every_device_and_pin() {
-        let gsis = [10, 10, 11, 11];
-        let routes = IntxRoute::i440fx(gsis);
-        let links = intx_links(&routes);
-        assert_eq!(links, gsis);
-        for route in routes {
-            let pin = [InterruptPin::A, InterruptPin::B, InterruptPin::C, InterruptPin::D][usize::from(route.pin)];
-            let slot = PciAddress::new(route.device, 0).unwrap();
-            assert_eq!(links[i440fx_link(slot, pin)], route.gsi, "device {} pin {}", route.device, route.pin);
-        }
-    }
-}
+#[path = "chipset_tests.rs"]
+mod tests;

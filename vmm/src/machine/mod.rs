@@ -105,9 +105,10 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         (0..config.cpus.count).map(|id| vm.create_vcpu(id, &cpuid.for_vcpu(id))).collect::<Result<Vec<_>, _>>()?;
 
     let main: Arc<dyn Wake> = Arc::new(events.clone());
-    let power: Arc<dyn PowerSink> = Arc::new(PowerEvents(events.clone()));
-    let acpi = chipset::acpi_config(config, &layout);
-    let chipset = Chipset::build(config, &acpi, &layout, &*vm, &power, &main).map_err(BuildError::from)?;
+    let gate = Gate::new(vcpus.len());
+    let power: Arc<dyn PowerSink> = Arc::new(PowerEvents { events: events.clone(), gate: gate.clone() });
+    let acpi = chipset::acpi_config(config, &layout, host, &*vm);
+    let chipset = Chipset::build(config, &acpi, &layout, host, &*vm, &power, &main).map_err(BuildError::from)?;
     let mut builder = Builder { vm: &*vm, chipset: &chipset, profile: config.profile, devices: Vec::new() };
     let console = builder.all(config, host_devices, &main)?;
     let devices = builder.devices;
@@ -131,7 +132,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let timers = chipset.timers.clone();
 
     let machine = Arc::new(Machine {
-        gate: Gate::new(vcpus.len()),
+        gate,
         vm,
         chipset,
         devices,
