@@ -50,6 +50,8 @@ pub struct Gate {
 struct GateState {
     stopping: bool,
     paused: bool,
+    /// The guest asked for its end or a reset: no instruction runs before the answer.
+    frozen: bool,
     /// A reset is wanted or under way; counts up with every reset.
     reset: Option<ResetPhase>,
     resets: u64,
@@ -121,6 +123,12 @@ impl Gate {
         self.changed.notify_all();
     }
 
+    /// Keeps all vCPUs out of the guest until a reset or a stop: the guest has asked for one or the other, and must not
+    /// run on into whatever follows such a request (Linux tries the next way, the last of which is a triple fault).
+    pub fn freeze(&self) {
+        self.change(|state| state.frozen = true);
+    }
+
     /// Has the machine reset; one reset serves every request that comes while it runs.
     pub fn reset(&self) {
         self.change(|state| {
@@ -169,7 +177,7 @@ impl Gate {
             if state.reset.is_some() {
                 break Turn::Reset;
             }
-            if !state.paused && !held() {
+            if !state.paused && !state.frozen && !held() {
                 break Turn::Run { nmi: std::mem::take(&mut state.nmi[id]), was_paused };
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -188,6 +196,7 @@ impl Gate {
             state.reset = next;
             if next.is_none() {
                 state.resets += 1;
+                state.frozen = false;
                 state.nmi.fill(false);
             }
             self.changed.notify_all();

@@ -11,7 +11,7 @@ pub enum ResetSource {
     Keyboard,
 }
 
-/// Told by devices on vCPU threads; never blocks. The vCPU that asked goes on for a moment.
+/// Told by devices on vCPU threads; never blocks, so the access that asked still completes.
 pub trait PowerSink: Send + Sync {
     /// The guest entered ACPI S5.
     fn power_off(&self);

@@ -75,11 +75,15 @@ impl EventSender {
     /// Reports what happened in the machine. Never blocks.
     ///
     /// A report that is still unread is not queued again: a guest that repeats itself a million times a second must
-    /// not grow the queue.
+    /// not grow the queue. What it said before a reset is not what it says after it: a wish for the next reset would be
+    /// lost with the first one's.
     pub fn send(&self, event: MachineEvent) {
         let notice = Notice::Machine(event);
         let mut queue = self.0.queue();
-        if !queue.contains(&notice) {
+        let reset_done = Notice::Machine(MachineEvent::ResetDone);
+        let mut since_reset = queue.iter().rev().take_while(|&said| *said != reset_done || notice == reset_done);
+        let unread = since_reset.any(|said| *said == notice);
+        if !unread {
             queue.push_back(notice);
         }
         drop(queue);
@@ -116,6 +120,18 @@ mod tests {
         assert_eq!(inbox.next(), None);
         sender.send(MachineEvent::GuestPanicked);
         assert_eq!(inbox.next(), Some(Notice::Machine(MachineEvent::GuestPanicked)));
+    }
+
+    #[test]
+    fn a_wish_for_the_next_reset_is_not_taken_for_the_last_ones() {
+        let inbox = Inbox::new().unwrap();
+        let sender = inbox.sender();
+        let wish = || MachineEvent::GuestReset { source: "port 0xcf9" };
+        for event in [wish(), MachineEvent::ResetDone, MachineEvent::ResetDone, wish(), wish()] {
+            sender.send(event);
+        }
+        let said: Vec<_> = std::iter::from_fn(|| inbox.next()).collect();
+        assert_eq!(said, [wish(), MachineEvent::ResetDone, wish()].map(Notice::Machine));
     }
 
     #[test]

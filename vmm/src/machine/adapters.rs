@@ -23,6 +23,7 @@ use devices_host::pool::{Engine, EngineError, Op};
 use devices_host::tap::{HEADER_BYTES, Offloads as TapOffloads, Tap};
 
 use crate::control::{EventSender, MachineEvent, SerialPort, Timed};
+use crate::vcpu::Gate;
 
 /// The host's clocks.
 pub struct HostClock;
@@ -37,12 +38,16 @@ impl Clock for HostClock {
     }
 }
 
-/// Tells the life cycle what the guest does to its power.
-pub struct PowerEvents(pub EventSender);
+/// Tells the life cycle what the guest does to its power; the guest stands still until the life cycle has decided.
+pub struct PowerEvents {
+    pub events: EventSender,
+    pub gate: Arc<Gate>,
+}
 
 impl PowerSink for PowerEvents {
     fn power_off(&self) {
-        self.0.send(MachineEvent::GuestPowerOff);
+        self.gate.freeze();
+        self.events.send(MachineEvent::GuestPowerOff);
     }
 
     fn reset(&self, source: ResetSource) {
@@ -51,11 +56,12 @@ impl PowerSink for PowerEvents {
             ResetSource::Port92 => "port 0x92",
             ResetSource::Keyboard => "keyboard controller",
         };
-        self.0.send(MachineEvent::GuestReset { source });
+        self.gate.freeze();
+        self.events.send(MachineEvent::GuestReset { source });
     }
 
     fn panicked(&self) {
-        self.0.send(MachineEvent::GuestPanicked);
+        self.events.send(MachineEvent::GuestPanicked);
     }
 }
 

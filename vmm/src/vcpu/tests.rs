@@ -253,3 +253,21 @@ fn an_nmi_for_a_cpu_that_does_not_exist_is_refused() {
     assert!(!machine.gate.inject_nmi(1));
     machine.stop();
 }
+
+#[test]
+fn a_guest_that_asked_for_a_reset_stands_still_until_it_comes() {
+    let machine = machine(2, FakeOwner::default());
+    machine.gate.resume();
+    machine.eventually("both run", || machine.runs(0) > 0 && machine.runs(1) > 0);
+    machine.gate.freeze();
+    let waiting = || machine.gate.lock().waiting;
+    machine.eventually("both wait", || waiting() == 2);
+    let before = (machine.runs(0), machine.runs(1));
+    machine.gate.pause();
+    machine.gate.resume();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!((machine.runs(0), machine.runs(1)), before, "a pause that ends does not let it go on");
+    machine.gate.reset();
+    machine.eventually("both run again", || machine.runs(0) > before.0 && machine.runs(1) > before.1);
+    assert_eq!(machine.stop().resets.load(Ordering::SeqCst), 1);
+}
