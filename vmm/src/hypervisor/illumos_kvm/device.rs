@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use devices_host::sys::{DeviceNumber, Errno, Handle, IoctlArg, MapRequest, Mapping, OpenFlags, Sys, SysResult};
 
-use super::abi::{self, *};
+use super::abi::*;
 use super::plain::{Plain, bytes_of, bytes_of_mut, from_bytes, zeroed};
 
 /// Path of the device.
@@ -215,21 +215,6 @@ impl Device {
         Ok(usize::try_from(done).unwrap_or(0))
     }
 
-    /// What [`set_msrs`](Self::set_msrs) set, for up to 100 registers.
-    pub fn msrs(&self, indices: &[u32]) -> SysResult<Vec<kvm_msr_entry>> {
-        let mut msrs: kvm_msrs = zeroed();
-        if indices.len() > msrs.entries.len() {
-            return Err(Errno::E2BIG);
-        }
-        msrs.nmsrs = indices.len() as u32;
-        for (entry, &index) in msrs.entries.iter_mut().zip(indices) {
-            entry.index = index;
-        }
-        // SAFETY: as above.
-        let done = unsafe { self.exchange(KVM_GET_MSRS, &mut msrs) }?;
-        Ok(msrs.entries[..usize::try_from(done).unwrap_or(0).min(indices.len())].to_vec())
-    }
-
     /// The signals that are blocked while the guest runs, in place of the thread's own.
     pub fn set_signal_mask(&self, blocked: &illumos_sigset) -> SysResult<()> {
         let len = size_of::<illumos_sigset>() as u32;
@@ -241,25 +226,25 @@ impl Device {
         unsafe { self.0.ioctl(KVM_SET_SIGNAL_MASK, IoctlArg::Buffer(bytes)) }.map(drop)
     }
 
+    pub fn regs(&self) -> SysResult<kvm_regs> {
+        let mut regs = zeroed();
+        // SAFETY: the command's structure.
+        unsafe { self.exchange(KVM_GET_REGS, &mut regs) }?;
+        Ok(regs)
+    }
+
     pub fn nmi(&self) -> SysResult<()> {
         self.none(KVM_NMI).map(drop)
     }
 }
 
 macro_rules! state {
-    ($($get:ident $get_request:ident, $set:ident $set_request:ident: $ty:ident;)*) => {
+    ($($set:ident $request:ident $ty:ident;)*) => {
         impl Device {
             $(
-                pub fn $get(&self) -> SysResult<$ty> {
-                    let mut value: abi::$ty = zeroed();
-                    // SAFETY: the command's structure.
-                    unsafe { self.exchange($get_request, &mut value) }?;
-                    Ok(value)
-                }
-
                 pub fn $set(&self, value: &$ty) -> SysResult<()> {
                     // SAFETY: the command's structure.
-                    unsafe { self.give($set_request, value) }
+                    unsafe { self.give($request, value) }
                 }
             )*
         }
@@ -267,10 +252,10 @@ macro_rules! state {
 }
 
 state! {
-    regs KVM_GET_REGS, set_regs KVM_SET_REGS: kvm_regs;
-    sregs KVM_GET_SREGS, set_sregs KVM_SET_SREGS: kvm_sregs;
-    fpu KVM_GET_FPU, set_fpu KVM_SET_FPU: kvm_fpu;
-    lapic KVM_GET_LAPIC, set_lapic KVM_SET_LAPIC: kvm_lapic_state;
-    vcpu_events KVM_GET_VCPU_EVENTS, set_vcpu_events KVM_SET_VCPU_EVENTS: kvm_vcpu_events;
-    mp_state KVM_GET_MP_STATE, set_mp_state KVM_SET_MP_STATE: kvm_mp_state;
+    set_regs KVM_SET_REGS kvm_regs;
+    set_sregs KVM_SET_SREGS kvm_sregs;
+    set_fpu KVM_SET_FPU kvm_fpu;
+    set_lapic KVM_SET_LAPIC kvm_lapic_state;
+    set_vcpu_events KVM_SET_VCPU_EVENTS kvm_vcpu_events;
+    set_mp_state KVM_SET_MP_STATE kvm_mp_state;
 }

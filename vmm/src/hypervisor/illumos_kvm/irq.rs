@@ -56,8 +56,9 @@ impl Routing {
             return Err(Errno::ENOSPC);
         }
         messages.push(message);
-        self.apply(&messages).inspect_err(|_| drop(messages.pop()))?;
-        gsi.get_or_init(|| FIRST_MSI + messages.len() as u32 - 1);
+        let before = messages.len() - 1;
+        self.apply(&messages).inspect_err(|_| messages.truncate(before))?;
+        gsi.get_or_init(|| FIRST_MSI + before as u32);
         Ok(())
     }
 

@@ -6,15 +6,15 @@
 //!
 //! What the driver gets wrong, and what is therefore not done here:
 //!
-//! * Capabilities are asked for by value, those with nothing behind them not at all ([`CAPABILITIES`]).
+//! * Capabilities are asked for by value, those with nothing behind them not at all (`CAPABILITIES`).
 //! * KVM_GET_CPUID2 copies past its buffer, KVM_GET_IRQCHIP reads an uninitialised chip number, KVM_SET_BOOT_CPU_ID keeps
-//!   a lock for ever once there is a vCPU: never called ([`device`]).
+//!   a lock for ever once there is a vCPU: never called (`device`).
 //! * KVM_SET_GSI_ROUTING and KVM_SET_MSRS check their counts too late or too generously: counted before the call
-//!   ([`device`]).
-//! * KVM_CREATE_VCPU with any other number than the next one hands out another vCPU: refused ([`vm`]).
-//! * Pages are neither locked nor faulted in, and a slot over the driver's own pages is not refused ([`memory`]).
-//! * A CPUID leaf without an entry reads as the highest leaf, and leaf 7 is the host's ([`cpuid`]).
-//! * KVM_SET_PIT2 needs a PIT, which it does not look for: always after KVM_CREATE_PIT2 ([`vm`]).
+//!   (`device`).
+//! * KVM_CREATE_VCPU with any other number than the next one hands out another vCPU: refused (`vm`).
+//! * Pages are neither locked nor faulted in, and a slot over the driver's own pages is not refused (`memory`).
+//! * A CPUID leaf without an entry reads as the highest leaf, and leaf 7 is the host's (`cpuid`).
+//! * KVM_SET_PIT2 needs a PIT, which it does not look for: always after KVM_CREATE_PIT2 (`vm`).
 
 pub mod abi;
 mod cpuid;

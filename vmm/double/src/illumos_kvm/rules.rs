@@ -1,0 +1,57 @@
+//! The rules of illumos `/dev/kvm`.
+
+crate::rules! {
+    OPEN_FLAGS = "ikvm-open-flags", "smartos-zone 7.1", "the device is opened for reading and writing, without O_EXCL and O_NONBLOCK";
+    COMMAND = "ikvm-command", "smartos-zone 7.2", "only commands that the driver has are sent";
+    LINUX_COMMAND = "ikvm-linux-command", "smartos-zone 7.1", "the numbers are illumos' own, not Linux'";
+    UNHANDLED = "ikvm-unhandled", "smartos-zone 7.2", "commands that have a number and no code are not sent";
+    FORBIDDEN = "ikvm-forbidden", "smartos-zone 7.2", "commands that harm the kernel are never sent";
+    ARGUMENT_KIND = "ikvm-argument-kind", "smartos-zone 7.2", "a command gets the kind of argument it takes: none, a number or a pointer";
+    ARGUMENT_SIZE = "ikvm-argument-size", "smartos-zone 7.2", "a pointer is to as many bytes as the kernel copies";
+    NEEDS_VM = "ikvm-needs-vm", "smartos-zone 7.1", "a command of the VM is sent on a descriptor that has a VM";
+    NEEDS_VCPU = "ikvm-needs-vcpu", "smartos-zone 7.1", "a command of a vCPU is sent on the vCPU's own descriptor";
+    NOT_MODELLED = "ikvm-not-modelled", "smartos-zone 7.2", "nothing is used that this double cannot judge";
+    ONE_VM_EACH = "ikvm-one-vm-each", "smartos-zone 7.1", "a descriptor becomes a VM once: a second VM would lose the first";
+    CLONE_FRESH = "ikvm-clone-fresh", "smartos-zone 7.2", "only a fresh descriptor is cloned";
+    CLONE_NUMBER = "ikvm-clone-number", "smartos-zone 7.2", "a clone names the device number of a descriptor that has a VM";
+    VCPU_ON_CLONE = "ikvm-vcpu-on-clone", "smartos-zone 7.1", "a vCPU is created on a clone of its own";
+    VCPU_ORDER = "ikvm-vcpu-order", "smartos-zone 7.1", "vCPUs are created as 0, 1, 2 and so on, each once";
+    VCPU_COUNT = "ikvm-vcpu-count", "smartos-zone 7.5", "a VM has at most 64 vCPUs";
+    IRQCHIP_FIRST = "ikvm-irqchip-first", "smartos-zone 7.4", "the interrupt controllers are created once, before the vCPUs";
+    PIT_AFTER_IRQCHIP = "ikvm-pit-after-irqchip", "smartos-zone 7.4", "the timer chip is created once, after the interrupt controllers";
+    PIT_EXISTS = "ikvm-pit-exists", "smartos-zone 7.4", "the timer chip's state is set and read where there is one";
+    TSS_FIRST = "ikvm-tss-first", "smartos-zone 7.3", "the task state segment's address is set before the vCPUs";
+    IDENTITY_FIRST = "ikvm-identity-first", "smartos-zone 7.4", "the identity map's address is set before the vCPUs";
+    BOOT_CPU_FIRST = "ikvm-boot-cpu-first", "smartos-zone 7.2", "the boot CPU is chosen before the vCPUs";
+    MMAP_EXACT = "ikvm-mmap-exact", "smartos-zone 7.1", "a vCPU's descriptor maps exactly 12288 bytes from offset 0, to be written";
+    SLOT_NUMBER = "ikvm-slot-number", "smartos-zone 7.3", "user slots are 0 to 31";
+    SLOT_PAGES = "ikvm-slot-pages", "smartos-zone 7.3", "addresses and size of a slot are whole pages and do not wrap";
+    SLOT_FLAGS = "ikvm-slot-flags", "smartos-zone 7.3", "the only flag of a slot is the dirty log: there is no read-only memory";
+    SLOT_RESIZE = "ikvm-slot-resize", "smartos-zone 7.3", "a slot in use does not change its size";
+    SLOT_OVERLAP = "ikvm-slot-overlap", "smartos-zone 7.3", "slots do not overlap";
+    SLOT_PRIVATE = "ikvm-slot-private", "smartos-zone 7.3", "no slot lies over the pages the driver maps itself";
+    RAM_LOCKED = "ikvm-ram-locked", "smartos-zone 7.3", "the memory of a slot is locked before the slot is set";
+    RAM_RESIDENT = "ikvm-ram-resident", "smartos-zone 7.3", "every page of a slot is touched before the slot is set, and stays";
+    RAM_KEPT = "ikvm-ram-kept", "smartos-zone 7.3", "the memory of a live slot is never unmapped, before the VM's last descriptor is closed";
+    ROUTES = "ikvm-routes", "smartos-zone 7.2", "a routing table has at least one and fewer than 1024 entries, and they are all there";
+    ROUTE = "ikvm-route", "smartos-zone 7.4", "a route is to a pin that exists or a message, one message a GSI";
+    GSI_ROUTED = "ikvm-gsi-routed", "smartos-zone 7.4", "a line that is set has a route";
+    MSI_LEVEL = "ikvm-msi-level", "smartos-zone 7.4", "a message is sent by level 1 and never by level 0";
+    IRQ_LEVEL = "ikvm-irq-level", "smartos-zone 7.2", "a level is 0 or 1";
+    IRQCHIP_ID = "ikvm-irqchip-id", "smartos-zone 7.2", "an interrupt controller is 0, 1 or 2";
+    CAPABILITY = "ikvm-capability", "smartos-zone 7.4", "capabilities that are claimed without a working command are not asked for";
+    CPUID_COUNT = "ikvm-cpuid-count", "smartos-zone 7.2", "a CPUID table has at most 40 entries, and they are all there";
+    CPUID_LEAF_7 = "ikvm-cpuid-leaf-7", "smartos-zone 7.4", "leaf 7, which is the host's, is cleared";
+    CPUID_NOT_OFFERED = "ikvm-cpuid-not-offered", "smartos-zone 7.4", "no XSAVE, AVX, PCID, TSC deadline, MONITOR or VMX is promised to a guest";
+    CPUID_GAPS = "ikvm-cpuid-gaps", "smartos-zone 7.4", "every leaf up to the highest has an entry that answers, since the driver answers a missing one with the highest";
+    MSR_COUNT = "ikvm-msr-count", "smartos-zone 7.2", "at most 100 registers are set or read at once";
+    EVENTS_FLAGS = "ikvm-events-flags", "smartos-zone 7.2", "the events' flags are 1 and 2, the reserved bytes zero";
+    MP_STATE = "ikvm-mp-state", "smartos-zone 7.4", "a vCPU's state is 0 to 4";
+    SIGNAL_MASK = "ikvm-signal-mask", "smartos-zone 7.2", "a signal mask has 16 bytes at offset 4";
+    KICK_BLOCKED = "ikvm-kick-blocked", "smartos-zone 7.1", "the kick signal is blocked in a thread that runs a vCPU";
+    KICK_UNMASKED = "ikvm-kick-unmasked", "smartos-zone 7.1", "the kick signal is unblocked while the guest runs, and nothing else that the thread blocks";
+    KICK_TAKEN = "ikvm-kick-taken", "smartos-zone 7.1", "a signal that ended KVM_RUN is taken away before the next";
+    ONE_THREAD = "ikvm-one-thread", "smartos-zone 7.1", "a vCPU is run by one thread, and nobody else asks it anything meanwhile";
+    RUN_PAGE = "ikvm-run-page", "smartos-zone 7.1", "nothing but answers is written to the run page: there is no immediate exit";
+    CPUID_BEFORE_RUN = "ikvm-cpuid-before-run", "smartos-zone 7.4", "a vCPU has its CPUID table before it runs";
+}
