@@ -23,22 +23,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::park::Parked;
 
-/// Where a driver put one virtqueue and how far it has got (virtio 1.3 §2.7): all a worker needs to start it, and all
+/// Where a driver put one virtqueue and how far it has got (virtio 1.3 §2.7, §2.8): all a worker needs to start it, and all
 /// that is left of it when it stops. Start and stop with this state are reset, pause, save and restore alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
-    /// Entries in the ring: a power of two up to the device's maximum.
+    /// Entries in the ring: up to the device's maximum, and a power of two where the ring is split.
     pub size: u16,
-    /// Guest address of the descriptor table, 16-byte aligned.
+    /// Guest address of the descriptor table or packed descriptor ring, 16-byte aligned.
     pub desc_table: u64,
-    /// Guest address of the available ring (driver area), 2-byte aligned.
+    /// Guest address of the available ring, 2-byte aligned, or of a packed ring's driver area, 4-byte aligned.
     pub avail_ring: u64,
-    /// Guest address of the used ring (device area), 4-byte aligned.
+    /// Guest address of the used ring or of a packed ring's device area, 4-byte aligned.
     pub used_ring: u64,
-    /// Index of the next available entry the device will look at.
+    /// Index of the next available entry the device will look at. In a packed ring bit 15 is the wrap counter.
     pub next_avail: u16,
-    /// Index of the next used entry the device will write.
+    /// Index of the next used entry the device will write. In a packed ring bit 15 is the wrap counter.
     pub next_used: u16,
+}
+
+impl QueueState {
+    /// `next_avail` and `next_used` of a packed ring that has not been used: descriptor 0, wrap counter 1
+    /// (virtio 1.3 §2.8.1).
+    pub const PACKED_START: u16 = 1 << 15;
 }
 
 /// The registers' view of a device: what the transport asks. Called on vCPU threads; never blocks.

@@ -22,6 +22,10 @@ pub struct GuestRange {
 #[must_use = "a chain must be pushed back, unpopped or abandoned"]
 pub struct Chain {
     pub(super) head: u16,
+    /// What the driver knows the chain by: its head in a split ring, its buffer id in a packed one.
+    pub(super) id: u16,
+    /// Its place in the order of popping, where chains are returned in that order.
+    pub(super) turn: u16,
     pub(super) ranges: Vec<GuestRange>,
     /// How many of `ranges` are device-readable; the rest is device-writable.
     pub(super) readable: usize,
@@ -33,7 +37,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Index of the first descriptor: the chain's identity while it is in flight.
+    /// The chain's identity while it is in flight, below the queue's size: the index of its first descriptor in a split
+    /// ring, a number of the queue's own choice in a packed one.
     pub fn head(&self) -> u16 {
         self.head
     }
@@ -64,10 +69,21 @@ impl Chain {
     }
 
     /// Marks the chain as returned and hands its vector back for the next one.
+    #[inline]
     pub(super) fn settle(mut self) -> Vec<GuestRange> {
         self.settled = true;
         std::mem::take(&mut self.ranges)
     }
+}
+
+/// What a ring needs to know of a chain that goes back to the driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Returned {
+    pub(super) head: u16,
+    pub(super) id: u16,
+    pub(super) slots: u16,
+    /// Bytes written from the start of its writable part.
+    pub(super) len: u32,
 }
 
 impl Drop for Chain {

@@ -14,6 +14,22 @@ pub enum QueueError {
         /// The device's maximum.
         max: u16,
     },
+    /// The size of a packed ring is zero or above the device's maximum (virtio 1.3 §2.8.10.1).
+    #[error("packed queue size {size} is not between 1 and {max}")]
+    BadPackedSize {
+        /// The driver's choice.
+        size: u16,
+        /// The device's maximum.
+        max: u16,
+    },
+    /// A saved position lies outside the ring.
+    #[error("saved ring position {index} is outside a ring of {size} descriptors")]
+    BadPosition {
+        /// The position, its wrap counter aside.
+        index: u16,
+        /// Entries in the ring.
+        size: u16,
+    },
     /// A ring is not aligned as virtio 1.3 §2.7 demands.
     #[error("the {area} at {addr:#x} is not aligned to {align} bytes")]
     Misaligned {
@@ -94,6 +110,23 @@ pub enum QueueError {
         /// Entries in the queue.
         size: u16,
     },
+    /// A chain of a packed ring runs into descriptors that are still in flight.
+    #[error("a chain of at least {slots} descriptors was made available where {free} are not in flight")]
+    Overrun {
+        /// Descriptors of the chain, as far as it was read.
+        slots: u16,
+        /// Descriptors not in flight.
+        free: u16,
+    },
+    /// A chain of a packed ring continues at a descriptor that is not available (virtio 1.3 §2.8.6).
+    #[error("a chain continues at descriptor {index}, which is not available")]
+    NotAvailable {
+        /// The descriptor.
+        index: u16,
+    },
+    /// An indirect descriptor of a packed ring is part of a chain (virtio 1.3 §2.8.19).
+    #[error("an indirect descriptor is linked to direct ones")]
+    IndirectLinked,
     /// A chain was returned that this queue did not hand out.
     #[error("head {head} was returned without being in flight")]
     NotInFlight {

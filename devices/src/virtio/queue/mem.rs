@@ -71,6 +71,13 @@ pub trait RingMem {
     /// Stores a 16-bit word; `addr` is 2-byte aligned.
     fn store_u16(&self, addr: u64, value: u16, order: Ordering) -> Result<(), OutsideMemory>;
 
+    /// Loads a 64-bit word; `addr` is 8-byte aligned. Half a descriptor of a packed ring, atomically: its flags say
+    /// whether the rest may be believed.
+    fn load_u64(&self, addr: u64, order: Ordering) -> Result<u64, OutsideMemory>;
+
+    /// Stores a 64-bit word; `addr` is 8-byte aligned.
+    fn store_u64(&self, addr: u64, value: u64, order: Ordering) -> Result<(), OutsideMemory>;
+
     /// Reads one descriptor, once. Needs no ordering of its own: the acquiring load of the available index orders it.
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory>;
 
@@ -102,6 +109,16 @@ impl<M: GuestMemory + ?Sized> RingMem for M {
     #[inline]
     fn store_u16(&self, addr: u64, value: u16, order: Ordering) -> Result<(), OutsideMemory> {
         self.store(value.to_le(), GuestAddress(addr), order).map_err(|_| OutsideMemory { addr, len: 2 })
+    }
+
+    #[inline]
+    fn load_u64(&self, addr: u64, order: Ordering) -> Result<u64, OutsideMemory> {
+        self.load(GuestAddress(addr), order).map(u64::from_le).map_err(|_| OutsideMemory { addr, len: 8 })
+    }
+
+    #[inline]
+    fn store_u64(&self, addr: u64, value: u64, order: Ordering) -> Result<(), OutsideMemory> {
+        self.store(value.to_le(), GuestAddress(addr), order).map_err(|_| OutsideMemory { addr, len: 8 })
     }
 
     #[inline]

@@ -6,16 +6,24 @@
 
 mod chain;
 mod error;
+#[cfg(test)]
+mod gaps;
 mod io;
 mod mem;
+mod order;
+mod packed;
+#[cfg(test)]
+mod packed_tests;
 #[cfg(test)]
 mod proptests;
+mod ring;
 mod split;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 pub use chain::{Chain, GuestRange};
 pub use error::QueueError;
 pub use io::{ChainError, Reader, Writer};
 pub use mem::{Descriptor, OutsideMemory, RingMem};
-pub use split::{F_EVENT_IDX, F_INDIRECT_DESC, Queue};
+pub use ring::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, Queue};

@@ -34,6 +34,12 @@ impl RingMem for Fickle {
     fn store_u16(&self, addr: u64, value: u16, order: Ordering) -> Result<(), OutsideMemory> {
         self.mem.store_u16(addr, value, order)
     }
+    fn load_u64(&self, addr: u64, order: Ordering) -> Result<u64, OutsideMemory> {
+        self.mem.load_u64(addr, order)
+    }
+    fn store_u64(&self, addr: u64, value: u64, order: Ordering) -> Result<(), OutsideMemory> {
+        self.mem.store_u64(addr, value, order)
+    }
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory> {
         let mut reads = self.reads.borrow_mut();
         let count = reads.entry(addr).or_default();

@@ -10,15 +10,12 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{Queue as Ring, QueueT};
 use vm_memory::GuestAddress;
 
-use super::chain::{Chain, GuestRange};
+use super::chain::{Chain, Returned};
 use super::error::QueueError;
 use super::mem::{Descriptor, OutsideMemory, RingMem};
+use super::ring::{F_EVENT_IDX, F_INDIRECT_DESC};
+use super::walk::{InFlight, Parser, Walked};
 use crate::virtio::QueueState;
-
-/// `VIRTIO_F_INDIRECT_DESC` (virtio 1.3 §6).
-pub const F_INDIRECT_DESC: u64 = 1 << 28;
-/// `VIRTIO_F_EVENT_IDX` (virtio 1.3 §6).
-pub const F_EVENT_IDX: u64 = 1 << 29;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupts (virtio 1.3 §2.7.6).
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -32,36 +29,25 @@ const AVAIL_ENTRY: u64 = 2;
 const USED_ENTRY: u64 = 8;
 /// Bytes of the event index behind the entries of either ring.
 const RING_EVENT: u64 = 2;
-/// The most bytes a chain may describe (virtio 1.3 §2.7.5.2).
-const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
-/// A running split virtqueue: one driver, one worker.
+/// A running split virtqueue.
 ///
-/// Address arithmetic wraps on purpose: [`Queue::new`] has checked that every ring lies inside guest memory, so no sum
+/// Address arithmetic wraps on purpose: [`Split::new`] has checked that every ring lies inside guest memory, so no sum
 /// made of a ring's address and an index below its size can leave it, and an access would be refused there anyway.
 #[derive(Debug)]
-pub struct Queue {
+pub(super) struct Split {
     ring: Ring,
-    indirect: bool,
+    parser: Parser,
     /// The available index as the driver last showed it.
     seen_avail: u16,
     /// `next_used` as of the last [`publish`](Self::publish).
     published: u16,
     /// `flags` of the used ring as the device last wrote them.
     used_flags: Option<u16>,
-    /// One bit a head that has been popped and not pushed.
-    in_flight: Box<[u64]>,
-    in_flight_count: u16,
-    /// Descriptors of the ring that chains in flight take.
-    slots_in_flight: u32,
+    in_flight: InFlight,
     /// For each table index, the walk that last visited it: finds cycles without clearing anything between chains.
     visited: Box<[u32]>,
     walk: u32,
-    /// Vectors of chains that came back, ready for the next ones.
-    spare: Vec<Vec<GuestRange>>,
-    /// First and last address of the stretch of guest memory the last buffer was in. Guest memory does not shrink under
-    /// a running queue, and an access beyond it would be refused again.
-    stretch: Option<(u64, u64)>,
 }
 
 /// A table of descriptors, and where a chain enters it.
@@ -73,25 +59,9 @@ struct Table {
     indirect: bool,
 }
 
-/// What walking a chain has found so far.
-#[derive(Default)]
-struct Walked {
-    ranges: Vec<GuestRange>,
-    descriptors: u16,
-    /// Descriptors of the ring itself.
-    slots: u16,
-    readable: usize,
-    readable_bytes: u64,
-    writable_bytes: u64,
-    writable_seen: bool,
-}
-
-impl Queue {
-    /// Takes over a queue where `state` says the driver put it.
-    ///
-    /// `features` are the accepted ones; `max_size` is the device's maximum, at most 32768. Fails without side effects
-    /// where the size or an alignment breaks virtio 1.3 §2.7 or a ring is not wholly inside guest memory.
-    pub fn new<M: RingMem + ?Sized>(
+impl Split {
+    /// See [`Queue::new`](super::Queue::new).
+    pub(super) fn new<M: RingMem + ?Sized>(
         mem: &M,
         state: &QueueState,
         features: u64,
@@ -134,39 +104,25 @@ impl Queue {
         ring.set_ready(true);
         Ok(Self {
             ring,
-            indirect: features & F_INDIRECT_DESC != 0,
+            parser: Parser::new(state.size, features & F_INDIRECT_DESC != 0),
             seen_avail: state.next_avail,
             published: state.next_used,
             used_flags: None,
-            in_flight: vec![0; usize::from(state.size).div_ceil(64)].into_boxed_slice(),
-            in_flight_count: 0,
-            slots_in_flight: 0,
+            in_flight: InFlight::new(usize::from(state.size)),
             visited: vec![0; usize::from(state.size)].into_boxed_slice(),
             walk: 0,
-            spare: Vec::with_capacity(usize::from(state.size)),
-            stretch: None,
         })
     }
 
-    /// Entries in the ring.
-    pub fn size(&self) -> u16 {
+    pub(super) fn size(&self) -> u16 {
         self.ring.size()
     }
 
-    /// Chains popped and not yet pushed, unpopped or abandoned.
-    pub fn in_flight(&self) -> u16 {
-        self.in_flight_count
+    pub(super) fn in_flight(&self) -> &InFlight {
+        &self.in_flight
     }
 
-    /// Whether every descriptor of the ring belongs to a chain in flight: the driver can post nothing more before it
-    /// gets one back.
-    pub fn is_exhausted(&self) -> bool {
-        self.slots_in_flight >= u32::from(self.size())
-    }
-
-    /// Where the queue stands: what another [`Queue::new`] needs to go on. Complete once nothing is in flight and
-    /// everything pushed is published.
-    pub fn state(&self) -> QueueState {
+    pub(super) fn state(&self) -> QueueState {
         QueueState {
             size: self.ring.size(),
             desc_table: self.ring.desc_table(),
@@ -177,11 +133,9 @@ impl Queue {
         }
     }
 
-    /// Takes the next chain: `None` where the driver has made none available.
-    ///
-    /// Every ring word and descriptor is read once. On an error nothing is consumed: the queue stands where it stood
-    /// and the caller stops using it until the driver resets the device.
-    pub fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<Option<Chain>, QueueError> {
+    /// See [`Queue::pop`](super::Queue::pop).
+    #[inline]
+    pub(super) fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<Option<Chain>, QueueError> {
         let (next, size) = (self.ring.next_avail(), self.ring.size());
         if self.seen_avail == next {
             // Acquire: the entries and descriptors behind the index are read after it (virtio 1.3 §2.7.13.3.1).
@@ -199,65 +153,52 @@ impl Queue {
         if head >= size {
             return Err(QueueError::BadHead { head, size });
         }
-        if self.is_in_flight(head) {
+        if self.in_flight.contains(head) {
             return Err(QueueError::HeadInFlight { head });
         }
-        let mut walked = Walked { ranges: self.spare.pop().unwrap_or_default(), ..Walked::default() };
+        let mut walked = self.parser.begin();
         if let Err(error) = self.parse(mem, head, &mut walked) {
-            self.recycle(walked.ranges);
+            self.parser.give_up(walked);
             return Err(error);
         }
-        self.set_in_flight(head, true);
-        self.slots_in_flight = self.slots_in_flight.saturating_add(u32::from(walked.slots));
+        self.in_flight.insert(head, walked.slots);
         self.ring.set_next_avail(next.wrapping_add(1));
-        Ok(Some(Chain {
-            head,
-            ranges: walked.ranges,
-            readable: walked.readable,
-            readable_bytes: walked.readable_bytes,
-            writable_bytes: walked.writable_bytes,
-            slots: walked.slots,
-            settled: false,
-        }))
+        Ok(Some(walked.into_chain(head, head)))
     }
 
-    /// Undoes the latest [`pop`](Self::pop): the chain will be popped again. Chains go back in the opposite order of
-    /// their popping, and none popped after `chain` may have been pushed meanwhile.
-    pub fn unpop(&mut self, chain: Chain) {
-        self.set_in_flight(chain.head, false);
-        self.slots_in_flight = self.slots_in_flight.saturating_sub(u32::from(chain.slots));
+    /// See [`Queue::unpop`](super::Queue::unpop).
+    pub(super) fn unpop(&mut self, chain: Chain) {
+        self.in_flight.remove(chain.head, chain.slots);
         self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(1));
-        let ranges = chain.settle();
-        self.recycle(ranges);
+        self.parser.recycle(chain.settle());
     }
 
-    /// Returns a chain to the driver, with the number of bytes written from the start of its writable part
-    /// (virtio 1.3 §2.7.8.2). The driver sees it after the next [`publish`](Self::publish).
-    pub fn push<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Chain, written_bytes: u64) -> Result<(), QueueError> {
-        let (head, slots) = (chain.head, u32::from(chain.slots));
-        debug_assert!(written_bytes <= chain.writable_bytes, "more written than the chain has room for");
-        let len = u32::try_from(written_bytes.min(chain.writable_bytes)).unwrap_or(u32::MAX);
-        let ranges = chain.settle();
-        self.recycle(ranges);
-        if !self.is_in_flight(head) {
+    /// Takes the chain's vector back.
+    #[inline]
+    pub(super) fn settle(&mut self, chain: Chain) {
+        self.parser.recycle(chain.settle());
+    }
+
+    /// Writes the used element of a chain; it is shown with the next [`publish`](Self::publish).
+    #[inline]
+    pub(super) fn give_back<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Returned) -> Result<(), QueueError> {
+        let Returned { head, slots, len, .. } = chain;
+        if !self.in_flight.contains(head) {
             return Err(QueueError::NotInFlight { head });
         }
         let next = self.ring.next_used();
         mem.write_used(self.entry(self.ring.used_ring(), next, USED_ENTRY), u32::from(head), len)?;
-        self.set_in_flight(head, false);
-        self.slots_in_flight = self.slots_in_flight.saturating_sub(slots);
+        self.in_flight.remove(head, slots);
         self.ring.set_next_used(next.wrapping_add(1));
         Ok(())
     }
 
-    /// Whether something was pushed that the driver has not been shown.
-    pub fn has_unpublished(&self) -> bool {
+    pub(super) fn has_unpublished(&self) -> bool {
         self.published != self.ring.next_used()
     }
 
-    /// Shows everything pushed so far to the driver with one store of the used index, and says whether the driver
-    /// wants an interrupt for it (virtio 1.3 §2.7.7). Without news it says no and touches nothing.
-    pub fn publish<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<bool, QueueError> {
+    /// See [`Queue::publish`](super::Queue::publish), and virtio 1.3 §2.7.7.
+    pub(super) fn publish<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<bool, QueueError> {
         let (old, new) = (self.published, self.ring.next_used());
         if old == new {
             return Ok(false);
@@ -278,18 +219,17 @@ impl Queue {
         }
     }
 
-    /// Tells the driver that kicks are not needed while the worker is looking anyway (virtio 1.3 §2.7.10). With
-    /// `EVENT_IDX` nothing needs to be said: the driver kicks once per announced event.
-    pub fn disable_kicks<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<(), QueueError> {
+    /// See [`Queue::disable_kicks`](super::Queue::disable_kicks), and virtio 1.3 §2.7.10. With `EVENT_IDX` nothing needs
+    /// to be said: the driver kicks once per announced event.
+    pub(super) fn disable_kicks<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<(), QueueError> {
         if self.ring.event_idx_enabled() {
             return Ok(());
         }
         self.write_used_flags(mem, USED_F_NO_NOTIFY)
     }
 
-    /// Asks for a kick with the next available chain, then looks once more: `true` means there already is one, which
-    /// the driver may not kick for.
-    pub fn enable_kicks<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<bool, QueueError> {
+    /// See [`Queue::enable_kicks`](super::Queue::enable_kicks).
+    pub(super) fn enable_kicks<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<bool, QueueError> {
         let next = self.ring.next_avail();
         if self.ring.event_idx_enabled() {
             mem.store_u16(self.event(self.ring.used_ring(), USED_ENTRY), next, Ordering::Relaxed)?;
@@ -315,17 +255,9 @@ impl Queue {
         let size = self.ring.size();
         let ring = Table { addr: self.ring.desc_table(), entries: size, first: head, indirect: false };
         let indirect = self.walk(mem, ring, walked)?;
-        walked.slots = walked.descriptors.saturating_add(u16::from(indirect.is_some()));
+        walked.slots = walked.descriptors().saturating_add(u16::from(indirect.is_some()));
         let Some(Descriptor { addr, len, .. }) = indirect else { return Ok(()) };
-        let entries = u64::from(len).checked_div(Descriptor::SIZE).unwrap_or_default();
-        let entries = u16::try_from(entries).unwrap_or(u16::MAX);
-        let whole = u64::from(entries).wrapping_mul(Descriptor::SIZE) == u64::from(len);
-        if entries == 0 || entries > size || !whole {
-            return Err(QueueError::IndirectLength { len, size });
-        }
-        if !mem.contains(addr, u64::from(len)) {
-            return Err(OutsideMemory { addr, len: u64::from(len) }.into());
-        }
+        let entries = self.parser.table_entries(mem, addr, len)?;
         self.walk(mem, Table { addr, entries, first: 0, indirect: true }, walked)?;
         Ok(())
     }
@@ -337,7 +269,7 @@ impl Queue {
         table: Table,
         walked: &mut Walked,
     ) -> Result<Option<Descriptor>, QueueError> {
-        let (size, entries) = (self.ring.size(), table.entries);
+        let entries = table.entries;
         self.walk = self.walk.wrapping_add(1);
         if self.walk == 0 {
             // After 2³² walks the marks of old walks would look current.
@@ -355,30 +287,7 @@ impl Queue {
             if desc.flags & Descriptor::INDIRECT != 0 {
                 return self.check_indirect(table, desc).map(Some);
             }
-            // Direct descriptors before an indirect table count too: the whole chain is bounded by the queue.
-            walked.descriptors = walked.descriptors.wrapping_add(1);
-            if walked.descriptors > size {
-                return Err(QueueError::ChainTooLong { size });
-            }
-            let bytes = u64::from(desc.len);
-            if desc.flags & Descriptor::WRITE != 0 {
-                walked.writable_seen = true;
-                walked.writable_bytes = walked.writable_bytes.saturating_add(bytes);
-            } else if walked.writable_seen {
-                return Err(QueueError::ReadableAfterWritable);
-            } else {
-                walked.readable_bytes = walked.readable_bytes.saturating_add(bytes);
-            }
-            if walked.readable_bytes.saturating_add(walked.writable_bytes) > MAX_CHAIN_BYTES {
-                return Err(QueueError::TooManyBytes);
-            }
-            if desc.len > 0 {
-                self.check_buffer(mem, desc.addr, bytes)?;
-                walked.ranges.push(GuestRange { addr: desc.addr, len: desc.len });
-                if !walked.writable_seen {
-                    walked.readable = walked.ranges.len();
-                }
-            }
+            self.parser.add(mem, walked, desc.addr, desc.len, desc.flags & Descriptor::WRITE != 0)?;
             if desc.flags & Descriptor::NEXT == 0 {
                 return Ok(None);
             }
@@ -391,7 +300,7 @@ impl Queue {
 
     /// Whether an indirect descriptor may stand where it was found (virtio 1.3 §2.7.5.3.1).
     fn check_indirect(&self, table: Table, desc: Descriptor) -> Result<Descriptor, QueueError> {
-        if !self.indirect {
+        if !self.parser.indirect() {
             Err(QueueError::IndirectNotNegotiated)
         } else if table.indirect {
             Err(QueueError::IndirectNested)
@@ -400,21 +309,6 @@ impl Queue {
         } else {
             Ok(desc)
         }
-    }
-
-    /// Refuses a buffer that is not wholly inside guest memory. `len` is not zero.
-    #[inline]
-    fn check_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
-        let outside = OutsideMemory { addr, len };
-        let last = addr.checked_add(len.wrapping_sub(1)).ok_or(outside)?;
-        if self.stretch.is_some_and(|(start, end)| start <= addr && last <= end) {
-            return Ok(());
-        }
-        if !mem.contains(addr, len) {
-            return Err(outside.into());
-        }
-        self.stretch = mem.stretch(addr);
-        Ok(())
     }
 
     /// Guest address of the ring entry that free-running `index` falls on.
@@ -427,33 +321,4 @@ impl Queue {
     fn event(&self, ring: u64, entry_bytes: u64) -> u64 {
         ring.wrapping_add(RING_HEADER).wrapping_add(u64::from(self.ring.size()).wrapping_mul(entry_bytes))
     }
-
-    fn is_in_flight(&self, head: u16) -> bool {
-        let word = self.in_flight.get(usize::from(head >> 6)).copied().unwrap_or_default();
-        word & bit(head) != 0
-    }
-
-    fn set_in_flight(&mut self, head: u16, busy: bool) {
-        if let Some(word) = self.in_flight.get_mut(usize::from(head >> 6)) {
-            if busy {
-                *word |= bit(head);
-                self.in_flight_count = self.in_flight_count.wrapping_add(1);
-            } else {
-                *word &= !bit(head);
-                self.in_flight_count = self.in_flight_count.wrapping_sub(1);
-            }
-        }
-    }
-
-    fn recycle(&mut self, mut ranges: Vec<GuestRange>) {
-        ranges.clear();
-        // The pool was sized for every head of the queue at once, so this never grows it.
-        if self.spare.len() < self.spare.capacity() {
-            self.spare.push(ranges);
-        }
-    }
-}
-
-fn bit(head: u16) -> u64 {
-    1u64.wrapping_shl(u32::from(head & 63))
 }

@@ -43,6 +43,14 @@ impl RingMem for Counting<'_> {
         *self.stores.borrow_mut().entry(addr).or_default() += 1;
         self.mem.store_u16(addr, value, order)
     }
+    fn load_u64(&self, addr: u64, order: Ordering) -> Result<u64, OutsideMemory> {
+        self.loads.set(self.loads.get() + 1);
+        self.mem.load_u64(addr, order)
+    }
+    fn store_u64(&self, addr: u64, value: u64, order: Ordering) -> Result<(), OutsideMemory> {
+        *self.stores.borrow_mut().entry(addr).or_default() += 1;
+        self.mem.store_u64(addr, value, order)
+    }
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory> {
         *self.descriptor_reads.borrow_mut().entry(addr).or_default() += 1;
         self.mem.read_descriptor(addr)

@@ -1,13 +1,14 @@
-//! The driver's half of a split virtqueue, each step with the clause of virtio 1.3 it comes from.
+//! The driver's half of a virtqueue: split here, packed in [`super::packed`]; each step with the clause of virtio 1.3 it comes from.
 
 use std::collections::HashMap;
 use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::packed::PackedRing;
 use crate::GuestRam;
 use crate::virtio::QueueState;
-use crate::virtio::queue::{Descriptor, F_EVENT_IDX, GuestRange};
+use crate::virtio::queue::{Descriptor, F_EVENT_IDX, F_RING_PACKED, GuestRange};
 
 /// `VIRTIO_F_VERSION_1` (virtio 1.3 §6).
 pub(super) const F_VERSION_1: u64 = 1 << 32;
@@ -29,7 +30,7 @@ pub enum Buf {
 /// A chain the driver has posted.
 #[derive(Clone, Debug)]
 pub struct Posted {
-    /// Its first descriptor.
+    /// Its first descriptor; in a packed ring its buffer id.
     pub head: u16,
     /// Where its buffers are, in order.
     pub buffers: Vec<GuestRange>,
@@ -38,7 +39,7 @@ pub struct Posted {
 /// A chain the device has returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// The chain's first descriptor.
+    /// The chain's first descriptor; in a packed ring its buffer id.
     pub head: u32,
     /// Bytes the device says it wrote.
     pub len: u32,
@@ -59,6 +60,8 @@ pub struct DriverQueue {
     next_avail: u16,
     published: u16,
     last_used: u16,
+    /// Where the ring is a packed one; the fields of split rings mean nothing then.
+    packed: Option<PackedRing>,
 }
 
 impl DriverQueue {
@@ -66,7 +69,7 @@ impl DriverQueue {
     /// a circle.
     pub const WINDOW: u64 = 0x10_0000;
 
-    /// A queue of `size` entries in the window that starts at `base`.
+    /// A queue of `size` entries in the window that starts at `base`: packed where `features` say so.
     pub fn new(mem: &GuestRam, base: u64, size: u16, features: u64) -> Self {
         // §2.7: descriptor table 16·size bytes aligned to 16, available ring 6 + 2·size aligned to 2, used ring
         // 6 + 8·size aligned to 4.
@@ -76,10 +79,14 @@ impl DriverQueue {
         for ring in [avail, used] {
             mem.write_slice(&vec![0; 6 + 8 * usize::from(size)], GuestAddress(ring)).unwrap();
         }
+        let event_idx = features & F_EVENT_IDX != 0;
+        let packed =
+            (features & F_RING_PACKED != 0).then(|| PackedRing::new(mem, desc, [avail, used], size, event_idx));
         Self {
             mem: mem.clone(),
             size,
-            event_idx: features & F_EVENT_IDX != 0,
+            event_idx,
+            packed,
             desc,
             avail,
             used,
@@ -95,13 +102,14 @@ impl DriverQueue {
 
     /// What the driver tells the device about the queue before it runs (§4.1.5.1.3).
     pub fn state(&self) -> QueueState {
+        let next = if self.packed.is_some() { QueueState::PACKED_START } else { 0 };
         QueueState {
             size: self.size,
             desc_table: self.desc,
             avail_ring: self.avail,
             used_ring: self.used,
-            next_avail: 0,
-            next_used: 0,
+            next_avail: next,
+            next_used: next,
         }
     }
 
@@ -123,6 +131,9 @@ impl DriverQueue {
     /// [`publish`](Self::publish).
     pub fn post(&mut self, bufs: &[Buf]) -> Posted {
         let descs = self.describe(bufs);
+        if let Some(packed) = &mut self.packed {
+            return Posted { head: packed.place(&descs), buffers: ranges(&descs) };
+        }
         let table: Vec<u16> = descs.iter().map(|_| self.free.pop().expect("a free descriptor")).collect();
         for (i, desc) in descs.iter().enumerate() {
             // §2.7.13.1: each descriptor but the last names the next one.
@@ -142,6 +153,16 @@ impl DriverQueue {
     pub fn post_indirect(&mut self, bufs: &[Buf]) -> Posted {
         let descs = self.describe(bufs);
         let mut table = Vec::new();
+        if self.packed.is_some() {
+            // §2.8.7: the table is an array; ids and links in it mean nothing, and the flags come last.
+            for desc in &descs {
+                table.extend_from_slice(&Descriptor { flags: 0, next: desc.flags, ..*desc }.to_bytes());
+            }
+            let table = self.buffer(&table);
+            let whole = Descriptor { addr: table.addr, len: table.len, flags: Descriptor::INDIRECT, next: 0 };
+            let head = self.packed.as_mut().map(|packed| packed.place(&[whole])).unwrap();
+            return Posted { head, buffers: ranges(&descs) };
+        }
         for (i, desc) in descs.iter().enumerate() {
             let linked = match i + 1 < descs.len() {
                 true => Descriptor { flags: desc.flags | Descriptor::NEXT, next: i as u16 + 1, ..*desc },
@@ -163,6 +184,9 @@ impl DriverQueue {
     /// Shows every chain offered so far to the device: §2.7.13 steps 4 and 5. Says whether the device wants a
     /// notification for it (§2.7.10.1).
     pub fn publish(&mut self) -> bool {
+        if let Some(packed) = &mut self.packed {
+            return packed.publish();
+        }
         let (old, new) = (self.published, self.next_avail);
         // §2.7.13.3.1: a barrier before the index makes the descriptors visible first.
         self.mem.store(new, GuestAddress(self.avail + 2), Ordering::Release).unwrap();
@@ -179,6 +203,9 @@ impl DriverQueue {
 
     /// Collects what the device has returned: §2.7.14.
     pub fn used(&mut self) -> Vec<Used> {
+        if let Some(packed) = &mut self.packed {
+            return packed.used();
+        }
         let index: u16 = self.mem.load(GuestAddress(self.used + 2), Ordering::Acquire).unwrap();
         let mut all = Vec::new();
         while self.last_used != index {
@@ -196,7 +223,7 @@ impl DriverQueue {
 
     /// Descriptors not in use.
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.packed.as_ref().map_or(self.free.len(), PackedRing::free)
     }
 
     /// The bytes of a buffer.
@@ -208,11 +235,18 @@ impl DriverQueue {
 
     /// Asks for no interrupts, or for them again, without `EVENT_IDX` (§2.7.7.1).
     pub fn set_no_interrupt(&self, no_interrupt: bool) {
+        if let Some(packed) = &self.packed {
+            return packed.set_no_interrupt(no_interrupt);
+        }
         self.mem.store(u16::from(no_interrupt), GuestAddress(self.avail), Ordering::SeqCst).unwrap();
     }
 
-    /// Asks for an interrupt once the element with free-running index `event` is used, with `EVENT_IDX` (§2.7.7.1).
+    /// Asks for an interrupt once the element with free-running index `event` is used, with `EVENT_IDX` (§2.7.7.1); in a
+    /// packed ring `event` is the descriptor's offset with the wrap counter in bit 15.
     pub fn set_used_event(&self, event: u16) {
+        if let Some(packed) = &self.packed {
+            return packed.set_used_event(event);
+        }
         let at = self.avail + 4 + 2 * u64::from(self.size);
         self.mem.store(event, GuestAddress(at), Ordering::SeqCst).unwrap();
     }
@@ -220,6 +254,12 @@ impl DriverQueue {
     /// The hostile driver's tools: any descriptor anywhere in the table.
     pub fn write_descriptor(&self, index: u16, desc: Descriptor) {
         self.mem.write_slice(&desc.to_bytes(), GuestAddress(self.desc + 16 * u64::from(index))).unwrap();
+    }
+
+    /// The hostile driver's tools: any descriptor at the end of a packed ring, available with the next
+    /// [`publish`](Self::publish).
+    pub fn place(&mut self, desc: Descriptor, id: u16) {
+        self.packed.as_mut().expect("a packed ring").place_one(desc, id);
     }
 
     /// The hostile driver's tools: any head in the next available entry.

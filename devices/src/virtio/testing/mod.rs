@@ -9,8 +9,11 @@ mod disk;
 mod driver;
 mod interrupt;
 mod link;
+mod memory;
+mod packed;
 
 pub use disk::MemoryDisk;
 pub use driver::{Buf, DriverQueue, Posted, Used, guest_ram};
 pub use interrupt::RecordingInterrupt;
 pub use link::MemoryLink;
+pub use memory::FickleMemory;

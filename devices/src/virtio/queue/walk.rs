@@ -1,0 +1,209 @@
+//! What both ring formats share: the rules of a chain, the vectors chains are made of, and what is in flight.
+
+use super::chain::{Chain, GuestRange};
+use super::error::QueueError;
+use super::mem::{Descriptor, OutsideMemory, RingMem};
+
+/// The most bytes a chain may describe (virtio 1.3 §2.7.5.2).
+const MAX_CHAIN_BYTES: u64 = 1 << 32;
+
+/// What walking a chain has found so far.
+#[derive(Debug, Default)]
+pub(super) struct Walked {
+    ranges: Vec<GuestRange>,
+    descriptors: u16,
+    /// Descriptors of the ring itself; an indirect table is one.
+    pub(super) slots: u16,
+    readable: usize,
+    readable_bytes: u64,
+    writable_bytes: u64,
+    writable_seen: bool,
+}
+
+impl Walked {
+    /// Direct descriptors so far.
+    pub(super) fn descriptors(&self) -> u16 {
+        self.descriptors
+    }
+
+    /// The chain, complete. `head` is its identity in flight, `id` what the driver knows it by.
+    pub(super) fn into_chain(self, head: u16, id: u16) -> Chain {
+        Chain {
+            head,
+            id,
+            turn: 0,
+            ranges: self.ranges,
+            readable: self.readable,
+            readable_bytes: self.readable_bytes,
+            writable_bytes: self.writable_bytes,
+            slots: self.slots,
+            settled: false,
+        }
+    }
+}
+
+/// Checks the descriptors of chains, one at a time, and keeps the vectors they come in.
+#[derive(Debug)]
+pub(super) struct Parser {
+    size: u16,
+    indirect: bool,
+    /// Vectors of chains that came back, ready for the next ones.
+    spare: Vec<Vec<GuestRange>>,
+    /// First and last address of the stretch of guest memory the last buffer was in. Guest memory does not shrink under
+    /// a running queue, and an access beyond it would be refused again.
+    stretch: Option<(u64, u64)>,
+}
+
+impl Parser {
+    /// For a queue of `size` entries, with or without indirect tables.
+    pub(super) fn new(size: u16, indirect: bool) -> Self {
+        Self { size, indirect, spare: Vec::with_capacity(usize::from(size)), stretch: None }
+    }
+
+    /// A chain without descriptors.
+    #[inline]
+    pub(super) fn begin(&mut self) -> Walked {
+        Walked { ranges: self.spare.pop().unwrap_or_default(), ..Walked::default() }
+    }
+
+    /// Adds one direct descriptor to the chain.
+    #[inline]
+    pub(super) fn add<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        walked: &mut Walked,
+        addr: u64,
+        len: u32,
+        write: bool,
+    ) -> Result<(), QueueError> {
+        // Direct descriptors before an indirect table count too: the whole chain is bounded by the queue.
+        walked.descriptors = walked.descriptors.wrapping_add(1);
+        if walked.descriptors > self.size {
+            return Err(QueueError::ChainTooLong { size: self.size });
+        }
+        let bytes = u64::from(len);
+        if write {
+            walked.writable_seen = true;
+            walked.writable_bytes = walked.writable_bytes.saturating_add(bytes);
+        } else if walked.writable_seen {
+            return Err(QueueError::ReadableAfterWritable);
+        } else {
+            walked.readable_bytes = walked.readable_bytes.saturating_add(bytes);
+        }
+        if walked.readable_bytes.saturating_add(walked.writable_bytes) > MAX_CHAIN_BYTES {
+            return Err(QueueError::TooManyBytes);
+        }
+        if len > 0 {
+            self.check_buffer(mem, addr, bytes)?;
+            walked.ranges.push(GuestRange { addr, len });
+            if !walked.writable_seen {
+                walked.readable = walked.ranges.len();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether indirect tables were negotiated.
+    pub(super) fn indirect(&self) -> bool {
+        self.indirect
+    }
+
+    /// Entries of the indirect table of `len` bytes at `addr`, which is wholly inside guest memory then.
+    pub(super) fn table_entries<M: RingMem + ?Sized>(&self, mem: &M, addr: u64, len: u32) -> Result<u16, QueueError> {
+        let entries = u64::from(len).checked_div(Descriptor::SIZE).unwrap_or_default();
+        let entries = u16::try_from(entries).unwrap_or(u16::MAX);
+        let whole = u64::from(entries).wrapping_mul(Descriptor::SIZE) == u64::from(len);
+        if entries == 0 || entries > self.size || !whole {
+            return Err(QueueError::IndirectLength { len, size: self.size });
+        }
+        if !mem.contains(addr, u64::from(len)) {
+            return Err(OutsideMemory { addr, len: u64::from(len) }.into());
+        }
+        Ok(entries)
+    }
+
+    /// Gives up a chain that turned out malformed.
+    pub(super) fn give_up(&mut self, walked: Walked) {
+        self.recycle(walked.ranges);
+    }
+
+    /// Takes a chain's vector back.
+    #[inline]
+    pub(super) fn recycle(&mut self, mut ranges: Vec<GuestRange>) {
+        ranges.clear();
+        // The pool was sized for every head of the queue at once, so this never grows it.
+        if self.spare.len() < self.spare.capacity() {
+            self.spare.push(ranges);
+        }
+    }
+
+    /// Refuses a buffer that is not wholly inside guest memory. `len` is not zero.
+    #[inline]
+    fn check_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
+        let outside = OutsideMemory { addr, len };
+        let last = addr.checked_add(len.wrapping_sub(1)).ok_or(outside)?;
+        if self.stretch.is_some_and(|(start, end)| start <= addr && last <= end) {
+            return Ok(());
+        }
+        if !mem.contains(addr, len) {
+            return Err(outside.into());
+        }
+        self.stretch = mem.stretch(addr);
+        Ok(())
+    }
+}
+
+/// Which chains are in flight, by a number of the driver's.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    /// One bit a number.
+    bits: Box<[u64]>,
+    count: u16,
+    /// Descriptors of the ring that chains in flight take.
+    slots: u32,
+}
+
+impl InFlight {
+    /// For numbers below `numbers`.
+    pub(super) fn new(numbers: usize) -> Self {
+        Self { bits: vec![0; numbers.div_ceil(64)].into_boxed_slice(), count: 0, slots: 0 }
+    }
+
+    #[inline]
+    pub(super) fn contains(&self, number: u16) -> bool {
+        let word = self.bits.get(usize::from(number >> 6)).copied().unwrap_or_default();
+        word & bit(number) != 0
+    }
+
+    /// Adds a number that is not in it.
+    #[inline]
+    pub(super) fn insert(&mut self, number: u16, slots: u16) {
+        if let Some(word) = self.bits.get_mut(usize::from(number >> 6)) {
+            *word |= bit(number);
+            self.count = self.count.wrapping_add(1);
+            self.slots = self.slots.saturating_add(slots.into());
+        }
+    }
+
+    /// Takes out a number that is in it.
+    #[inline]
+    pub(super) fn remove(&mut self, number: u16, slots: u16) {
+        if let Some(word) = self.bits.get_mut(usize::from(number >> 6)) {
+            *word &= !bit(number);
+            self.count = self.count.wrapping_sub(1);
+            self.slots = self.slots.saturating_sub(slots.into());
+        }
+    }
+
+    pub(super) fn count(&self) -> u16 {
+        self.count
+    }
+
+    pub(super) fn slots(&self) -> u32 {
+        self.slots
+    }
+}
+
+fn bit(number: u16) -> u64 {
+    1u64.wrapping_shl(u32::from(number & 63))
+}
