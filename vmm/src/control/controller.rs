@@ -33,11 +33,14 @@ pub struct Policy {
     pub on_triple_fault: OnTripleFault,
     /// After a reported panic.
     pub on_panic: OnPanic,
+    /// Whoever started the process starts it again when it ends with [`Exit::GuestReset`], as the bhyve brand does.
+    pub restarted: bool,
 }
 
 impl From<&VmConfig> for Policy {
     fn from(config: &VmConfig) -> Self {
-        Self { on_reset: config.on_reset, on_triple_fault: config.on_triple_fault, on_panic: config.on_panic }
+        let (on_reset, on_triple_fault, on_panic) = (config.on_reset, config.on_triple_fault, config.on_panic);
+        Self { on_reset, on_triple_fault, on_panic, restarted: false }
     }
 }
 

@@ -31,14 +31,15 @@ pub struct MainLoop {
     lines: Lines,
     qmp: Option<QmpServer>,
     fds: Vec<PollFd>,
+    restarted: bool,
 }
 
 impl MainLoop {
     /// A loop around a machine that is built; `lines` are joined to its ports.
     pub fn new(inbox: Inbox, policy: Policy, vcpus: u8, built: Built, lines: Lines, qmp: Option<QmpServer>) -> Self {
         let Built { machine, timers, .. } = built;
-        let controller = Controller::new(policy, vcpus);
-        Self { inbox, controller, machine, timers, lines, qmp, fds: Vec::new() }
+        let (controller, restarted) = (Controller::new(policy, vcpus), policy.restarted);
+        Self { inbox, controller, machine, timers, lines, qmp, fds: Vec::new(), restarted }
     }
 
     /// Starts the guest and serves it until it ends. On return no thread of the machine runs any more, and what the
@@ -57,6 +58,7 @@ impl MainLoop {
             }
         };
         self.machine.join();
+        self.machine.leave(self.restarted && exit == Exit::GuestReset);
         self.take_leave();
         exit
     }

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::*;
+use crate::config::OnReset;
 use crate::control::inbox::EventSender;
 use crate::control::{MachineEvent, SerialPort};
 
@@ -46,6 +47,9 @@ impl Machine for Guest {
     fn join(&self) {
         self.order("join");
     }
+    fn leave(&self, restart: bool) {
+        self.order(if restart { "leave for the next" } else { "leave" });
+    }
     fn inject_nmi(&self, _vcpu: u8) {}
     fn stats(&self) -> serde_json::Value {
         json!({})
@@ -57,10 +61,11 @@ fn run(
     timers: Vec<Arc<dyn Timed>>,
     lines: Lines,
 ) -> (Exit, Vec<&'static str>) {
-    run_with(on_start, timers, lines, None)
+    run_with(Policy::default(), on_start, timers, lines, None)
 }
 
 fn run_with(
+    policy: Policy,
     on_start: impl FnOnce(&EventSender) + Send + 'static,
     timers: Vec<Arc<dyn Timed>>,
     lines: Lines,
@@ -73,7 +78,7 @@ fn run_with(
         orders: Mutex::default(),
     });
     let built = Built { machine: machine.clone(), ports: Vec::new(), timers };
-    let exit = MainLoop::new(inbox, Policy::default(), 1, built, lines, qmp).run();
+    let exit = MainLoop::new(inbox, policy, 1, built, lines, qmp).run();
     let orders = machine.orders.lock().unwrap().clone();
     (exit, orders)
 }
@@ -81,7 +86,7 @@ fn run_with(
 #[test]
 fn a_guest_runs_until_it_powers_off_and_its_threads_are_waited_for() {
     let (exit, orders) = run(|events| events.send(MachineEvent::GuestPowerOff), Vec::new(), Lines::default());
-    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "stop", "join"]));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "stop", "join", "leave"]));
 }
 
 #[test]
@@ -94,14 +99,14 @@ fn a_report_from_another_thread_wakes_the_loop() {
         });
     };
     let (exit, orders) = run(start, Vec::new(), Lines::default());
-    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "reset", "stop", "join"]));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "reset", "stop", "join", "leave"]));
 }
 
 #[test]
 fn sigterm_becomes_the_power_button() {
     let start = |events: &EventSender| events.send_signal(crate::control::signals::Signal::Terminate);
     let (exit, orders) = run(start, Vec::new(), Lines::default());
-    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "press", "stop", "join"]));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "press", "stop", "join", "leave"]));
 }
 
 /// Ends the guest at a moment of its own.
@@ -179,7 +184,7 @@ fn control_a_x_on_the_terminal_ends_the_guest() {
     let line = crate::control::line::End::terminal(input, output, false, true).join("com1", port);
     let start = move |_: &EventSender| user.write_all(b"\x01x").unwrap();
     let (exit, orders) = run(start, Vec::new(), Lines::new(vec![line]));
-    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "stop", "join"]));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "stop", "join", "leave"]));
 }
 
 #[test]
@@ -197,8 +202,8 @@ fn a_client_of_the_control_socket_pauses_resumes_and_ends_the_guest() {
         let lines = BufReader::new(stream).lines().map_while(Result::ok);
         lines.map(|line| serde_json::from_str(&line).unwrap()).collect::<Vec<serde_json::Value>>()
     });
-    let (exit, orders) = run_with(|_| (), Vec::new(), Lines::default(), Some(server));
-    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "pause", "resume", "press", "stop", "join"]));
+    let (exit, orders) = run_with(Policy::default(), |_| (), Vec::new(), Lines::default(), Some(server));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "pause", "resume", "press", "stop", "join", "leave"]));
     let told: Vec<String> = client
         .join()
         .unwrap()
@@ -209,4 +214,17 @@ fn a_client_of_the_control_socket_pauses_resumes_and_ends_the_guest() {
         })
         .collect();
     assert_eq!(told, ["-", "-", "running", "STOP", "-", "paused", "RESUME", "-", "POWERDOWN", "-", "SHUTDOWN"]);
+}
+
+#[test]
+fn a_guest_that_is_started_again_is_left_for_the_next_process_and_no_other_is() {
+    let end = |restarted, on_reset| {
+        let policy = Policy { restarted, on_reset, ..Policy::default() };
+        let reset = |sender: &EventSender| sender.send(MachineEvent::GuestReset { source: "test" });
+        let (_, orders) = run_with(policy, reset, Vec::new(), Lines::default(), None);
+        *orders.last().unwrap()
+    };
+    assert_eq!(end(true, OnReset::Exit), "leave for the next");
+    assert_eq!(end(false, OnReset::Exit), "leave");
+    assert_eq!(end(true, OnReset::Restart), "leave", "it powered off in the end");
 }

@@ -47,6 +47,10 @@ pub trait Machine: Send + Sync {
     /// Waits until every thread of the machine has ended. Called once, after [`Machine::stop`].
     fn join(&self);
 
+    /// The process is about to end. `restart`: its exit status has the guest started again, so what another process can
+    /// go on with may stay. Called once, after [`Machine::join`].
+    fn leave(&self, _restart: bool) {}
+
     /// Gives a vCPU a non-maskable interrupt.
     fn inject_nmi(&self, vcpu: u8);
 

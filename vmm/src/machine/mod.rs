@@ -144,7 +144,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         events,
         threads: Mutex::default(),
     });
-    let boot = machine.place_image(false)?;
+    let boot = machine.place_image(machine.vm.ram_is_used())?;
     machine.start_vcpus(vcpus, boot, cpuid.vendor(), &config.cpus.pin)?;
     Ok(Built { machine, ports, timers })
 }
@@ -321,9 +321,16 @@ impl MachineControl for Machine {
         for device in &self.devices {
             device.workers.pause(Parked::new());
         }
+        if let Err(error) = self.vm.pause() {
+            log::warn!("the kernel's timers run on in the pause: {error}");
+        }
     }
 
     fn resume(&self) {
+        if let Err(error) = self.vm.resume() {
+            // No vCPU can run.
+            self.events.send(MachineEvent::HostError { what: error.to_string() });
+        }
         for device in &self.devices {
             device.workers.resume();
         }
@@ -352,6 +359,10 @@ impl MachineControl for Machine {
         for device in &self.devices {
             device.workers.join();
         }
+    }
+
+    fn leave(&self, restart: bool) {
+        self.vm.leave(restart);
     }
 
     fn inject_nmi(&self, vcpu: u8) {

@@ -17,7 +17,7 @@ use crate::hypervisor::HypervisorError;
 /// How often creation is tried while an old VM of the name goes away, and how long between: the end of a VM waits for
 /// whoever else holds it (a dying process, the kernel's network queues).
 const ATTEMPTS: usize = 20;
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 
 /// A VM that ends with its descriptor.
 pub struct Shell {

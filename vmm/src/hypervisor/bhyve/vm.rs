@@ -10,7 +10,7 @@ use devices_host::sys::Errno;
 use super::error::{CallError, CallResult};
 use super::irq::{BhyveIrqLine, BhyveMsiSource, Resets};
 use super::memory::{Ram, Roms};
-use super::state::guest_tsc_khz;
+use super::state::{self, KernelState};
 use super::vcpu::BhyveVcpu;
 use super::vmfd::VmFd;
 use crate::hypervisor::{HardwareDoorbells, HypervisorError, KernelDevices, Vcpu, Vm};
@@ -33,6 +33,7 @@ struct Settings {
     devices: Option<KernelDevices>,
     level_lines: Vec<i32>,
     paused: bool,
+    vcpus: u8,
 }
 
 impl BhyveVm {
@@ -45,6 +46,29 @@ impl BhyveVm {
     /// The VM's descriptor, for drivers that take one (viona).
     pub fn fd(&self) -> &Arc<VmFd> {
         &self.fd
+    }
+
+    /// Reads everything the kernel knows about the VM but its memory. The VM is [paused](Vm::pause), and every vCPU was
+    /// [quiescent](Vcpu::quiesce) before that.
+    ///
+    /// # Errors
+    /// What the calls say, and that the VM is not paused.
+    pub fn save_kernel_state(&self) -> Result<KernelState, HypervisorError> {
+        Ok(state::save(&self.fd, self.vcpus_of_paused()?)?)
+    }
+
+    /// Writes it into a VM with the same vCPUs, none of which has run. The VM is [paused](Vm::pause).
+    ///
+    /// # Errors
+    /// What the calls say, that the VM is not paused, and that the state is not of such a VM.
+    pub fn restore_kernel_state(&self, state: &KernelState) -> Result<(), HypervisorError> {
+        state::restore(&self.fd, self.vcpus_of_paused()?, state)
+    }
+
+    fn vcpus_of_paused(&self) -> Result<u8, HypervisorError> {
+        let settings = self.settings();
+        let running = || HypervisorError::Unavailable("the kernel's state can be had of a paused VM only".to_owned());
+        settings.paused.then_some(settings.vcpus).ok_or_else(running)
     }
 
     fn settings(&self) -> std::sync::MutexGuard<'_, Settings> {
@@ -71,11 +95,13 @@ impl Vm for BhyveVm {
     }
 
     fn tsc_khz(&self) -> Option<u32> {
-        guest_tsc_khz(&self.fd).inspect_err(|error| log::debug!("bhyve: {error}")).ok().flatten()
+        state::guest_tsc_khz(&self.fd).inspect_err(|error| log::debug!("bhyve: {error}")).ok().flatten()
     }
 
     fn create_vcpu(&self, id: u8, cpuid: &[CpuidEntry]) -> Result<Box<dyn Vcpu>, HypervisorError> {
-        Ok(Box::new(BhyveVcpu::create(self.fd.clone(), id, cpuid, self.resets.clone())?))
+        let vcpu = BhyveVcpu::create(self.fd.clone(), id, cpuid, self.resets.clone())?;
+        self.settings().vcpus += 1;
+        Ok(Box::new(vcpu))
     }
 
     fn irq_line(&self, gsi: u32) -> Arc<dyn IrqLine> {
@@ -99,6 +125,10 @@ impl Vm for BhyveVm {
 
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>> {
         None
+    }
+
+    fn has_hpet(&self) -> bool {
+        true
     }
 
     fn map_rom(&self, gpa: u64, image: &[u8]) -> Result<(), HypervisorError> {

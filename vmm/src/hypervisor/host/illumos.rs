@@ -1,11 +1,22 @@
-//! illumos hosts.
+//! illumos hosts: bhyve where its driver is, else the older KVM of the kvm brand.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use devices_host::sys::{RealSys, Sys};
 
 use crate::config::VmConfig;
 
+use super::bhyve::{BhyveConfig, BhyveHypervisor};
+use super::illumos_kvm::IllumosKvmHypervisor;
 use super::{Hypervisor, HypervisorError};
 
 /// Opens the host's hypervisor.
-pub fn open(_config: &VmConfig) -> Result<Box<dyn Hypervisor>, HypervisorError> {
-    let line = "this build has no backend for illumos: neither /dev/vmmctl (bhyve) nor /dev/kvm can be driven yet";
-    Err(HypervisorError::Unavailable(line.to_owned()))
+pub fn open(config: &VmConfig) -> Result<Box<dyn Hypervisor>, HypervisorError> {
+    let sys: Arc<dyn Sys> = Arc::new(RealSys);
+    // A zone of either brand has the node of its own driver alone; where neither is, bhyve's error says what to do.
+    if Path::new("/dev/vmmctl").exists() || !Path::new("/dev/kvm").exists() {
+        return Ok(Box::new(BhyveHypervisor::open(sys, BhyveConfig::from(config))?));
+    }
+    Ok(Box::new(IllumosKvmHypervisor::open(sys)?))
 }
