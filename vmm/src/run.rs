@@ -43,7 +43,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 
 /// Runs the guest of a configuration that was checked, until it ends. Says in one line on stderr why it could not.
 pub fn run(config: &VmConfig, open: OpenHypervisor<'_>) -> Exit {
-    share_one_heap();
+    devices_host::heap::share_one();
     logging::init(&config.log);
     match start_and_serve(config, open) {
         Ok(exit) => exit,
@@ -51,16 +51,6 @@ pub fn run(config: &VmConfig, open: OpenHypervisor<'_>) -> Exit {
             logging::say(&error);
             error.exit()
         }
-    }
-}
-
-/// glibc gives every thread a heap of its own: four system calls and a page fault or two a thread, and pages that stay.
-/// Threads here allocate at their start and then no more, so they have nothing to contend for.
-fn share_one_heap() {
-    // SAFETY: sets a number in the allocator, before the second thread exists.
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Files and block devices that hold a disk.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -212,6 +212,12 @@ impl AsFd for Disk {
     }
 }
 
+/// Whether a file is the raw device of a volume, which some systems make a character device.
+#[must_use]
+pub fn is_raw_device(file_type: &FileType) -> bool {
+    os::disk::is_raw_device(file_type)
+}
+
 fn refuse_other_types(metadata: &Metadata) -> Result<(), DiskProblem> {
     let file_type = metadata.file_type();
     let other = if file_type.is_file() || file_type.is_block_device() || os::disk::is_raw_device(&file_type) {
@@ -229,9 +235,11 @@ fn refuse_other_types(metadata: &Metadata) -> Result<(), DiskProblem> {
 }
 
 fn as_unsupported(error: io::Error) -> io::Error {
-    // A file system says EOPNOTSUPP (one of two numbers on illumos), a device without the operation EINVAL or ENOTTY.
+    // A file system says EOPNOTSUPP, or ENOTSUP where that is another number, a device without the operation EINVAL or
+    // ENOTTY.
+    let refusals = [libc::EOPNOTSUPP, libc::ENOTSUP, libc::ENOSYS, libc::EINVAL, libc::ENOTTY];
     match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENOTTY) => io::ErrorKind::Unsupported.into(),
+        Some(number) if refusals.contains(&number) => io::ErrorKind::Unsupported.into(),
         _ => error,
     }
 }

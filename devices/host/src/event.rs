@@ -13,7 +13,7 @@ use crate::os;
 /// Linux: an eventfd, which KVM also binds as an ioeventfd or irqfd. illumos: a pipe, because the zone has no
 /// `/dev/eventfd`.
 #[derive(Debug)]
-pub struct Event(os::Event);
+pub struct Event(pub(crate) os::Event);
 
 impl Event {
     /// A new event, not signalled; its descriptors are closed on exec and never block.
@@ -32,12 +32,6 @@ impl Event {
     /// Takes the signal away; whether there was one.
     pub fn clear(&self) -> bool {
         self.0.clear()
-    }
-
-    /// The eventfd itself, for KVM to bind.
-    #[cfg(target_os = "linux")]
-    pub fn event_fd(&self) -> &vmm_sys_util::eventfd::EventFd {
-        self.0.event_fd()
     }
 }
 

@@ -19,6 +19,7 @@ compile_error!("devices-host supports Linux and illumos");
 pub mod clock;
 pub mod disk;
 pub mod event;
+pub mod heap;
 pub mod iovec;
 #[cfg(any(target_os = "illumos", test))]
 mod pipe;

@@ -172,6 +172,13 @@ pub fn allocate(ranges: &[(u64, u64)], options: &RamOptions) -> Result<GuestMemo
     GuestMemoryMmap::from_regions(regions).map_err(|_| RamError::Overlap)
 }
 
+/// Whether the host has a NUMA node of that number, as far as it says: where memory cannot be bound to a node at all,
+/// [`allocate`] refuses.
+#[must_use]
+pub fn has_numa_node(node: u32) -> bool {
+    os::ram::has_numa_node(node)
+}
+
 /// How much memory the host has, in bytes.
 #[must_use]
 pub fn physical_memory_bytes() -> u64 {

@@ -11,6 +11,9 @@ use crate::os;
 /// Bytes of the header before every frame: `struct virtio_net_hdr_v1`.
 pub const HEADER_BYTES: usize = 12;
 
+/// Most bytes of a link's name.
+pub const LONGEST_NAME_BYTES: usize = os::tap::LONGEST_NAME_BYTES;
+
 /// Why a TAP device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {

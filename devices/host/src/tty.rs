@@ -1,7 +1,7 @@
 //! Terminals: raw mode that is undone on every way out, and pseudo-terminals.
 
 use std::cell::UnsafeCell;
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
@@ -115,6 +115,12 @@ fn apply(fd: RawFd, settings: &libc::termios) -> io::Result<()> {
     crate::retry(|| unsafe { libc::tcsetattr(fd, libc::TCSANOW, settings) }).map(drop)
 }
 
+/// Standard output opened once more, with a blocking mode of its own that is off; `None` where the system cannot.
+#[must_use]
+pub fn reopen_stdout() -> Option<File> {
+    os::tty::reopen_stdout()
+}
+
 /// A pseudo-terminal that somebody can attach a terminal program to.
 #[derive(Debug)]
 pub struct Pty {
@@ -129,19 +135,14 @@ impl Pty {
     /// # Errors
     /// What the system says: most likely that it has none left.
     pub fn open() -> io::Result<Self> {
-        // SAFETY: plain calls on a descriptor that is owned as soon as it exists; `ptsname_r` gets the buffer's length.
+        // SAFETY: plain calls on a descriptor that is owned as soon as it exists.
         let (controller, path) = unsafe {
             let fd = check(libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY))?;
             let controller = File::from_raw_fd(fd);
             check(libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC))?;
             check(libc::grantpt(fd))?;
             check(libc::unlockpt(fd))?;
-            let mut name = [0 as libc::c_char; 128];
-            match libc::ptsname_r(fd, name.as_mut_ptr(), name.len()) {
-                0 => {}
-                error => return Err(io::Error::from_raw_os_error(error)),
-            }
-            let name = CStr::from_ptr(name.as_ptr()).to_bytes().to_vec();
+            let name = os::tty::terminal_name(fd)?;
             (controller, PathBuf::from(OsStr::from_bytes(&name)))
         };
         let terminal = {

@@ -190,7 +190,7 @@ impl VmConfig {
     }
 
     fn check_nets(&self, found: &mut Problems) {
-        let longest = if cfg!(target_os = "illumos") { 31 } else { 15 };
+        let longest = devices_host::tap::LONGEST_NAME_BYTES;
         for (index, net) in self.nets.iter().enumerate() {
             let id = &net.id;
             let tap = &net.tap;

@@ -83,9 +83,7 @@ impl VmConfig {
             return Err(ConfigError::setting("cpus.pin (--pin)", problem));
         }
         if let Some(node) = memory.numa_node
-            && cfg!(target_os = "linux")
-            && node != 0
-            && !Path::new(&format!("/sys/devices/system/node/node{node}")).exists()
+            && !devices_host::ram::has_numa_node(node)
         {
             let problem = format!("the host has no NUMA node {node}");
             return Err(ConfigError::setting("memory.numa_node (--numa-node)", problem));
@@ -129,7 +127,7 @@ impl VmConfig {
             let metadata = look(&disk.id, &disk.path)?;
             let kind = metadata.file_type();
             // Raw disks are character devices on illumos, and nothing a guest could use elsewhere.
-            let raw_disk = kind.is_char_device() && cfg!(target_os = "illumos");
+            let raw_disk = devices_host::disk::is_raw_device(&kind);
             if !(metadata.is_file() || kind.is_block_device() || raw_disk) {
                 let problem = format!("{path} is {}; a disk is a file or a block device", kind_of(&metadata));
                 return Err(ConfigError::setting(&disk.id, problem));

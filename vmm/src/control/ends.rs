@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use devices_host::tty::{Pty, RawMode};
+use devices_host::tty::{Pty, RawMode, reopen_stdout};
 
 use crate::config::{SerialBackend, VmConfig, system_text};
 use crate::exit::Exit;
@@ -156,14 +156,7 @@ fn output(stdout: BorrowedFd<'_>) -> io::Result<(File, bool)> {
     let shared: File = stdout.try_clone_to_owned()?.into();
     let kind = shared.metadata()?.file_type();
     if kind.is_fifo() || shared.is_terminal() {
-        // Elsewhere than on Linux this name gives the same open file again.
-        let again = Path::new("/proc/self/fd/1");
-        if cfg!(target_os = "linux")
-            && let Ok(own) = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(again)
-        {
-            return Ok((own, false));
-        }
-        return Ok((shared, true));
+        return Ok(reopen_stdout().map_or((shared, true), |own| (own, false)));
     }
     Ok((shared, kind.is_socket()))
 }

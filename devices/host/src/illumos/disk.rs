@@ -1,17 +1,18 @@
-//! What files and volumes do on illumos. Volumes (zvols) beyond reading and writing are not here yet.
+//! What files and volumes (zvols) do on illumos.
 
 use std::fs::{File, FileType};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 
 use crate::check;
 use crate::iovec::Vectors;
+use crate::sys::{Errno, RawHandle, RealSys, dkio};
 
-pub(crate) const CAN_DISCARD: bool = false;
+pub(crate) const CAN_DISCARD: bool = true;
 
-/// What makes the open of a volume exclusive: nothing is known to.
-pub(crate) const EXCLUSIVE: libc::c_int = 0;
+/// On a volume: nobody has it open, and nobody else opens it.
+pub(crate) const EXCLUSIVE: libc::c_int = libc::O_EXCL;
 
 /// A volume's raw device is a character device, and the better one of its two nodes.
 pub(crate) fn is_raw_device(file_type: &FileType) -> bool {
@@ -38,8 +39,8 @@ pub(crate) fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
 
 /// Size and logical block size in bytes.
 pub(crate) fn block_device_size(file: &File) -> io::Result<(u64, u32)> {
-    let mut file = file;
-    Ok((file.seek(SeekFrom::End(0))?, 512))
+    let media = dkio::media(&RealSys, RawHandle(file.as_raw_fd())).map_err(Errno::to_io_error)?;
+    Ok((media.size_bytes, media.logical_block_bytes))
 }
 
 pub(crate) fn write_durably(file: BorrowedFd<'_>, vectors: Vectors<'_>, offset_bytes: u64) -> io::Result<()> {
@@ -48,10 +49,26 @@ pub(crate) fn write_durably(file: BorrowedFd<'_>, vectors: Vectors<'_>, offset_b
     crate::retry(|| unsafe { libc::fdatasync(file.as_raw_fd()) }).map(drop)
 }
 
-pub(crate) fn punch_hole(_file: &File, _offset_bytes: u64, _len_bytes: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
+pub(crate) fn punch_hole(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+    if is_raw_device(&file.metadata()?.file_type()) {
+        let volume = RawHandle(file.as_raw_fd());
+        return dkio::free(&RealSys, volume, offset_bytes, len_bytes).map_err(Errno::to_io_error);
+    }
+    // Length 0 would be everything up to the end.
+    if len_bytes == 0 {
+        return Ok(());
+    }
+    let too_far = |_| io::Error::from_raw_os_error(libc::EFBIG);
+    // SAFETY: all-zero is a valid flock.
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_whence = libc::SEEK_SET as libc::c_short;
+    range.l_start = offset_bytes.try_into().map_err(too_far)?;
+    range.l_len = len_bytes.try_into().map_err(too_far)?;
+    // SAFETY: the range is valid during the call.
+    crate::retry(|| unsafe { libc::fcntl(file.as_raw_fd(), dkio::F_FREESP, &range) }).map(drop)
 }
 
+/// Freed ranges are not promised to read as zeroes: they are written.
 pub(crate) fn zero_range(_file: &File, _offset_bytes: u64, _len_bytes: u64, _unmap: bool) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

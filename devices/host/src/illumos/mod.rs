@@ -7,11 +7,17 @@ use crate::check;
 use crate::sys::P_MYID;
 
 pub(crate) mod disk;
+pub(crate) mod heap;
 pub(crate) mod ram;
 pub(crate) mod tap;
 pub(crate) mod tty;
 
 pub(crate) use crate::pipe::PipeEvent as Event;
+
+/// An error number of this system.
+pub(crate) fn illumos_error(number: i32, _kind: io::ErrorKind, _words: String) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
 
 /// # Safety
 /// `fds` points to `count` pollfds that the call may change.

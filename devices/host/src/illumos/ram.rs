@@ -28,6 +28,10 @@ pub(crate) fn map(len_bytes: u64, _total_bytes: u64, options: &RamOptions) -> Re
         .map_err(|error| map_error(len_bytes, error))
 }
 
+pub(crate) fn has_numa_node(_node: u32) -> bool {
+    true
+}
+
 /// # Safety
 /// The range is writable memory that nobody uses yet.
 pub(crate) unsafe fn take_pages(start: *mut u8, len: usize) -> io::Result<()> {

@@ -6,6 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::tap::{Offloads, TapError};
 
+/// `MAXLINKNAMELEN` counts the NUL.
+pub(crate) const LONGEST_NAME_BYTES: usize = 31;
+
 #[derive(Debug)]
 pub(crate) struct Device(Infallible);
 

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::check;
 
 pub(crate) mod disk;
+pub(crate) mod heap;
 pub(crate) mod ram;
 pub(crate) mod tap;
 pub(crate) mod tty;
@@ -29,16 +30,24 @@ impl Event {
     pub(crate) fn clear(&self) -> bool {
         self.0.read().is_ok()
     }
-
-    pub(crate) fn event_fd(&self) -> &EventFd {
-        &self.0
-    }
 }
 
 impl AsRawFd for Event {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+impl crate::Event {
+    /// The eventfd itself, for KVM to bind. Linux only.
+    pub fn event_fd(&self) -> &EventFd {
+        &self.0.0
+    }
+}
+
+/// An error number of illumos means nothing here; its kind and its words do.
+pub(crate) fn illumos_error(_number: i32, kind: io::ErrorKind, words: String) -> io::Error {
+    io::Error::new(kind, words)
 }
 
 /// # Safety

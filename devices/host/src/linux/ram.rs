@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
+use std::path::Path;
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion};
@@ -42,6 +43,11 @@ pub(crate) fn map(len_bytes: u64, total_bytes: u64, options: &RamOptions) -> Res
         }
     }
     Ok(region)
+}
+
+pub(crate) fn has_numa_node(node: u32) -> bool {
+    // A kernel without NUMA has no such folder, and the first node all the same.
+    node == 0 || Path::new(&format!("/sys/devices/system/node/node{node}")).exists()
 }
 
 /// Maps at a multiple of 2 MiB, so that host pages of that size can back guest pages of that size. Linux 6.7 does it

@@ -76,6 +76,9 @@ impl AsFd for Device {
     }
 }
 
+/// `IFNAMSIZ` counts the NUL.
+pub(crate) const LONGEST_NAME_BYTES: usize = 15;
+
 /// A request about the interface `name`, of at most 15 bytes.
 fn request(name: &str) -> libc::ifreq {
     // SAFETY: all-zero is a valid ifreq.

@@ -68,11 +68,7 @@ impl Errno {
     /// The same error as the standard library knows it. The words survive; on illumos the number does too.
     #[must_use]
     pub fn to_io_error(self) -> io::Error {
-        if cfg!(target_os = "illumos") {
-            io::Error::from_raw_os_error(self.0)
-        } else {
-            io::Error::new(self.kind(), self.to_string())
-        }
+        crate::os::illumos_error(self.0, self.kind(), self.to_string())
     }
 }
 
