@@ -8,8 +8,7 @@ use crate::lab::vmm::Vmm;
 /// Options of `cargo xtask demo`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The VMM to show
-    #[arg(long, value_enum, default_value = "zvmm")]
+    #[command(flatten)]
     vmm: Vmm,
 }
 
@@ -18,7 +17,8 @@ pub struct Options {
 /// # Errors
 /// When one of the four things the demo is about was not seen.
 pub fn run(options: Options) -> anyhow::Result<()> {
-    let lab = Lab::prepare(options.vmm)?;
+    options.vmm.check()?;
+    let lab = Lab::prepare(&[options.vmm])?;
     println!("demo: {} runs a Debian guest {}", options.vmm.name(), lab.place.describe());
     let scenario = scenarios::demo();
     let job = Job { runs: vec![scenario.run(options.vmm)] };

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use crate::lab::kvm_tests::PACKAGES;
 use crate::lab::vmm::Vmm;
-use crate::lab::{self, scenarios};
+use crate::lab::{self, Case, kvm_tests, place, scenarios};
 use crate::times::Times;
 use crate::{guests, illumos, paths};
 
@@ -20,26 +21,32 @@ pub struct Options {
     /// Everything at full length, not only what fits into the gate
     #[arg(long)]
     full: bool,
+    /// Where the tests that need a KVM run [default: here, when this machine's /dev/kvm runs small guests]
+    #[arg(long, value_enum)]
+    kvm_tests: Option<Where>,
     /// Only the parts whose names begin so
     parts: Vec<String>,
 }
 
+/// Where tests run.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Where {
+    /// On this machine's own `/dev/kvm`.
+    Here,
+    /// In the lab's emulated machine.
+    Lab,
+}
+
 struct Part {
     name: &'static str,
-    run: fn(&Options) -> anyhow::Result<Outcome>,
+    run: fn(&Options) -> anyhow::Result<()>,
     /// Only with `--full`: too slow for the gate.
     full_only: bool,
 }
 
-/// How a part that did not fail ended.
-enum Outcome {
-    Passed,
-    /// With the reason.
-    Skipped(String),
-}
-
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     Part { name: "unit", run: unit, full_only: false },
+    Part { name: "kvm", run: kvm, full_only: false },
     Part { name: "illumos", run: illumos, full_only: false },
     Part { name: "lab", run: lab, full_only: false },
     Part { name: "micro", run: micro, full_only: true },
@@ -49,10 +56,9 @@ const PARTS: [Part; 5] = [
 /// Runs the tests.
 ///
 /// # Errors
-/// When a part fails, takes too long, or with `CI=true` is skipped.
+/// When a part fails or takes too long.
 pub fn run(options: Options) -> anyhow::Result<()> {
     let times = Times::read()?;
-    let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     let start = Instant::now();
     let mut failures = Vec::new();
     let mut summary = Vec::new();
@@ -68,19 +74,13 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let result = part(&options);
         let took = began.elapsed();
         let verdict = match result {
-            Ok(Outcome::Passed) => match times.too_long(name, took) {
+            Ok(()) => match times.too_long(name, took) {
                 None => "passed".to_owned(),
                 Some(why) => {
                     failures.push(name);
                     format!("FAILED: {why}")
                 }
             },
-            Ok(Outcome::Skipped(why)) => {
-                if in_ci {
-                    failures.push(name);
-                }
-                format!("skipped: {why}")
-            }
             Err(error) => {
                 failures.push(name);
                 format!("FAILED: {error:#}")
@@ -96,45 +96,62 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn unit(_options: &Options) -> anyhow::Result<Outcome> {
-    let guests = guests::build()?;
-    let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    // Tests that run tiny guests pass over themselves without this.
-    let guests = kvm.is_ok().then_some(("ZVMM_GUESTS", guests));
-    cargo(&["test", "--workspace", "--quiet"], guests)?;
-    Ok(match kvm {
-        Ok(_) => Outcome::Passed,
-        Err(error) => Outcome::Skipped(format!("tests that need /dev/kvm: {error}")),
-    })
-}
-
-fn illumos(_options: &Options) -> anyhow::Result<Outcome> {
-    illumos::run(illumos::Options::default())?;
-    Ok(Outcome::Passed)
-}
-
-fn lab(options: &Options) -> anyhow::Result<Outcome> {
-    let chosen: Vec<_> = scenarios::all().into_iter().filter(|s| options.full || s.gate).collect();
-    if chosen.is_empty() {
-        println!("no scenario is part of the gate yet");
-        return Ok(Outcome::Passed);
+/// Everything that needs no KVM.
+fn unit(_options: &Options) -> anyhow::Result<()> {
+    let packages = |flag: &'static str| PACKAGES.iter().flat_map(move |(package, _)| [flag, package]);
+    cargo(&["test", "--workspace", "--quiet"].into_iter().chain(packages("--exclude")).collect::<Vec<_>>(), None)?;
+    cargo(&["test", "--doc", "--quiet"].into_iter().chain(packages("--package")).collect::<Vec<_>>(), None)?;
+    for (package, needs_kvm) in PACKAGES.into_iter().filter(|(_, needs_kvm)| !needs_kvm.is_empty()) {
+        cargo(&["test", "--package", package, "--lib", "--bins", "--quiet", "--", "--skip", needs_kvm], None)?;
     }
-    let failures = lab::run_scenarios(&chosen, Vmm::Zvmm)?;
-    anyhow::ensure!(failures.is_empty(), "{} of {}: {}", failures.len(), chosen.len(), failures.join(", "));
-    Ok(Outcome::Passed)
+    Ok(())
+}
+
+/// Everything that needs one, on this machine's where that runs small guests, else in the lab.
+fn kvm(options: &Options) -> anyhow::Result<()> {
+    let here = match options.kvm_tests {
+        Some(Where::Here) => Ok(()),
+        Some(Where::Lab) => Err("as was asked for".to_owned()),
+        None => place::runs_small_guests(),
+    };
+    if let Err(why) = here {
+        kvm_tests::run(&why)?;
+        return Ok(());
+    }
+    println!("tests that need a KVM run on this machine's");
+    let guests = guests::build()?;
+    for (package, needs_kvm) in PACKAGES {
+        // Tests that run tiny guests pass over themselves without this.
+        let guests = Some(("ZVMM_GUESTS", guests.clone()));
+        cargo(&["test", "--package", package, "--lib", "--quiet", "--", needs_kvm], guests.clone())?;
+        cargo(&["test", "--package", package, "--test", "*", "--quiet"], guests)?;
+    }
+    Ok(())
+}
+
+fn illumos(_options: &Options) -> anyhow::Result<()> {
+    illumos::run(illumos::Options::default())?;
+    Ok(())
+}
+
+fn lab(options: &Options) -> anyhow::Result<()> {
+    let all = scenarios::all();
+    let chosen = all.iter().filter(|scenario| options.full || scenario.gate);
+    lab::run_cases("zvmm", &chosen.map(|scenario| Case { scenario, vmm: Vmm::ZVMM }).collect::<Vec<_>>())?;
+    Ok(())
 }
 
 /// All scenarios with the other profile.
-fn micro(_options: &Options) -> anyhow::Result<Outcome> {
-    let failures = lab::run_scenarios(&scenarios::all(), Vmm::ZvmmMicro)?;
-    anyhow::ensure!(failures.is_empty(), "failed: {}", failures.join(", "));
-    Ok(Outcome::Passed)
+fn micro(_options: &Options) -> anyhow::Result<()> {
+    let all = scenarios::all();
+    lab::run_cases("zvmm-micro", &all.iter().map(|scenario| Case { scenario, vmm: Vmm::MICRO }).collect::<Vec<_>>())?;
+    Ok(())
 }
 
 /// What the emulation of SVM gets wrong, on emulated VMX and EPT.
-fn vmx(_options: &Options) -> anyhow::Result<Outcome> {
-    lab::vmx::run(&[], Vmm::Zvmm, false)?;
-    Ok(Outcome::Passed)
+fn vmx(_options: &Options) -> anyhow::Result<()> {
+    lab::vmx::run(&[], Vmm::ZVMM, false)?;
+    Ok(())
 }
 
 fn cargo(arguments: &[&str], environment: Option<(&str, PathBuf)>) -> anyhow::Result<()> {

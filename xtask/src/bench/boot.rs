@@ -17,7 +17,7 @@ pub struct Options {
     check: bool,
 }
 
-const VMMS: [Vmm; 4] = [Vmm::Zvmm, Vmm::ZvmmMicro, Vmm::QemuQ35, Vmm::QemuMicrovm];
+const VMMS: [Vmm; 4] = [Vmm::ZVMM, Vmm::MICRO, Vmm::Q35, Vmm::MICROVM];
 /// The scenario whose samples are taken.
 const SCENARIO: &str = "figures";
 const OUTER_MEMORY_MIB: u64 = 3072;
@@ -58,7 +58,7 @@ const FIGURES: [Figure; 7] = [
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let all = scenarios::all();
     let scenario = all.iter().find(|scenario| scenario.name == SCENARIO).context("the scenario is gone")?;
-    let lab = Lab::prepare(Vmm::Zvmm)?;
+    let lab = Lab::prepare(&VMMS)?;
     println!("guests run {}", lab.place.describe());
     let mut runs = Vec::new();
     for round in 0..options.rounds {

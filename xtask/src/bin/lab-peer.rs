@@ -2,6 +2,8 @@
 //!
 //! * `lab-peer serve ADDRESS BYTES`: accepts one connection, sends BYTES of the pattern, expects them back.
 //! * `lab-peer call ADDRESS BYTES`: connects, receives and checks BYTES of the pattern, sends as many.
+//! * `lab-peer pattern FILE BYTES`: writes BYTES of the pattern to a file and reads them back.
+//! * `lab-peer clock`: says the real time in seconds for each line it reads.
 //! * `lab-peer avx CPUS ROUNDS`: checks that AVX registers outlive exits.
 //!
 //! The first two print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
@@ -9,9 +11,11 @@
 #[path = "lab-peer/avx.rs"]
 mod avx;
 
-use std::io::{Read as _, Write as _};
+use std::fs::File;
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -21,8 +25,13 @@ const CHUNK: usize = 64 * 1024;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments == ["clock"] {
+        return clock();
+    }
     let [mode, address, bytes] = &arguments[..] else {
-        bail!("usage: lab-peer serve|call ADDRESS BYTES, lab-peer avx CPUS ROUNDS");
+        bail!(
+            "usage: lab-peer serve|call ADDRESS BYTES, lab-peer pattern FILE BYTES, lab-peer clock, lab-peer avx CPUS ROUNDS"
+        );
     };
     let bytes: u64 = bytes.parse().context("BYTES is no number")?;
     match mode.as_str() {
@@ -44,9 +53,20 @@ fn main() -> anyhow::Result<()> {
             ensure!(rest == 0, "more arrived than was asked for");
             Ok(())
         }
+        "pattern" => fill(address.as_ref(), bytes),
         "avx" => avx::run(address.parse().context("CPUS is no number")?, u32::try_from(bytes)?),
-        _ => bail!("`{mode}` is neither serve, call nor avx"),
+        _ => bail!("`{mode}` is neither serve, call, pattern nor avx"),
     }
+}
+
+fn clock() -> anyhow::Result<()> {
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line)? > 0 && !line.starts_with("end") {
+        line.clear();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        println!("clock {now:.6}");
+    }
+    Ok(())
 }
 
 fn prepare(stream: &TcpStream) -> anyhow::Result<()> {
@@ -71,17 +91,16 @@ impl Pattern {
     }
 }
 
+fn fill(path: &Path, bytes: u64) -> anyhow::Result<()> {
+    write_pattern(&mut File::create(path).with_context(|| format!("cannot create {}", path.display()))?, bytes)?;
+    check_pattern(&mut File::open(path)?, bytes)?;
+    println!("{bytes} bytes read as it was written");
+    Ok(())
+}
+
 fn send(mut stream: &TcpStream, bytes: u64) -> anyhow::Result<()> {
     let start = Instant::now();
-    let mut pattern = Pattern::new();
-    let mut chunk = vec![0; CHUNK];
-    let mut left = bytes;
-    while left > 0 {
-        let now = usize::try_from(left.min(CHUNK as u64))?;
-        pattern.fill(&mut chunk);
-        stream.write_all(&chunk[..now]).with_context(|| format!("cannot send with {left} bytes left"))?;
-        left -= now as u64;
-    }
+    write_pattern(&mut stream, bytes)?;
     stream.shutdown(Shutdown::Write)?;
     println!("sent {bytes} bytes in {} ms", start.elapsed().as_millis());
     Ok(())
@@ -89,20 +108,39 @@ fn send(mut stream: &TcpStream, bytes: u64) -> anyhow::Result<()> {
 
 fn receive(mut stream: &TcpStream, bytes: u64) -> anyhow::Result<()> {
     let start = Instant::now();
+    let sum = check_pattern(&mut stream, bytes)?;
+    println!("received {bytes} bytes, CRC-32 {sum:08x}, in {} ms", start.elapsed().as_millis());
+    Ok(())
+}
+
+fn write_pattern(to: &mut impl Write, bytes: u64) -> anyhow::Result<()> {
+    let mut pattern = Pattern::new();
+    let mut chunk = vec![0; CHUNK];
+    let mut left = bytes;
+    while left > 0 {
+        let now = usize::try_from(left.min(CHUNK as u64))?;
+        pattern.fill(&mut chunk);
+        to.write_all(&chunk[..now]).with_context(|| format!("cannot send with {left} bytes left"))?;
+        left -= now as u64;
+    }
+    Ok(())
+}
+
+/// Returns the CRC-32 of what arrived, which is the pattern.
+fn check_pattern(from: &mut impl Read, bytes: u64) -> anyhow::Result<u32> {
     let mut pattern = Pattern::new();
     let (mut want, mut got) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut sum = crc32fast::Hasher::new();
     let mut received = 0;
     while received < bytes {
         let now = usize::try_from((bytes - received).min(CHUNK as u64))?;
-        stream.read_exact(&mut got[..now]).with_context(|| format!("only {received} of {bytes} bytes arrived"))?;
+        from.read_exact(&mut got[..now]).with_context(|| format!("only {received} of {bytes} bytes arrived"))?;
         pattern.fill(&mut want);
         ensure!(got[..now] == want[..now], "what arrived after byte {received} is not what was sent");
         sum.update(&got[..now]);
         received += now as u64;
     }
-    println!("received {received} bytes, CRC-32 {:08x}, in {} ms", sum.finalize(), start.elapsed().as_millis());
-    Ok(())
+    Ok(sum.finalize())
 }
 
 #[cfg(test)]
@@ -122,6 +160,15 @@ mod tests {
         receive(&stream, 200_001).unwrap();
         send(&stream, 200_001).unwrap();
         server.join().unwrap();
+    }
+
+    #[test]
+    fn a_file_holds_the_pattern_and_a_changed_one_is_noticed() {
+        let mut bytes = Vec::new();
+        write_pattern(&mut bytes, 200_001).unwrap();
+        assert!(check_pattern(&mut &bytes[..], 200_001).is_ok());
+        bytes[150_000] ^= 1;
+        assert!(check_pattern(&mut &bytes[..], 200_001).is_err());
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub struct Content {
     pub peer_path: PathBuf,
     /// Where the static busybox is.
     pub busybox_path: PathBuf,
+    /// What guests without a disk of their own, and qemu, are made of.
+    pub identity: String,
     busybox: Vec<u8>,
     outer_modules: Vec<(String, Vec<u8>)>,
 }
@@ -103,6 +105,12 @@ pub mod at {
     #[must_use]
     pub fn initrd(which: Which) -> String {
         format!("/tools/initrd-{}", which.name())
+    }
+
+    /// That of Debian's own kernel with `lscpu` in it.
+    #[must_use]
+    pub fn initrd_with_lscpu() -> String {
+        format!("{}-lscpu", initrd(Which::Stable))
     }
 }
 
@@ -136,6 +144,7 @@ pub fn prepare(peer: &Path) -> anyhow::Result<Content> {
         fs::write(&stamp_path, stamp)?;
     }
     Ok(Content {
+        identity: identity(&kernels)?,
         outer_kernel: outer.bzimage.clone(),
         outer_modules: outer.modules(&OUTER_MODULES)?,
         tools,
@@ -148,11 +157,11 @@ pub fn prepare(peer: &Path) -> anyhow::Result<Content> {
 }
 
 impl Content {
-    /// The outer machine's initial RAM file system with a job, the runner and zvmm (when it was built).
+    /// The outer machine's initial RAM file system with a job, the runner and programs (path there, file here).
     ///
     /// # Errors
     /// When a program cannot be read.
-    pub fn outer_initrd(&self, job: &Job, runner: &Path, zvmm: Option<&Path>) -> anyhow::Result<Vec<u8>> {
+    pub fn outer_initrd(&self, job: &Job, runner: &Path, programs: &[(String, PathBuf)]) -> anyhow::Result<Vec<u8>> {
         let mut fs = Initramfs::new()?;
         fs.file("bin/busybox", &self.busybox)?;
         fs.link("bin/sh", "busybox")?;
@@ -161,15 +170,26 @@ impl Content {
         fs.file("job.json", &serde_json::to_vec(job)?)?;
         let mut program = |name: &str, path: &Path| -> anyhow::Result<()> {
             let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            fs.file(&format!("bin/{name}"), &content)
+            fs.file(name, &content)
         };
-        program("lab-runner", runner)?;
-        program("lab-peer", &self.peer_path)?;
-        if let Some(zvmm) = zvmm {
-            program("zvmm", zvmm)?;
+        program("bin/lab-runner", runner)?;
+        program("bin/lab-peer", &self.peer_path)?;
+        for (to, from) in programs {
+            program(to, from)?;
         }
         fs.finish()
     }
+}
+
+/// What decides what guests' kernels say, in a few lines of text.
+fn identity(kernels: &[Kernel]) -> anyhow::Result<String> {
+    let mut text = fs::read_to_string(paths::lab().join("debian/qemu.json"))?;
+    for kernel in kernels {
+        write!(text, " {}", kernel.release)?;
+    }
+    let init = format!("{GUEST_MODULES:?} {GUEST_INIT} {GUEST_SHELL} {OUTER_INIT}");
+    write!(text, " {:x}", crc32fast::hash(init.as_bytes()))?;
+    Ok(format!("{:x} {:x}", text.len(), crc32fast::hash(text.as_bytes())))
 }
 
 /// Everything the tools disk is made of, in a few lines of text: when it changes, so must the disk.
@@ -198,8 +218,10 @@ fn make_tools(stage: &Path, tools: &Path, qemu: &Path, programs: [&[u8]; 2], ker
         let place = |path: String| stage.join(path.trim_start_matches("/tools/"));
         fs::copy(&kernel.bzimage, place(at::kernel(which, false)))?;
         fs::copy(&kernel.vmlinux, place(at::kernel(which, true)))?;
-        fs::write(place(at::initrd(which)), guest_initrd(kernel, programs)?)?;
+        fs::write(place(at::initrd(which)), guest_initrd(kernel, programs, None)?)?;
     }
+    let with_lscpu = stage.join(at::initrd_with_lscpu().trim_start_matches("/tools/"));
+    fs::write(with_lscpu, guest_initrd(&kernels[0], programs, Some(&lscpu()?))?)?;
     images::stage_program(qemu, "qemu-system-x86_64", stage, "/tools")?;
     let e2fsprogs = debian::unpack("e2fsprogs", &["e2fsprogs"])?;
     images::stage_program(&e2fsprogs, "e2fsck", stage, "/tools")?;
@@ -218,7 +240,15 @@ fn make_tools(stage: &Path, tools: &Path, qemu: &Path, programs: [&[u8]; 2], ker
     images::ext4(stage, tools, 1024)
 }
 
-fn guest_initrd(kernel: &Kernel, [busybox, peer]: [&[u8]; 2]) -> anyhow::Result<Vec<u8>> {
+/// A folder with Debian's `lscpu` and what it needs.
+fn lscpu() -> anyhow::Result<PathBuf> {
+    let stage = paths::lab().join("lscpu.stage");
+    debian::remove_tree(&stage)?;
+    images::stage_program(&debian::unpack("root", &ROOT_PACKAGES)?, "lscpu", &stage, "")?;
+    Ok(stage)
+}
+
+fn guest_initrd(kernel: &Kernel, [busybox, peer]: [&[u8]; 2], more: Option<&Path>) -> anyhow::Result<Vec<u8>> {
     let mut fs = Initramfs::new()?;
     fs.file("bin/busybox", busybox)?;
     fs.link("bin/sh", "busybox")?;
@@ -227,6 +257,9 @@ fn guest_initrd(kernel: &Kernel, [busybox, peer]: [&[u8]; 2]) -> anyhow::Result<
     fs.file("shell.sh", GUEST_SHELL.as_bytes())?;
     fs.file("etc/acpi/PWRF/00000080", POWER_BUTTON.as_bytes())?;
     fs.modules(&kernel.modules(&GUEST_MODULES)?)?;
+    if let Some(folder) = more {
+        fs.tree(folder, "")?;
+    }
     fs.finish()
 }
 

@@ -2,7 +2,7 @@
 //! with mount and network namespaces of its own, so that TAP devices need no root and nothing outside is touched.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -26,7 +26,13 @@ exec chroot $1 /bin/sh -c 'cd /tmp; export PATH=/bin:/tools/bin; ip link set lo 
 ///
 /// # Errors
 /// When the namespaces cannot be made.
-pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Option<&Path>) -> anyhow::Result<Report> {
+pub fn run(
+    shape: &Shape,
+    content: &Content,
+    job: &Job,
+    runner: &Path,
+    programs: &[(String, PathBuf)],
+) -> anyhow::Result<Report> {
     let folder = RunFolder::new(&shape.name)?;
     let root = folder.file("root");
     for folder in ["bin", "dev", "proc", "sys", "tmp"] {
@@ -41,8 +47,10 @@ pub fn run(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Opt
     }
     fs::copy(runner, root.join("bin/lab-runner"))?;
     fs::copy(&content.peer_path, root.join("bin/lab-peer"))?;
-    if let Some(zvmm) = zvmm {
-        fs::copy(zvmm, root.join("bin/zvmm"))?;
+    for (to, from) in programs {
+        let to = root.join(to);
+        fs::create_dir_all(to.parent().unwrap_or(&root))?;
+        fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
     }
     fs::write(root.join("job.json"), serde_json::to_vec(job)?)?;
     // Scenarios write here: a copy, with holes kept.

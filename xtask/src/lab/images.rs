@@ -71,6 +71,23 @@ impl Initramfs {
         self.put(entry, content)
     }
 
+    /// Adds the files of a folder below `at` (empty: the root).
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn tree(&mut self, folder: &Path, at: &str) -> anyhow::Result<()> {
+        for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let path = format!("{at}{}", name.to_string_lossy());
+            match entry.file_type()?.is_dir() {
+                true => self.tree(&entry.path(), &format!("{path}/"))?,
+                false => self.file(&path, &fs::read(entry.path())?)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Adds a symbolic link.
     ///
     /// # Errors

@@ -90,7 +90,7 @@ pub enum Step {
         /// Name of the sample.
         name: String,
     },
-    /// Record how far the guest's realtime clock is behind the outer machine's (the least of several readings).
+    /// Record how far the guest's realtime clock is behind the outer machine's.
     ClockOffset {
         /// Name of the reading.
         name: String,

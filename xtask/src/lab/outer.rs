@@ -53,14 +53,23 @@ pub enum End {
 /// The runner reports every five seconds; under load it may be late, and the outer machine takes time to start.
 const SILENCE: Duration = Duration::from_secs(90);
 
+/// What the outer machine is.
+pub const MACHINE: [&str; 6] = ["-M", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"];
+
 /// Boots an outer machine and runs a job in it. A run that fails is in the report, not an error.
 ///
 /// # Errors
 /// When the outer machine cannot be started.
-pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Option<&Path>) -> anyhow::Result<Report> {
+pub fn boot(
+    shape: &Shape,
+    content: &Content,
+    job: &Job,
+    runner: &Path,
+    programs: &[(String, PathBuf)],
+) -> anyhow::Result<Report> {
     let folder = RunFolder::new(&shape.name)?;
     let (log, results, initrd) = (folder.file("log"), folder.file("results"), folder.file("initrd"));
-    fs::write(&initrd, content.outer_initrd(job, runner, zvmm)?)?;
+    fs::write(&initrd, content.outer_initrd(job, runner, programs)?)?;
 
     let mut qemu = debian::command(&content.qemu, "qemu-system-x86_64")?;
     // Debian ships the emulator itself as a module.
@@ -68,7 +77,7 @@ pub fn boot(shape: &Shape, content: &Content, job: &Job, runner: &Path, zvmm: Op
     for folder in ["qemu", "seabios"] {
         qemu.arg("-L").arg(content.qemu.join("usr/share").join(folder));
     }
-    qemu.args(["-M", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"]);
+    qemu.args(MACHINE);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.arg("-smp").arg(shape.cpus.to_string()).arg("-m").arg(format!("{}M", shape.memory_mib));
     qemu.arg("-serial").arg(format!("file:{}", log.display()));

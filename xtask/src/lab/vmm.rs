@@ -1,30 +1,59 @@
 //! One description of a guest, and the command line each VMM takes for it.
 
+use anyhow::ensure;
 use clap::ValueEnum;
 
-/// The VMMs a scenario can run with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Vmm {
-    /// zvmm with its default profile.
+/// The programs a scenario can run with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Program {
+    /// zvmm on the KVM of where it runs.
     Zvmm,
-    /// zvmm with the `micro` profile.
-    ZvmmMicro,
+    /// zvmm's bhyve backend on the double of that driver.
+    ZvmmDoubleBhyve,
+    /// zvmm's illumos KVM backend on the double of that driver.
+    ZvmmDoubleIllumosKvm,
     /// qemu with the q35 machine: the control of every comparison.
     QemuQ35,
     /// qemu with the microvm machine.
     QemuMicrovm,
 }
 
+/// The machines zvmm can show its guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Profile {
+    /// As qemu's pc.
+    I440fx,
+    /// The fastest direct boot.
+    Micro,
+    /// As bhyve's.
+    Bhyve,
+}
+
+/// What runs the guests of a scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::Args)]
+pub struct Vmm {
+    /// The VMM to run guests with
+    #[arg(long = "vmm", value_enum, default_value = "zvmm")]
+    pub program: Program,
+    /// The machine that zvmm shows them [default: i440fx]
+    #[arg(long, value_enum, default_value = "i440fx", hide_default_value = true)]
+    pub profile: Profile,
+}
+
 /// Where the VMM's control socket is in the outer machine.
 pub const QMP: &str = "/tmp/qmp.sock";
 
 /// A guest.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Machine {
     /// Number of vCPUs.
     pub cpus: u32,
+    /// Sockets, cores a socket and threads a core, when they are not to be the VMM's own choice.
+    pub topology: Option<[u32; 3]>,
     /// Memory, MiB.
     pub memory_mib: u64,
+    /// Memory below 4 GiB, MiB, when it is not to be as much as fits.
+    pub low_split_mib: Option<u64>,
     /// Path of the kernel image.
     pub kernel: String,
     /// Path of the initial RAM file system.
@@ -37,37 +66,101 @@ pub struct Machine {
     pub nics: Vec<(String, String)>,
     /// CPU model and changes to it.
     pub cpu: String,
+    /// Offer KVM's clock.
+    pub kvmclock: bool,
     /// End the VMM when the guest resets instead of restarting it.
     pub reset_ends: bool,
 }
 
 impl Vmm {
-    /// Its name on command lines and in logs.
+    /// zvmm with its default profile.
+    pub const ZVMM: Self = Self { program: Program::Zvmm, profile: Profile::I440fx };
+    /// zvmm with the `micro` profile.
+    pub const MICRO: Self = Self { profile: Profile::Micro, ..Self::ZVMM };
+    /// qemu with the q35 machine.
+    pub const Q35: Self = Self { program: Program::QemuQ35, ..Self::ZVMM };
+    /// qemu with the microvm machine.
+    pub const MICROVM: Self = Self { program: Program::QemuMicrovm, ..Self::ZVMM };
+
+    /// Its name in logs: the program's, and the profile's unless that is the default.
     #[must_use]
     pub fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+        let word =
+            |value: Option<clap::builder::PossibleValue>| value.map_or_else(String::new, |v| v.get_name().to_owned());
+        let program = word(self.program.to_possible_value());
+        match self.profile {
+            Profile::I440fx => program,
+            profile => format!("{program}-{}", word(profile.to_possible_value())),
+        }
+    }
+
+    /// Refuses what does not exist.
+    ///
+    /// # Errors
+    /// When qemu is to show one of zvmm's machines.
+    pub fn check(self) -> anyhow::Result<()> {
+        ensure!(self.is_zvmm() || self.profile == Profile::I440fx, "--profile is about zvmm: qemu has no profiles");
+        Ok(())
     }
 
     /// Whether it is ours.
     #[must_use]
     pub const fn is_zvmm(self) -> bool {
-        matches!(self, Self::Zvmm | Self::ZvmmMicro)
+        !matches!(self.program, Program::QemuQ35 | Program::QemuMicrovm)
+    }
+
+    /// Whether it is ours on the double of a driver that is not here.
+    #[must_use]
+    pub const fn is_double(self) -> bool {
+        matches!(self.program, Program::ZvmmDoubleBhyve | Program::ZvmmDoubleIllumosKvm)
+    }
+
+    /// Whether its guests get KVM's clock when they may have it.
+    #[must_use]
+    pub const fn has_kvmclock(self) -> bool {
+        !self.is_double()
+    }
+
+    /// The program of the workspace that it is: package and binary. `None` when it comes from Debian.
+    #[must_use]
+    pub const fn built_from(self) -> Option<&'static str> {
+        match self.program {
+            Program::Zvmm => Some("zvmm"),
+            Program::ZvmmDoubleBhyve | Program::ZvmmDoubleIllumosKvm => Some("zvmm-double"),
+            Program::QemuQ35 | Program::QemuMicrovm => None,
+        }
     }
 
     /// The argument vector that runs `machine` with its serial port on standard input and output.
     #[must_use]
     pub fn command(self, machine: &Machine) -> Vec<String> {
-        if self.is_zvmm() { self.zvmm(machine) } else { self.qemu(machine) }
+        match self.built_from() {
+            Some(program) => self.zvmm(program, machine),
+            None => self.qemu(machine),
+        }
     }
 
-    fn zvmm(self, machine: &Machine) -> Vec<String> {
-        let mut line = Line::new("zvmm");
+    fn zvmm(self, program: &str, machine: &Machine) -> Vec<String> {
+        let mut line = Line::new(program);
+        match self.program {
+            Program::ZvmmDoubleBhyve => line.option("--hypervisor", "bhyve"),
+            Program::ZvmmDoubleIllumosKvm => line.option("--hypervisor", "illumos-kvm"),
+            _ => {}
+        }
         line.word("run");
-        if self == Self::ZvmmMicro {
-            line.option("--profile", "micro");
+        match self.profile {
+            Profile::I440fx => {}
+            Profile::Micro => line.option("--profile", "micro"),
+            Profile::Bhyve => line.option("--profile", "bhyve"),
         }
         line.option("--cpus", machine.cpus);
+        if let Some([sockets, cores, threads]) = machine.topology {
+            line.option("--topology", format!("sockets={sockets},cores={cores},threads={threads}"));
+        }
         line.option("--memory", format!("{}M", machine.memory_mib));
+        if let Some(mib) = machine.low_split_mib {
+            line.option("--low-split", format!("{mib}M"));
+        }
         line.option("--cpu", &machine.cpu);
         line.option("--kernel", &machine.kernel);
         line.option("--initrd", &machine.initrd);
@@ -80,6 +173,9 @@ impl Vmm {
         }
         line.option("--serial", "stdio");
         line.option("--qmp", QMP);
+        if !machine.kvmclock {
+            line.option("--kvmclock", "off");
+        }
         if let Ok(rules) = std::env::var("ZVMM_LOG") {
             line.option("--log", rules);
         }
@@ -92,14 +188,26 @@ impl Vmm {
     fn qemu(self, machine: &Machine) -> Vec<String> {
         let mut line = Line::new("qemu-system-x86_64");
         // `rtc=on`: without one Linux polls for it 40,000 times.
-        let (model, block, net) = match self {
-            Self::QemuMicrovm => ("microvm,rtc=on", "virtio-blk-device", "virtio-net-device"),
-            _ => ("q35", "virtio-blk-pci", "virtio-net-pci"),
+        let microvm = self.program == Program::QemuMicrovm;
+        let (mut model, block, net) = match microvm {
+            true => ("microvm,rtc=on".to_owned(), "virtio-blk-device", "virtio-net-device"),
+            false => ("q35".to_owned(), "virtio-blk-pci", "virtio-net-pci"),
         };
+        if let Some(mib) = machine.low_split_mib {
+            model += &format!(",max-ram-below-4g={mib}M");
+        }
         line.option("-M", model);
         line.option("-accel", "kvm");
-        line.option("-cpu", &machine.cpu);
-        line.option("-smp", machine.cpus);
+        line.option("-cpu", format!("{}{}", machine.cpu, if machine.kvmclock { "" } else { ",-kvmclock" }));
+        line.option(
+            "-smp",
+            match machine.topology {
+                None => machine.cpus.to_string(),
+                Some([sockets, cores, threads]) => {
+                    format!("{},sockets={sockets},cores={cores},threads={threads}", machine.cpus)
+                }
+            },
+        );
         line.option("-m", machine.memory_mib);
         for word in ["-nodefaults", "-no-user-config"] {
             line.word(word);
@@ -111,17 +219,18 @@ impl Vmm {
         line.option("-qmp", format!("unix:{QMP},server=on,wait=off"));
         line.option("-kernel", &machine.kernel);
         line.option("-initrd", &machine.initrd);
-        line.option("-append", &machine.cmdline);
+        // microvm has neither a keyboard controller nor a reset register.
+        line.option("-append", format!("{}{}", machine.cmdline, if microvm { " reboot=t" } else { "" }));
         for (n, disk) in machine.disks.iter().enumerate() {
             line.option("-drive", format!("file={disk},format=raw,if=none,id=d{n},cache=writeback,aio=threads"));
             line.option("-device", format!("{block},drive=d{n}"));
         }
         for (n, (tap, mac)) in machine.nics.iter().enumerate() {
             line.option("-netdev", format!("tap,id=n{n},ifname={tap},script=no,downscript=no,vhost=off"));
-            let rom = if self == Self::QemuMicrovm { "" } else { ",romfile=" };
+            let rom = if microvm { "" } else { ",romfile=" };
             line.option("-device", format!("{net},netdev=n{n},mac={mac}{rom}"));
         }
-        if self == Self::QemuMicrovm {
+        if microvm {
             line.option("-global", "virtio-mmio.force-legacy=false");
         }
         if machine.reset_ends {
@@ -158,20 +267,23 @@ mod tests {
     fn machine() -> Machine {
         Machine {
             cpus: 2,
+            topology: None,
             memory_mib: 512,
+            low_split_mib: None,
             kernel: "k".into(),
             initrd: "i".into(),
             cmdline: "console=ttyS0".into(),
             disks: vec!["d".into()],
             nics: vec![("tap0".into(), "52:54:00:00:00:01".into())],
             cpu: "host".into(),
+            kvmclock: true,
             reset_ends: true,
         }
     }
 
     #[test]
     fn zvmm_gets_the_command_line_its_readme_teaches() {
-        let words = Vmm::Zvmm.command(&machine()).join(" ");
+        let words = Vmm::ZVMM.command(&machine()).join(" ");
         assert_eq!(
             words,
             "zvmm run --cpus 2 --memory 512M --cpu host --kernel k --initrd i --cmdline console=ttyS0 --disk d \
@@ -180,8 +292,48 @@ mod tests {
     }
 
     #[test]
+    fn a_double_gets_the_same_command_line_behind_the_hypervisor_it_plays() {
+        let words = |vmm: Vmm| vmm.command(&machine()).join(" ");
+        let ours = words(Vmm { profile: Profile::Bhyve, ..Vmm::ZVMM });
+        for (program, hypervisor) in
+            [(Program::ZvmmDoubleBhyve, "bhyve"), (Program::ZvmmDoubleIllumosKvm, "illumos-kvm")]
+        {
+            let double = words(Vmm { program, profile: Profile::Bhyve });
+            assert_eq!(double, ours.replacen("zvmm", &format!("zvmm-double --hypervisor {hypervisor}"), 1));
+        }
+    }
+
+    #[test]
+    fn every_setting_of_a_machine_reaches_zvmm_and_qemu() {
+        let plain = machine();
+        let changed = [
+            Machine { topology: Some([1, 1, 2]), ..plain.clone() },
+            Machine { low_split_mib: Some(256), ..plain.clone() },
+            Machine { kvmclock: false, ..plain.clone() },
+            Machine { reset_ends: false, ..plain.clone() },
+            Machine { cpu: "x86-64-v2".to_owned(), ..plain.clone() },
+        ];
+        for machine in changed {
+            for vmm in [Vmm::ZVMM, Vmm::Q35] {
+                assert_ne!(
+                    vmm.command(&machine),
+                    vmm.command(&plain),
+                    "{} ignores something of {machine:?}",
+                    vmm.name()
+                );
+            }
+        }
+    }
+
+    #[test]
     fn qemu_microvm_gets_devices_without_a_bus() {
-        let words = Vmm::QemuMicrovm.command(&machine()).join(" ");
+        let words = Vmm::MICROVM.command(&machine()).join(" ");
         assert!(words.contains("virtio-blk-device") && !words.contains("-pci"));
+    }
+
+    #[test]
+    fn qemu_with_a_profile_is_refused() {
+        assert!(Vmm { profile: Profile::Micro, ..Vmm::Q35 }.check().is_err());
+        assert!(Vmm::Q35.check().is_ok() && Vmm::MICRO.check().is_ok());
     }
 }

@@ -15,6 +15,11 @@ use crate::{sample, shell};
 /// How long a VMM may take to go away after SIGKILL.
 const KILL_GRACE: Duration = Duration::from_secs(10);
 
+/// The most readings of a guest's clock, the fewest, and how close its bounds are to come.
+const CLOCK_READINGS: u32 = 60;
+const CLOCK_READINGS_MIN: u32 = 5;
+const CLOCK_WIDTH_MS: f64 = 20.0;
+
 struct Guest {
     child: Child,
     /// Given away when the guest's input ends.
@@ -202,23 +207,28 @@ impl Guest {
         Ok(output)
     }
 
-    /// Outer machine's clock minus guest's clock; the delay of the answer is in it, so the least of several counts.
+    /// Outer machine's clock minus guest's clock, milliseconds. The guest reads its clock between the question and the
+    /// answer, so every reading gives bounds; the best of all count.
     fn clock_offset_ms(&mut self) -> anyhow::Result<f64> {
-        let mut least = f64::MAX;
-        for _ in 0..8 {
-            let output = self.guest("adjtimex", 30)?;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
-            let field = |name: &str| -> anyhow::Result<f64> {
-                output
-                    .lines()
-                    .find_map(|line| line.trim().strip_prefix(name))
-                    .and_then(|value| value.trim().parse().ok())
-                    .with_context(|| format!("adjtimex printed no {name} in: {output}"))
-            };
-            let guest = field("time.tv_sec:")? + field("time.tv_usec:")? / 1e6;
-            least = least.min((now - guest) * 1e3);
+        self.send(b"lab-peer clock\n")?;
+        let (mut least, mut most) = (f64::MIN, f64::MAX);
+        for reading in 0..CLOCK_READINGS {
+            if reading >= CLOCK_READINGS_MIN && most - least < CLOCK_WIDTH_MS {
+                break;
+            }
+            let asked = real_time()?;
+            self.send(b"\n")?;
+            self.expect("clock ", 30)?;
+            let guest = self.expect("\n", 10)?;
+            let answered = real_time()?;
+            let guest: f64 = guest.trim().parse().with_context(|| format!("no time in `{guest}`"))?;
+            least = least.max((asked - guest) * 1e3);
+            most = most.min((answered - guest) * 1e3);
         }
-        Ok(least)
+        self.send(b"end\n")?;
+        self.guest("true", 30)?;
+        println!("-- the guest's clock is between {least:.1} and {most:.1} ms behind");
+        Ok(least.midpoint(most))
     }
 
     fn signal(&self, number: i32) -> anyhow::Result<()> {
@@ -266,6 +276,10 @@ impl Guest {
             }
         }
     }
+}
+
+fn real_time() -> anyhow::Result<f64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
 }
 
 fn describe(status: std::process::ExitStatus) -> String {

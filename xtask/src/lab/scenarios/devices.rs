@@ -1,0 +1,146 @@
+//! Disks, network interfaces and the serial port.
+
+use anyhow::{bail, ensure};
+
+use super::super::job::{Step, pattern};
+use super::script::BOOT_S;
+use super::{Scenario, Script, output, outputs};
+
+/// The scenarios of this file.
+pub fn all() -> Vec<Scenario> {
+    vec![disk_root(), tcp(), names(), serial_input()]
+}
+
+const ROOT: &str = "findmnt -n -o SOURCE,FSTYPE,OPTIONS /";
+
+fn disk_root() -> Scenario {
+    Scenario::new(
+        "disk-root",
+        "a Debian root on virtio-blk reaches a shell, is written to, and is clean after power-off",
+        |_| {
+            Script::new()
+                .debian_root()
+                .limit(240)
+                .ready_within(150)
+                .guest(ROOT)
+                .guest("cat /etc/debian_version; lscpu; lsblk")
+                .guest_within("dd if=/dev/urandom of=/var/tmp/data bs=64k count=256 conv=fsync 2>&1", 60)
+                .guest_within("sha256sum /var/tmp/data | tee /var/tmp/sum; echo 3 > /proc/sys/vm/drop_caches", 60)
+                .guest_within("sha256sum -c /var/tmp/sum && rm -r /usr/share/perl*", 60)
+                .warnings()
+                .send("shutdown -h -P now\n")
+                .expect("LAB-DOWN poweroff", 60)
+                .exit(30, Some(0))
+        },
+        |outcome, _| {
+            let root = output(outcome, ROOT)?;
+            let columns: Vec<&str> = root.split_whitespace().collect();
+            let [source, kind, options] = columns[..] else { bail!("the root file system is {root}") };
+            let writable = options.split(',').any(|option| option == "rw");
+            ensure!(source == "/dev/vda" && kind == "ext4" && writable, "the root file system is {root}");
+            Ok(())
+        },
+    )
+}
+
+const TRANSFER_BYTES: u64 = 100_000_000;
+const CALL: &str = "lab-peer call 10.0.0.1:5001 100000000";
+const SERVED: &str = "timeout 20 sh -c 'until grep received /tmp/served; do sleep 0.2; done'";
+
+fn tcp() -> Scenario {
+    Scenario::new(
+        "tcp-100mb",
+        "100 MB each way over TCP arrive as they were sent",
+        |_| {
+            Script::new()
+                .nic()
+                .limit(300)
+                .before(&format!("lab-peer serve 10.0.0.1:5001 {TRANSFER_BYTES} > /tmp/served 2>&1 &"))
+                .ready()
+                .guest("ip addr add 10.0.0.2/24 dev eth0 && ip link set eth0 up && ping -c 3 10.0.0.1")
+                .guest_within(CALL, 200)
+                .shell(SERVED)
+                .power_off()
+        },
+        |outcome, _| {
+            for command in [CALL, SERVED] {
+                let text = output(outcome, command)?;
+                ensure!(text.contains(&format!("received {TRANSFER_BYTES} bytes")), "not everything arrived: {text}");
+            }
+            Ok(())
+        },
+    )
+}
+
+const SIZES: &str = "cat /sys/block/vda/size /sys/block/vdb/size";
+const PLACES: &str = "for d in block/vda block/vdb net/eth0 net/eth1; do readlink -f /sys/class/$d/device; done";
+const ADDRESSES: &str = "cat /sys/class/net/eth0/address /sys/class/net/eth1/address";
+
+fn names() -> Scenario {
+    Scenario::new(
+        "two-disks-two-nics",
+        "two disks and two network interfaces keep their names over a reboot",
+        |_| {
+            let look = |script: Script| script.ready().guest(SIZES).guest(ADDRESSES).guest(PLACES);
+            let script = Script::new().nic().nic().disk(8).disk(16).limit(60 + 2 * BOOT_S);
+            look(look(script).send("reboot -f\n")).power_off()
+        },
+        |outcome, _| {
+            for (command, want) in [(SIZES, "16384 32768"), (ADDRESSES, "52:54:00:12:34:56 52:54:00:12:34:57")] {
+                let found = outputs(outcome, command);
+                ensure!(found.len() == 2, "`{command}` was run {} times", found.len());
+                for found in found {
+                    let found = found.split_whitespace().collect::<Vec<_>>().join(" ");
+                    ensure!(found == want, "`{command}` shows {found}, not {want}");
+                }
+            }
+            let places = outputs(outcome, PLACES);
+            ensure!(places.len() == 2 && places[0] == places[1], "devices moved over the reboot: {places:?}");
+            Ok(())
+        },
+    )
+}
+
+/// Lines of 64 bytes that are typed into the serial port: twice what the guest's terminal layer buffers.
+const TYPED_LINES: u32 = 128;
+const CHECKSUM: &str = "crc32 /tmp/in; wc -c < /tmp/in";
+
+fn serial_input() -> Scenario {
+    Scenario::new(
+        "serial-input",
+        "8 KiB typed at full speed arrive without loss",
+        |_| {
+            Script::new()
+                .ready()
+                .send(&format!(
+                    "stty raw -echo; (timeout 50 cat <&3 > /tmp/in & echo LAB\"\"-GO; for n in $(seq 50); do \
+                     [ $(wc -c < /tmp/in) -ge {} ] && break; sleep 1; done; kill $! 2>&-) 3<&0; \
+                     stty sane -echo; echo LAB\"\"-GOT\n",
+                    64 * TYPED_LINES
+                ))
+                .expect("LAB-GO\n", 20)
+                .step(Step::SendPattern { lines: TYPED_LINES })
+                .expect("LAB-GOT\n", 60)
+                .guest(CHECKSUM)
+                .power_off()
+        },
+        |outcome, _| {
+            let text: String = (0..TYPED_LINES).map(pattern).collect();
+            let want = format!("{:08x}", crc32fast::hash(text.as_bytes()));
+            let got = output(outcome, CHECKSUM)?.trim();
+            ensure!(got.starts_with(&want), "what arrived has the checksum {got}, not {want}");
+            Ok(())
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_typed_has_lines_of_64_bytes_and_no_two_alike() {
+        assert!([0, 1, 127, u32::MAX].iter().all(|&n| pattern(n).len() == 64));
+        assert_ne!(pattern(1), pattern(2));
+    }
+}

@@ -1,0 +1,186 @@
+//! The scenarios: what each guest is, what is done with it, and what must be seen.
+
+mod boots;
+mod demo;
+mod devices;
+mod life_cycle;
+mod script;
+mod shapes;
+
+pub use demo::{demo, demo_sights};
+pub use script::{CPU, Script, WARNINGS};
+pub use shapes::{LSCPU, shows_topology};
+
+use anyhow::Context as _;
+
+use super::job::{Outcome, Run};
+use super::vmm::{Machine, Vmm};
+
+/// The gate lane: each kernel, form, vCPU count and device at least once.
+const GATE: [&str; 13] = [
+    "boot-6.1-bzimage",
+    "boot-backports-elf",
+    "vcpus-2",
+    "vcpus-16",
+    "memory-128",
+    "memory-5120",
+    "disk-root",
+    "tcp-100mb",
+    "two-disks-two-nics",
+    "serial-input",
+    "sigterm",
+    "panic-exit",
+    "pause",
+];
+
+/// One test of the lab.
+pub struct Scenario {
+    /// Its name.
+    pub name: String,
+    /// What it shows.
+    pub about: String,
+    /// Memory the outer machine needs, MiB.
+    pub outer_memory_mib: u64,
+    /// Part of the gate lane.
+    pub gate: bool,
+    build: Box<dyn Fn(Vmm) -> Script>,
+    check: Check,
+}
+
+type Check = Box<dyn Fn(&Outcome, Vmm) -> anyhow::Result<()>>;
+
+impl Scenario {
+    fn new(
+        name: impl Into<String>,
+        about: impl Into<String>,
+        build: impl Fn(Vmm) -> Script + 'static,
+        check: impl Fn(&Outcome, Vmm) -> anyhow::Result<()> + 'static,
+    ) -> Self {
+        let name = name.into();
+        Self {
+            gate: GATE.contains(&name.as_str()),
+            name,
+            about: about.into(),
+            outer_memory_mib: 2048,
+            build: Box::new(build),
+            check: Box::new(check),
+        }
+    }
+
+    /// The run of this scenario with a VMM.
+    #[must_use]
+    pub fn run(&self, vmm: Vmm) -> Run {
+        self.run_with(vmm, |_| ())
+    }
+
+    /// The same with something about the guest changed.
+    #[must_use]
+    pub fn run_with(&self, vmm: Vmm, change: impl FnOnce(&mut Machine)) -> Run {
+        let mut script = (self.build)(vmm);
+        change(&mut script.machine);
+        script.finish(&self.name, vmm)
+    }
+
+    /// The guest that a VMM gets.
+    #[must_use]
+    pub fn machine(&self, vmm: Vmm) -> Machine {
+        (self.build)(vmm).machine
+    }
+
+    /// What must be true after a run that took all its steps.
+    ///
+    /// # Errors
+    /// Says what is not.
+    pub fn check(&self, outcome: &Outcome, vmm: Vmm) -> anyhow::Result<()> {
+        (self.check)(outcome, vmm)
+    }
+}
+
+/// All scenarios, in the order they run.
+#[must_use]
+pub fn all() -> Vec<Scenario> {
+    [boots::all(), shapes::all(), devices::all(), life_cycle::all()].into_iter().flatten().collect()
+}
+
+/// For scenarios whose steps prove everything.
+fn nothing_more(_outcome: &Outcome, _vmm: Vmm) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// The outputs of a command that ran several times.
+fn outputs<'a>(outcome: &'a Outcome, command: &str) -> Vec<&'a str> {
+    outcome.outputs.iter().filter(|(c, _)| c == command).map(|(_, output)| output.as_str()).collect()
+}
+
+fn output<'a>(outcome: &'a Outcome, command: &str) -> anyhow::Result<&'a str> {
+    outputs(outcome, command).first().copied().with_context(|| format!("`{command}` was not run"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::Step;
+    use super::super::vmm::{Profile, Program};
+    use super::*;
+
+    const VMMS: [Vmm; 6] = [
+        Vmm::ZVMM,
+        Vmm::MICRO,
+        Vmm { program: Program::ZvmmDoubleBhyve, profile: Profile::Bhyve },
+        Vmm { program: Program::ZvmmDoubleIllumosKvm, profile: Profile::I440fx },
+        Vmm::Q35,
+        Vmm::MICROVM,
+    ];
+
+    #[test]
+    fn every_scenario_has_a_time() {
+        let times = crate::times::Times::read().unwrap();
+        for scenario in all() {
+            assert!(times.seconds(&format!("lab/{}", scenario.name)).is_some(), "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn the_gate_names_scenarios_that_exist() {
+        let all = all();
+        assert_eq!(all.iter().filter(|s| s.gate).count(), GATE.len());
+    }
+
+    #[test]
+    fn every_scenario_has_a_name_of_its_own() {
+        let all = all();
+        let mut names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all.len());
+    }
+
+    #[test]
+    fn every_scenario_ends_its_guest_whoever_runs_it() {
+        for scenario in all() {
+            for vmm in VMMS {
+                let run = scenario.run(vmm);
+                assert!(matches!(run.steps.last(), Some(Step::Exit { .. })), "{} ends nothing", scenario.name);
+            }
+        }
+    }
+
+    /// Where a guest ends with its power it has a shell that can be asked for its log.
+    #[test]
+    fn every_guest_that_ends_with_its_power_is_asked_for_its_warnings() {
+        for scenario in all() {
+            let run = scenario.run(Vmm::ZVMM);
+            let asked = run.steps.iter().any(|s| matches!(s, Step::Guest { command, .. } if command == WARNINGS));
+            let powered_off = matches!(run.steps.last(), Some(Step::Exit { status: Some(0), .. }));
+            assert!(asked || !powered_off, "{} does not look at its warnings", scenario.name);
+        }
+    }
+
+    #[test]
+    fn a_run_that_shows_nothing_passes_no_check_that_looks_at_something() {
+        let blind = ["reboot-5", "sigterm", "panic-exit"];
+        for scenario in all().into_iter().filter(|scenario| !blind.contains(&scenario.name.as_str())) {
+            let checked = scenario.check(&Outcome::default(), Vmm::ZVMM);
+            assert!(checked.is_err(), "{} passes with nothing seen", scenario.name);
+        }
+    }
+}
