@@ -97,10 +97,12 @@ pub fn acpi_config(config: &VmConfig, layout: &MemoryLayout, host: &HostCapabili
         Profile::Bhyve => AcpiConfig::bhyve(vcpus, layout),
         Profile::Micro => AcpiConfig::micro(vcpus, layout),
     };
-    if base.pm.timer.is_none() && !(config.kvmclock && has_kvmclock(host)) {
-        // Without any other clock a guest has nothing to find its TSC's frequency with, and hangs at start.
+    if !(config.kvmclock && has_kvmclock(host)) {
+        // Without any other clock a guest has nothing to find its TSC's frequency with: it hangs at start, or counts its
+        // timer's interrupts and loses every pause. And without the RTC it believes to be in 1970.
         let port = base.pm.event_port + PM_TIMER_OFFSET as u16;
-        base.pm.timer = Some(PmTimer { port, wide: false });
+        base.pm.timer.get_or_insert(PmTimer { port, wide: false });
+        base.rtc = true;
     }
     if let Some(timer) = base.pm.timer.as_mut().filter(|_| host.pm_timer_in_kernel) {
         timer.wide = true;

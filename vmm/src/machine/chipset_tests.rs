@@ -168,12 +168,16 @@ fn what_the_kernel_emulates_is_placed_there_and_absent_here() {
 }
 
 #[test]
-fn a_guest_without_a_clock_of_its_hypervisor_gets_a_timer() {
+fn a_guest_without_a_clock_of_its_hypervisor_gets_a_timer_and_the_date() {
     let [kvm, bhyve] = hosts();
-    assert_eq!(board(Profile::Micro, &kvm).acpi.pm.timer, None);
-    assert!(board(Profile::Micro, &bhyve).acpi.pm.timer.is_some());
+    let clocks = |host: &HostCapabilities| {
+        let acpi = board(Profile::Micro, host).acpi;
+        (acpi.pm.timer.is_some(), acpi.rtc)
+    };
+    assert_eq!(clocks(&kvm), (false, false));
+    assert_eq!(clocks(&bhyve), (true, true));
     let clockless = HostCapabilities { hypervisor_leaves: HypervisorLeaves::Kvm { features: 0, hints: 0 }, ..kvm };
-    assert!(board(Profile::Micro, &clockless).acpi.pm.timer.is_some());
+    assert_eq!(clocks(&clockless), (true, true));
 }
 
 #[test]
