@@ -354,6 +354,20 @@ impl<M: GuestMemory, B: ConsoleBackend> VirtioWorker<M> for ConsoleWorker<B> {
             _ => None,
         }
     }
+
+    fn reset_queue(&mut self, _mem: &M, queue: u16) -> bool {
+        match queue {
+            RX_QUEUE => {
+                self.rx.take_state();
+            }
+            TX_QUEUE => {
+                self.abandon();
+                self.tx.take_state();
+            }
+            _ => {}
+        }
+        true
+    }
 }
 
 #[cfg(test)]

@@ -133,7 +133,29 @@ pub trait QueueRunner: Send + Sync {
 
     /// Tells the worker of `queue` that the driver notified it. An index without a queue is ignored.
     fn kick(&self, queue: u16);
+
+    /// Ring features this runner's workers carry beside indirect descriptors and event indices, which are the device's
+    /// to offer: of [`F_RING_PACKED`](queue::F_RING_PACKED), [`F_IN_ORDER`](queue::F_IN_ORDER) and [`F_RING_RESET`].
+    /// The transport offers them to modern drivers. A kernel-carried queue usually has none of them.
+    fn ring_features(&self) -> u64 {
+        0
+    }
+
+    /// Stops one running queue and forgets its state, while the others go on; `done` is completed as in
+    /// [`reset`](Self::reset). Called only where [`F_RING_RESET`] is among the [ring features](Self::ring_features). A
+    /// device reset may come before it is done.
+    fn reset_queue(&self, queue: u16, done: Parked) {
+        let _ = (queue, done);
+    }
+
+    /// Starts one queue again that was [reset](Self::reset_queue).
+    fn start_queue(&self, queue: u16, state: QueueState) {
+        let _ = (queue, state);
+    }
 }
+
+/// `VIRTIO_F_RING_RESET` (virtio 1.3 §6): the driver may reset one queue.
+pub const F_RING_RESET: u64 = 1 << 40;
 
 /// What a worker wants next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -170,6 +192,20 @@ pub trait VirtioWorker<M>: Send {
 
     /// Gives back the state of a stopped queue, `None` where it was not running.
     fn take_state(&mut self, queue: u16) -> Option<QueueState>;
+
+    /// Gives up `queue` while the other ones go on (virtio 1.3 §2.6.1): takes none of its chains any more, cancels what
+    /// the back end can cancel of them and throws completions away. `true` once nothing in flight can touch guest memory
+    /// on its behalf: the queue is stopped then. Until then it is called again after each wake-up.
+    ///
+    /// What is here does for workers of one queue; one that serves several has to write its own.
+    fn reset_queue(&mut self, mem: &M, queue: u16) -> bool {
+        self.begin_stop(mem);
+        let stopped = self.poll_stopped(mem, true);
+        if stopped {
+            self.take_state(queue);
+        }
+        stopped
+    }
 }
 
 /// What [`VirtioWorker::start`] needs beside the queue.

@@ -111,4 +111,17 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         tx.release();
         tx.queue.take_state()
     }
+
+    fn reset_queue(&mut self, _mem: &M, queue: u16) -> bool {
+        // The link keeps no guest memory beyond a call.
+        if let Some(rx) = self.rx(queue) {
+            rx.abandon();
+            rx.queue.take_state();
+        }
+        if let Some(tx) = self.tx(queue) {
+            tx.abandon();
+            tx.queue.take_state();
+        }
+        true
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::core::{Core, Interface};
+use super::core::{Core, Interface, QueueReset};
 use super::layout::{COMMON_BYTES, DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER, config_bytes};
 use crate::bus::{Access, BusDevice};
 use crate::pci::bytes;
@@ -24,6 +24,8 @@ const QUEUE_NOTIFY_OFF: u64 = 0x1e;
 const QUEUE_DESC: u64 = 0x20;
 const QUEUE_DRIVER: u64 = 0x28;
 const QUEUE_DEVICE: u64 = 0x30;
+/// `queue_notif_config_data` is before it; without its feature it is a hole.
+const QUEUE_RESET: u64 = 0x3a;
 
 /// BAR 4.
 pub(super) struct ModernBar(pub(super) Arc<Core>);
@@ -63,6 +65,7 @@ impl ModernBar {
             put(QUEUE_DESC, 8, queue.desc_table);
             put(QUEUE_DRIVER, 8, queue.avail_ring);
             put(QUEUE_DEVICE, 8, queue.used_ring);
+            put(QUEUE_RESET, 2, (queue.reset == QueueReset::Pending).into());
         }
         image
     }
@@ -84,9 +87,12 @@ impl ModernBar {
                 core.change(|registers| core.interrupts.set_queue_vector(registers.queue_select, value as u16));
             }
             (QUEUE_ENABLE, 2) => core.enable_queue(value as u16),
-            (QUEUE_DESC..COMMON_END, 8) if offset.is_multiple_of(8) => self.write_address(offset, u64::MAX, value),
-            (QUEUE_DESC..COMMON_END, 4) if offset.is_multiple_of(8) => self.write_address(offset, 0xffff_ffff, value),
-            (QUEUE_DESC..COMMON_END, 4) if offset.is_multiple_of(4) => {
+            (QUEUE_RESET, 2) => core.reset_queue(value as u16),
+            (QUEUE_DESC..ADDRESSES_END, 8) if offset.is_multiple_of(8) => self.write_address(offset, u64::MAX, value),
+            (QUEUE_DESC..ADDRESSES_END, 4) if offset.is_multiple_of(8) => {
+                self.write_address(offset, 0xffff_ffff, value)
+            }
+            (QUEUE_DESC..ADDRESSES_END, 4) if offset.is_multiple_of(4) => {
                 self.write_address(offset & !7, !0xffff_ffff, value << 32);
             }
             _ => {}
@@ -106,7 +112,7 @@ impl ModernBar {
     }
 }
 
-const COMMON_END: u64 = COMMON_BYTES as u64;
+const ADDRESSES_END: u64 = QUEUE_DEVICE + 8;
 
 impl BusDevice for ModernBar {
     fn read(&self, offset: u64, data: &mut [u8]) -> Access {

@@ -6,25 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_F_ADMIN_VQ, VIRTIO_F_ANY_LAYOUT, VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_NOTIFICATION_DATA,
-    VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_SR_IOV, VIRTIO_F_VERSION_1,
+    VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_SR_IOV, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::doorbell::{Placer, Ringing};
-use super::interrupts::{Interrupts, status};
+use super::interrupts::{Interrupts, NO_VECTOR, status};
 use crate::bus::Access;
 use crate::park::Parked;
 use crate::pci::{BarListener, StateError};
-use crate::virtio::{Activation, QueueRunner, QueueState, VirtioDevice};
+use crate::virtio::queue::{F_IN_ORDER, F_RING_PACKED};
+use crate::virtio::{Activation, F_RING_RESET, QueueRunner, QueueState, VirtioDevice};
 use crate::wake::Wake;
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// What is the runner's to offer, not the device's.
+const OF_THE_RUNNER: u64 = F_RING_PACKED | F_IN_ORDER | F_RING_RESET;
 /// What this transport does not do, whatever the device offers.
-const NOT_OF_THIS_TRANSPORT: u64 = 1 << VIRTIO_F_NOTIFICATION_DATA
-    | 1 << VIRTIO_F_NOTIF_CONFIG_DATA
-    | 1 << VIRTIO_F_RING_RESET
-    | 1 << VIRTIO_F_ADMIN_VQ
-    | 1 << VIRTIO_F_SR_IOV;
+const NOT_OF_THIS_TRANSPORT: u64 =
+    1 << VIRTIO_F_NOTIFICATION_DATA | 1 << VIRTIO_F_NOTIF_CONFIG_DATA | 1 << VIRTIO_F_ADMIN_VQ | 1 << VIRTIO_F_SR_IOV;
 /// Bits that mean something on the legacy interface only (§6.3).
 const LEGACY_ONLY: u64 = 1 << VIRTIO_F_NOTIFY_ON_EMPTY | 1 << VIRTIO_F_ANY_LAYOUT;
 /// Bits the legacy interface can carry. Legacy Linux 6.14 deadlocks with EVENT_IDX, so it is not among them.
@@ -40,11 +40,33 @@ pub(super) struct QueueRegisters {
     pub(super) enabled: bool,
     /// What a legacy driver wrote, to be read back.
     pub(super) pfn: u32,
+    pub(super) reset: QueueReset,
+}
+
+/// How far a queue's own reset is (virtio 1.3 §2.6.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum QueueReset {
+    /// Nobody asked for one.
+    #[default]
+    None,
+    /// It waits for engines to let go of guest memory.
+    Pending,
+    /// The queue may be set up again while the device runs.
+    Done,
 }
 
 impl QueueRegisters {
     fn new(size: u16) -> Self {
-        Self { size, desc_table: 0, avail_ring: 0, used_ring: 0, enabled: false, pfn: 0 }
+        Self { size, desc_table: 0, avail_ring: 0, used_ring: 0, enabled: false, pfn: 0, reset: QueueReset::None }
+    }
+}
+
+impl QueueRegisters {
+    /// Where a queue stands that starts from the beginning.
+    fn start_state(&self, features: u64) -> QueueState {
+        let QueueRegisters { size, desc_table, avail_ring, used_ring, .. } = *self;
+        let next = if features & F_RING_PACKED != 0 { QueueState::PACKED_START } else { 0 };
+        QueueState { size, desc_table, avail_ring, used_ring, next_avail: next, next_used: next }
     }
 }
 
@@ -59,6 +81,8 @@ pub(super) struct Registers {
     pub(super) queues: Vec<QueueRegisters>,
     /// A reset waits for engines to let go of guest memory; these accesses wait for it.
     resetting: Option<Vec<Parked>>,
+    /// Counts device resets: a queue's reset that ends after one belongs to a driver that is gone.
+    life: u64,
 }
 
 /// What a guest can have changed in the virtio registers of a transport.
@@ -126,7 +150,8 @@ impl Core {
 
     /// Features offered over `interface`.
     pub(super) fn offered(&self, interface: Interface) -> u64 {
-        let features = self.device.features() & !NOT_OF_THIS_TRANSPORT;
+        let rings = self.runner.ring_features() & OF_THE_RUNNER;
+        let features = self.device.features() & !NOT_OF_THIS_TRANSPORT & !OF_THE_RUNNER | rings;
         match interface {
             Interface::Modern => features & !LEGACY_ONLY | VERSION_1,
             Interface::Legacy => features & LEGACY,
@@ -165,13 +190,15 @@ impl Core {
     }
 
     /// Changes the registers of the selected queue, where the driver may: after enabling it they are frozen, as are all
-    /// queues after DRIVER_OK. (Firecracker's CVE-2026-5747: they were not.)
+    /// queues after DRIVER_OK but those that were reset on their own. (Firecracker's CVE-2026-5747: they were not.)
     pub(super) fn change_queue(&self, edit: impl FnOnce(&mut QueueRegisters, u16)) {
         let maximum = |select: usize| self.device.queue_max_sizes().get(select).copied();
         self.change(|registers| {
             let select = usize::from(registers.queue_select);
             let queue = registers.queues.get_mut(select).zip(maximum(select));
-            if let Some((queue, maximum)) = queue.filter(|(queue, _)| !queue.enabled && !self.running.load(SeqCst)) {
+            let running = self.running.load(SeqCst);
+            let open = |queue: &QueueRegisters| !queue.enabled && (!running || queue.reset == QueueReset::Done);
+            if let Some((queue, maximum)) = queue.filter(|(queue, _)| open(queue)) {
                 edit(queue, maximum);
             }
         });
@@ -223,7 +250,7 @@ impl Core {
 
     /// Accepts a queue size: a power of two for split rings, within the device's maximum; anything else is ignored.
     pub(super) fn write_queue_size(&self, size: u16) {
-        let packed = self.registers().driver_features & 1 << VIRTIO_F_RING_PACKED != 0;
+        let packed = self.registers().driver_features & F_RING_PACKED != 0;
         self.change_queue(|queue, maximum| {
             if size != 0 && size <= maximum && (packed || size.is_power_of_two()) {
                 queue.size = size;
@@ -231,10 +258,77 @@ impl Core {
         });
     }
 
-    /// Enables the selected queue. Nothing disables it but a reset.
+    /// Enables the selected queue. Nothing disables it but a reset. One that was reset on its own starts at once.
     pub(super) fn enable_queue(&self, value: u16) {
         let ready = self.interrupts.status() & status::FEATURES_OK != 0;
-        self.change_queue(|queue, _| queue.enabled = value == 1 && ready && queue.size != 0);
+        let mut enabled = false;
+        self.change_queue(|queue, _| {
+            queue.enabled = value == 1 && ready && queue.size != 0;
+            enabled = queue.enabled;
+        });
+        if enabled {
+            self.restart_queues();
+        }
+    }
+
+    /// Starts the queues that were reset and are enabled again.
+    fn restart_queues(&self) {
+        self.change(|registers| {
+            if !self.running.load(SeqCst) {
+                return;
+            }
+            let features = registers.driver_features;
+            for (index, queue) in (0u16..=u16::MAX).zip(&mut registers.queues) {
+                if queue.enabled && queue.reset == QueueReset::Done {
+                    queue.reset = QueueReset::None;
+                    self.runner.start_queue(index, queue.start_state(features));
+                    self.doorbells.start(Ringing::Modern, std::iter::once(index));
+                }
+            }
+        });
+    }
+
+    /// Resets the selected queue, where the driver negotiated that it may (virtio 1.3 §2.6.1, §4.1.4.3.1). The register
+    /// reads 1 until no engine can touch guest memory on the queue's behalf; the access itself waits for nothing.
+    pub(super) fn reset_queue(&self, value: u16) {
+        let mut registers = self.registers();
+        let negotiated = self.interrupts.status() & status::FEATURES_OK != 0
+            && registers.driver_features & self.offered(Interface::Modern) & F_RING_RESET != 0;
+        if value != 1 || !negotiated || registers.resetting.is_some() {
+            return;
+        }
+        let (index, life) = (registers.queue_select, registers.life);
+        let enabled = |queue: &&mut QueueRegisters| queue.enabled && queue.reset != QueueReset::Pending;
+        let Some(queue) = registers.queues.get_mut(usize::from(index)).filter(enabled) else { return };
+        if !self.running.load(SeqCst) {
+            self.forget_queue(queue, index, QueueReset::None);
+            return;
+        }
+        queue.reset = QueueReset::Pending;
+        self.doorbells.stop_queue(index);
+        let stopped = Parked::new();
+        self.runner.reset_queue(index, stopped.clone());
+        drop(registers);
+        // Registered outside the lock: it fires at once where the queue has stopped already.
+        stopped.wake_on_complete(Arc::new(QueueStopped { core: self.this.clone(), index, life }));
+    }
+
+    fn finish_queue_reset(&self, index: u16, life: u64) {
+        let mut registers = self.registers();
+        if registers.life != life || registers.resetting.is_some() {
+            return;
+        }
+        let pending = |queue: &&mut QueueRegisters| queue.reset == QueueReset::Pending;
+        if let Some(queue) = registers.queues.get_mut(usize::from(index)).filter(pending) {
+            self.forget_queue(queue, index, QueueReset::Done);
+        }
+    }
+
+    /// What the driver wrote about one queue is gone.
+    fn forget_queue(&self, queue: &mut QueueRegisters, index: u16, reset: QueueReset) {
+        let maximum = self.device.queue_max_sizes().get(usize::from(index)).copied().unwrap_or_default();
+        *queue = QueueRegisters { reset, ..QueueRegisters::new(maximum) };
+        self.interrupts.set_queue_vector(index, NO_VECTOR);
     }
 
     /// Writes the device status. Bits are only ever added, each after the one it depends on; 0 resets.
@@ -284,12 +378,10 @@ impl Core {
     /// between.
     fn start(&self, registers: &Registers, legacy: bool) {
         let interface = if legacy { Interface::Legacy } else { Interface::Modern };
+        let features = registers.driver_features & self.offered(interface);
         let enabled = (0u16..=u16::MAX).zip(&registers.queues).filter(|(_, queue)| queue.enabled);
-        let queues = enabled.map(|(index, queue)| {
-            let QueueRegisters { size, desc_table, avail_ring, used_ring, .. } = *queue;
-            (index, QueueState { size, desc_table, avail_ring, used_ring, next_avail: 0, next_used: 0 })
-        });
-        self.start_queues(registers.driver_features & self.offered(interface), legacy, queues.collect());
+        let queues = enabled.map(|(index, queue)| (index, queue.start_state(features)));
+        self.start_queues(features, legacy, queues.collect());
     }
 
     fn start_queues(&self, features: u64, legacy: bool, queues: Vec<(u16, QueueState)>) {
@@ -326,7 +418,8 @@ impl Core {
 
     /// What the driver wrote is gone, for the transport and for the device.
     fn forget(&self, registers: &mut Registers) {
-        *registers = Registers::new(&*self.device);
+        let life = registers.life.wrapping_add(1);
+        *registers = Registers { life, ..Registers::new(&*self.device) };
         self.interrupts.reset();
         self.device.features_accepted(0);
     }
@@ -405,6 +498,14 @@ impl Core {
         registers.queues.clone_from(&state.queues);
         let TransportState { status, legacy, isr, config_vector, queue_vectors, .. } = state;
         self.interrupts.restore(*status, *legacy, *isr, *config_vector, queue_vectors);
+        for (index, queue) in (0u16..=u16::MAX).zip(&mut registers.queues) {
+            match queue.reset {
+                // Complete: nothing runs.
+                QueueReset::Pending => self.forget_queue(queue, index, QueueReset::Done),
+                QueueReset::Done if queue.enabled => queue.reset = QueueReset::None,
+                QueueReset::Done | QueueReset::None => {}
+            }
+        }
         if state.running {
             self.start_queues(state.driver_features & offered, *legacy, queues.to_vec());
         }
@@ -423,6 +524,7 @@ impl Registers {
             queue_select: 0,
             queues: device.queue_max_sizes().iter().map(|size| QueueRegisters::new(*size)).collect(),
             resetting: None,
+            life: 0,
         }
     }
 
@@ -445,6 +547,21 @@ impl Wake for Stopped {
     fn wake(&self) {
         if let Some(core) = self.0.upgrade() {
             core.finish_reset();
+        }
+    }
+}
+
+/// Finishes a queue's own reset when the queue has stopped.
+struct QueueStopped {
+    core: Weak<Core>,
+    index: u16,
+    life: u64,
+}
+
+impl Wake for QueueStopped {
+    fn wake(&self) {
+        if let Some(core) = self.core.upgrade() {
+            core.finish_queue_reset(self.index, self.life);
         }
     }
 }

@@ -90,6 +90,15 @@ impl Placer {
         self.update(&mut placement);
     }
 
+    /// `queue` has stopped.
+    pub(super) fn stop_queue(&self, queue: u16) {
+        let mut placement = self.lock();
+        if let Some(entry) = placement.queues.get_mut(usize::from(queue)) {
+            entry.0 = false;
+        }
+        self.update(&mut placement);
+    }
+
     /// All queues have stopped.
     pub(super) fn stop(&self) {
         let mut placement = self.lock();

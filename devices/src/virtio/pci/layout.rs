@@ -14,8 +14,9 @@ pub(super) const NOTIFY: u64 = 3 * PAGE_BYTES;
 /// Bytes between the doorbells of two queues.
 pub(super) const NOTIFY_MULTIPLIER: u64 = 4;
 
-/// Bytes of the common configuration without the fields of features that are not offered (§4.1.4.3).
-pub(super) const COMMON_BYTES: u32 = 0x38;
+/// Bytes of the common configuration: up to and including `queue_reset`, which drivers look for by the length
+/// (§4.1.4.3).
+pub(super) const COMMON_BYTES: u32 = 0x3c;
 
 /// Largest device configuration that fits its page.
 const MAX_CONFIG_BYTES: u32 = 0x1000;

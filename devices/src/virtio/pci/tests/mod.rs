@@ -3,6 +3,7 @@
 mod attacks;
 mod legacy;
 mod modern;
+mod queue_reset;
 
 use std::sync::{Arc, Mutex};
 
@@ -62,6 +63,10 @@ struct FakeRunner {
     /// Whether a reset waits for [`FakeRunner::stop`].
     slow: Mutex<bool>,
     stopping: Mutex<Vec<Parked>>,
+    /// Ring features it carries.
+    rings: u64,
+    /// Queues that stop on their own, where that is slow.
+    stopping_queues: Mutex<Vec<(u16, Parked)>>,
 }
 
 impl FakeRunner {
@@ -80,6 +85,19 @@ impl FakeRunner {
     }
     fn is_active(&self) -> bool {
         self.active.lock().unwrap().is_some()
+    }
+    fn stop_queues(&self) {
+        let stopping: Vec<_> = self.stopping_queues.lock().unwrap().drain(..).collect();
+        for (queue, token) in stopping {
+            if let Some(active) = &mut *self.active.lock().unwrap() {
+                active.queues.retain(|(index, _)| *index != queue);
+            }
+            token.complete();
+        }
+    }
+    fn running(&self) -> Vec<u16> {
+        let active = self.active.lock().unwrap();
+        active.iter().flat_map(|active| active.queues.iter().map(|(index, _)| *index)).collect()
     }
 }
 
@@ -100,6 +118,21 @@ impl QueueRunner for FakeRunner {
     fn kick(&self, queue: u16) {
         assert!(self.is_active(), "kicked while stopped");
         self.kicks.lock().unwrap().push(queue);
+    }
+    fn ring_features(&self) -> u64 {
+        self.rings
+    }
+    fn reset_queue(&self, queue: u16, done: Parked) {
+        assert!(self.running().contains(&queue), "queue {queue} reset while stopped");
+        self.stopping_queues.lock().unwrap().push((queue, done));
+        if !*self.slow.lock().unwrap() {
+            self.stop_queues();
+        }
+    }
+    fn start_queue(&self, queue: u16, state: QueueState) {
+        assert!(!self.running().contains(&queue), "queue {queue} started while running");
+        self.starts.lock().unwrap().push(vec![(queue, state)]);
+        self.active.lock().unwrap().as_mut().expect("a running device").queues.push((queue, state));
     }
 }
 
@@ -162,12 +195,18 @@ struct Shape {
     config_len: usize,
     vectors: usize,
     legacy: bool,
+    rings: u64,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { device_type: 2, queues: vec![128, 256], config_len: 60, vectors: 3, legacy: true }
+        Self { device_type: 2, queues: vec![128, 256], config_len: 60, vectors: 3, legacy: true, rings: 0 }
     }
+}
+
+/// What a modern driver is offered by [`FakeDevice`].
+fn rig_features() -> u64 {
+    INDIRECT | EVENT_IDX | VERSION_1 | 0b101
 }
 
 struct Rig {
@@ -205,7 +244,7 @@ fn rig(shape: Shape) -> Rig {
         queues: shape.queues,
         config: Mutex::new((0..shape.config_len).map(|byte| byte as u8).collect()),
     });
-    let runner = Arc::new(FakeRunner::default());
+    let runner = Arc::new(FakeRunner { rings: shape.rings, ..FakeRunner::default() });
     let msis: Vec<_> = (0..shape.vectors).map(|_| Arc::new(FakeMsi::default())).collect();
     let line = Arc::new(Line::default());
     let watcher = Arc::new(Watcher::default());
@@ -381,6 +420,7 @@ mod field {
     pub(super) const DESC: u64 = 0x20;
     pub(super) const DRIVER: u64 = 0x28;
     pub(super) const DEVICE: u64 = 0x30;
+    pub(super) const RESET: u64 = 0x3a;
 }
 
 /// A modern driver (virtio 1.3 §3.1.1).
