@@ -1,3 +1,153 @@
-//! `zvmm-double [--hypervisor bhyve|illumos-kvm] ARGUMENTS OF zvmm…`: the whole VMM on a double of an illumos kernel.
+//! `zvmm-double [OPTIONS] ARGUMENTS OF zvmm…`: the whole VMM on a double of an illumos kernel.
+//!
+//! Options, all before the arguments of zvmm:
+//!
+//! * `--hypervisor bhyve|illumos-kvm`: which kernel interface; bhyve if nothing is said.
+//! * `--zone brand|global`: whether the process lives in a zone of the brand that goes with the interface, as it does if
+//!   nothing is said, or in the global zone.
+//! * `--inject CALL:MOMENT:ERRNO`: makes calls fail, `VM_RUN:3:EBUSY`, `VM_RUN:3+:EBUSY`, `VM_RUN:3x5:EBUSY`. Repeatable.
+//! * `--mutate DAMAGE:CALL:MOMENT`: damages calls, `drop:VM_PAUSE:1`, `resize=-8:VM_RUN:2`. Repeatable.
+//! * `--calls FILE`: writes how often each call was made.
+//!
+//! Ends as zvmm does; or, where a rule of the interface was broken or something was left behind, with status 70, after one
+//! line a violation on stderr.
 
-fn main() {}
+use std::process::ExitCode;
+
+/// As in zvmm itself.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static HEAP: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
+#[cfg(target_os = "linux")]
+fn main() -> ExitCode {
+    double::main()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> ExitCode {
+    eprintln!("zvmm-double: runs on Linux only, where it stands in for an illumos kernel");
+    ExitCode::from(64)
+}
+
+#[cfg(target_os = "linux")]
+mod double {
+    use std::ffi::OsString;
+    use std::io::Write as _;
+    use std::process::ExitCode;
+    use std::sync::Arc;
+
+    use devices_host::sys::Sys;
+    use zvmm::exit::Exit;
+    use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor};
+    use zvmm::hypervisor::illumos_kvm::IllumosKvmHypervisor;
+    use zvmm::hypervisor::{Hypervisor, OpenHypervisor};
+    use zvmm_double::{DoubleSys, Driver, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve, illumos_kvm};
+
+    /// A rule was broken.
+    const BROKEN: u8 = 70;
+    /// The options before zvmm's are wrong (EX_USAGE).
+    const USAGE: u8 = 64;
+
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Interface {
+        Bhyve,
+        IllumosKvm,
+    }
+
+    struct Options {
+        interface: Interface,
+        global: bool,
+        injections: Vec<Injection>,
+        mutations: Vec<Mutation>,
+        calls: Option<OsString>,
+        rest: Vec<OsString>,
+    }
+
+    impl Options {
+        fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, String> {
+            let mut options = Self {
+                interface: Interface::Bhyve,
+                global: false,
+                injections: Vec::new(),
+                mutations: Vec::new(),
+                calls: None,
+                rest: args.next().into_iter().collect(),
+            };
+            while let Some(arg) = args.next() {
+                let name = arg.to_str().unwrap_or_default();
+                if !["--hypervisor", "--zone", "--inject", "--mutate", "--calls"].contains(&name) {
+                    options.rest.push(arg);
+                    break;
+                }
+                let value = args.next().ok_or_else(|| format!("{name}: no value is given"))?;
+                let text = value.to_str().ok_or_else(|| format!("{name}: no text"))?;
+                match (name, text) {
+                    ("--hypervisor", "bhyve") => options.interface = Interface::Bhyve,
+                    ("--hypervisor", "illumos-kvm") => options.interface = Interface::IllumosKvm,
+                    ("--zone", "brand") => options.global = false,
+                    ("--zone", "global") => options.global = true,
+                    ("--inject", text) => options.injections.push(text.parse()?),
+                    ("--mutate", text) => options.mutations.push(text.parse()?),
+                    ("--calls", _) => options.calls = Some(value),
+                    (name, text) => return Err(format!("{name}: '{text}' is unknown")),
+                }
+            }
+            options.rest.extend(args);
+            Ok(options)
+        }
+    }
+
+    pub fn main() -> ExitCode {
+        let options = match Options::parse(std::env::args_os()) {
+            Ok(options) => options,
+            Err(error) => {
+                eprintln!("zvmm-double: {error}");
+                return USAGE.into();
+            }
+        };
+        let (driver, zone): (Arc<dyn Driver>, _) = match options.interface {
+            Interface::Bhyve => (bhyve::Vmm::new(), Zone::bhyve(1)),
+            Interface::IllumosKvm => (illumos_kvm::Kvm::new(), Zone::kvm(1)),
+        };
+        let zone = if options.global { Zone::global() } else { zone };
+        let process = DoubleSys::new(&Host::new(vec![driver]), zone);
+        process.ledger().echo();
+        let mutating = Mutating::new(process.clone(), options.mutations);
+        let injecting = Injecting::new(mutating, options.injections);
+
+        let sys: Arc<dyn Sys> = injecting.clone();
+        let open: OpenHypervisor<'_> = match options.interface {
+            Interface::Bhyve => &|config| {
+                let hypervisor = BhyveHypervisor::open(sys.clone(), BhyveConfig::from(config))?;
+                Ok(Box::new(hypervisor) as Box<dyn Hypervisor>)
+            },
+            Interface::IllumosKvm => &|_| Ok(Box::new(IllumosKvmHypervisor::open(sys.clone())?)),
+        };
+        let exit = zvmm::main_with(options.rest, open);
+
+        if let Some(file) = options.calls
+            && let Err(error) = write_calls(&file, &injecting)
+        {
+            eprintln!("zvmm-double: {}: {error}", file.display());
+            return USAGE.into();
+        }
+        process.end();
+        let restarts = [Exit::GuestReset].map(|exit| ExitCode::from(exit.status()));
+        for leak in process.leaks() {
+            // Who asks for the guest to be started again by another process leaves the VM to it.
+            if !restarts.contains(&exit) {
+                process.note_leak(leak);
+            }
+        }
+        if process.violations().is_empty() { exit } else { BROKEN.into() }
+    }
+
+    fn write_calls(file: &OsString, calls: &Injecting) -> std::io::Result<()> {
+        let mut file = std::fs::File::create(file)?;
+        for (call, count) in calls.counts() {
+            writeln!(file, "{call} {count}")?;
+        }
+        Ok(())
+    }
+}

@@ -171,14 +171,25 @@ impl DoubleSys {
         handles.into_iter().chain(mappings).chain(objects).collect()
     }
 
-    /// Takes every leak down as a broken rule.
-    pub fn check_leaks(&self) {
-        for leak in self.leaks() {
-            match leak {
-                Leak::Handle(what) => self.ledger().note(&system::LEAK_HANDLE, what),
-                Leak::Mapping(what) => self.ledger().note(&system::LEAK_MAPPING, what),
-                Leak::Object(what) => self.ledger().note(&system::LEAK_OBJECT, what),
+    /// What the kernel does when the process ends: closes what is open, and unmaps what is mapped. The memory stays in
+    /// this process, which does not end.
+    pub fn end(&self) {
+        let mappings = std::mem::take(&mut *lock(&self.mappings));
+        for (start, mapped) in mappings {
+            if let Some(start) = NonNull::new(start as *mut u8) {
+                mapped.node.unmapped(start, mapped.len_bytes);
             }
+        }
+        let handles = std::mem::take(&mut *lock(&self.handles));
+        handles.values().for_each(|open| open.node.close());
+    }
+
+    /// Takes a leak down as a broken rule.
+    pub fn note_leak(&self, leak: Leak) {
+        match leak {
+            Leak::Handle(what) => self.ledger().note(&system::LEAK_HANDLE, what),
+            Leak::Mapping(what) => self.ledger().note(&system::LEAK_MAPPING, what),
+            Leak::Object(what) => self.ledger().note(&system::LEAK_OBJECT, what),
         }
     }
 

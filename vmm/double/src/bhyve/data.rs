@@ -92,7 +92,8 @@ impl Vm {
         if per_vcpu != of_vcpu {
             return Err(unknown(what));
         }
-        if device && !self.is_paused() {
+        // What the time is can be asked of a VM that runs.
+        if device && !self.is_paused() && (write || class != VDC_VMM_TIME) {
             call.note(&rules::DATA_PAUSED, what.clone());
         }
         if class == VDC_VERSION {

@@ -275,10 +275,7 @@ impl Vm {
     }
 
     fn check_first_run(&self, call: &Call<'_>, core: &mut Core) -> SysResult<()> {
-        if std::mem::take(&mut core.table_dirty) {
-            let table = core.table.for_kvm(call, &self.machine, core.id, core.x2apic, &self.topology());
-            core.fd()?.set_cpuid2(&table).map_err(|_| Errno::EIO)?;
-        }
+        core.apply_table(call, &self.topology())?;
         if !std::mem::replace(&mut core.has_run, true) && core.id == 0 {
             if !core.was_reset {
                 call.note(&rules::RESET_BEFORE_RUN, "vCPU 0");

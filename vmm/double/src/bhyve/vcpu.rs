@@ -6,7 +6,7 @@ use std::sync::Arc;
 use devices_host::sys::{Errno, SysResult};
 use kvm_bindings::{
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, Msrs,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, Msrs, kvm_cpuid_entry2,
     kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcr,
     kvm_xcrs,
 };
@@ -52,6 +52,8 @@ pub struct Core {
     pub x2apic: bool,
     pub table: Table,
     pub table_dirty: bool,
+    /// What KVM has of it.
+    applied: Vec<kvm_cpuid_entry2>,
     pub capabilities: BTreeMap<i32, i32>,
     pub exits: u64,
     /// The exit buffer that was found to be memory.
@@ -82,6 +84,7 @@ impl Core {
             x2apic: false,
             table: Table::Legacy,
             table_dirty: true,
+            applied: Vec::new(),
             capabilities: BTreeMap::from([(VM_CAP_HALT_EXIT, 1)]),
             exits: 0,
             exit_buffer: 0,
@@ -274,6 +277,24 @@ impl Core {
             Some(segment) => Ok(registers::descriptor(segment)),
             None => Err(call.refuse(&rules::SEGMENT_KNOWN, Errno::EINVAL, format!("register {number}"))),
         }
+    }
+
+    /// Gives KVM the CPUID table, if it has another.
+    pub fn apply_table(&mut self, call: &Call<'_>, topology: &vm_cpu_topology) -> SysResult<()> {
+        if !std::mem::take(&mut self.table_dirty) {
+            return Ok(());
+        }
+        let table = self.table.for_kvm(call, &self.machine, self.id, self.x2apic, topology);
+        if self.applied == table.as_slice() {
+            return Ok(());
+        }
+        if self.fd()?.set_cpuid2(&table).is_err() {
+            // KVM takes no other table once a vCPU has run.
+            let detail = format!("another CPUID table for vCPU {}, which has run", self.id);
+            return Err(call.refuse(&rules::NOT_MODELLED, Errno::EIO, detail));
+        }
+        self.applied = table.as_slice().to_vec();
+        Ok(())
     }
 
     /// VM_INJECT_EXCEPTION.
