@@ -17,7 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let assertions = layout::assertions(&fs::read_to_string(&table)?, &fs::read_to_string(&names)?, on_illumos)
             .map_err(|error| format!("{}: {error}", names.display()))?;
-        text += &assertions.module(name);
+        let (code, asserted) = (&assertions.code, assertions.asserted.len());
+        text += &format!("mod {name} {{\nuse super::*;\n{code}");
+        text += &format!("#[cfg(test)]\npub(super) const ASSERTED: usize = {asserted};\n}}\n");
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build/layout.rs");

@@ -30,15 +30,6 @@ pub struct Assertions {
     pub left_out: Vec<(String, String)>,
 }
 
-impl Assertions {
-    /// A Rust module of the assertions.
-    pub fn module(&self, name: &str) -> String {
-        let mut text = format!("mod {name} {{\nuse super::*;\n{}", self.code);
-        let _ = write!(text, "#[cfg(test)]\npub(super) const ASSERTED: usize = {};\n}}\n", self.asserted.len());
-        text
-    }
-}
-
 /// One line of `layout-names.txt`.
 struct Line {
     number: usize,
@@ -250,7 +241,7 @@ impl Maker {
 
 /// A pointer to the field at `path` of the structure that `it` points to.
 fn access(path: &str) -> Result<String, String> {
-    let mut pointer = "it".to_owned();
+    let mut place = "(*it)".to_owned();
     for segment in path.split('.') {
         let (name, index) = match segment.strip_suffix(']').and_then(|segment| segment.split_once('[')) {
             Some((name, index)) => (name, Some(index)),
@@ -259,15 +250,13 @@ fn access(path: &str) -> Result<String, String> {
         if name.is_empty() || name.contains(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
             return Err(format!("'{segment}' of '{path}' cannot be the name of a field"));
         }
-        let name = if name == "type" { "r#type" } else { name };
-        pointer = format!("&raw const (*{pointer}).{name}");
+        place += if name == "type" { ".r#type" } else { "." };
+        place += if name == "type" { "" } else { name };
         if let Some(index) = index {
-            pointer = format!("element({pointer}, {index})");
-        } else {
-            pointer = format!("({pointer})");
+            place = format!("(*element(&raw const {place}, {index}))");
         }
     }
-    Ok(pointer)
+    Ok(format!("&raw const {place}"))
 }
 
 fn object<'a>(value: &'a Value, name: &str) -> Result<&'a Map<String, Value>, String> {

@@ -27,6 +27,7 @@ pub mod poll;
 pub mod pool;
 pub mod ram;
 pub mod random;
+pub mod socket;
 pub mod sys;
 pub mod tap;
 pub mod thread;

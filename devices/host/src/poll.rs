@@ -70,7 +70,7 @@ impl std::fmt::Debug for PollFd {
 }
 
 /// Waits until a descriptor of `fds` is ready or `timeout_ns` nanoseconds have passed (`None`: for ever); how many are
-/// ready. It never returns earlier than asked; illumos rounds up to milliseconds. A signal does not end the wait.
+/// ready. It never returns earlier than asked. A signal does not end the wait.
 ///
 /// # Errors
 /// What poll(2) says; with valid descriptors only that memory is short.

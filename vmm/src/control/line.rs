@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use devices_host::poll::PollFd;
+use devices_host::socket::may_send;
 
 use super::SerialPort;
 use super::console::{Escape, HELP, Typed};
@@ -278,6 +279,9 @@ impl Line {
             return;
         }
         while let Some(output) = self.peer.output.as_mut().filter(|_| !self.to_peer.is_empty()) {
+            if !may_send(output) {
+                return;
+            }
             let piece = self.to_peer.len().min(self.peer.piece);
             match output.write(&self.to_peer[..piece]) {
                 Ok(written) => {

@@ -1,9 +1,9 @@
 //! Listening unix sockets, by the rules that hold on Linux and in a SmartOS zone.
 //!
-//! Sockets are 0600. A socket file that nobody listens on is left over from a process that died and is replaced; a
-//! file of any other kind, and a socket somebody listens on, is not ours to touch. Data is sent without blocking and in
-//! pieces of at most [`MAX_SEND`]: illumos ignores `SO_SNDTIMEO` and `MSG_DONTWAIT`, and moves one STREAMS message of
-//! that size at a time.
+//! Sockets are 0600, and a client is its owner or root. A socket file that nobody listens on is left over from a process
+//! that died and is replaced; a file of any other kind, and a socket somebody listens on, is not ours to touch. Data is
+//! sent without blocking, after [`may_send`](devices_host::socket::may_send), in pieces of at most [`MAX_SEND`]: illumos
+//! ignores `SO_SNDTIMEO` and `MSG_DONTWAIT`, and moves one STREAMS message of that size at a time.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use devices_host::socket::{is_from_owner, nobody_listens};
 
 use crate::exit::Exit;
 
@@ -106,6 +108,10 @@ impl Listener {
         };
         // Inherited from the listener on illumos, not on Linux.
         stream.set_nonblocking(true).ok()?;
+        if !is_from_owner(&stream).unwrap_or(false) {
+            log::warn!("{}: a client of another user or zone is turned away", self.path.display());
+            return None;
+        }
         Some(stream)
     }
 }
@@ -136,7 +142,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 /// stream connection would be refused, or block, while a living listener's backlog is full.
 fn is_stale(path: &Path) -> bool {
     let probe = UnixDatagram::unbound().and_then(|probe| probe.connect(path));
-    probe.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    probe.is_err_and(|error| nobody_listens(&error))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::sys::P_MYID;
 pub(crate) mod disk;
 pub(crate) mod heap;
 pub(crate) mod ram;
+pub(crate) mod socket;
 pub(crate) mod tap;
 pub(crate) mod tty;
 
@@ -19,13 +20,26 @@ pub(crate) fn illumos_error(number: i32, _kind: io::ErrorKind, _words: String) -
     io::Error::from_raw_os_error(number)
 }
 
+// poll.h; the libc crate lacks it.
+unsafe extern "C" {
+    fn ppoll(
+        fds: *mut libc::pollfd,
+        count: libc::nfds_t,
+        timeout: *const libc::timespec,
+        mask: *const libc::sigset_t,
+    ) -> libc::c_int;
+}
+
 /// # Safety
 /// `fds` points to `count` pollfds that the call may change.
 pub(crate) unsafe fn poll(fds: *mut libc::pollfd, count: usize, timeout_ns: Option<u64>) -> i32 {
-    let timeout_ms =
-        timeout_ns.map_or(-1, |timeout_ns| i32::try_from(timeout_ns.div_ceil(1_000_000)).unwrap_or(i32::MAX));
-    // SAFETY: the caller vouches for the slice.
-    unsafe { libc::poll(fds, count as libc::nfds_t, timeout_ms) }
+    let timeout = timeout_ns.map(|timeout_ns| libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout_ns / 1_000_000_000).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::try_from(timeout_ns % 1_000_000_000).unwrap_or(0),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), |timeout| timeout as *const _);
+    // SAFETY: the caller vouches for the slice; the timeout is null or valid during the call.
+    unsafe { ppoll(fds, count as libc::nfds_t, timeout, std::ptr::null()) }
 }
 
 /// The calling thread is bound to one CPU, until this is dropped.

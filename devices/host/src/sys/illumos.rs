@@ -23,7 +23,7 @@ const VNIC_ATTR_WORDS: usize = 64 * 1024 / 8;
 // What the libc crate lacks: signal.h, zone.h.
 unsafe extern "C" {
     fn sigtimedwait(set: *const libc::sigset_t, info: *mut c_void, timeout: *const libc::timespec) -> c_int;
-    fn getzoneid() -> c_int;
+    pub(crate) fn getzoneid() -> libc::zoneid_t;
 }
 
 #[link(name = "dladm")]
@@ -155,11 +155,8 @@ impl Sys for RealSys {
             events |= libc::POLLOUT;
         }
         let mut fd = libc::pollfd { fd: handle.0, events, revents: 0 };
-        // Rounded up, or a wait of less than a millisecond would be none. -1 is for ever.
-        let timeout_ms =
-            timeout_ns.map_or(-1, |timeout_ns| i32::try_from(timeout_ns.div_ceil(1_000_000)).unwrap_or(i32::MAX));
         // SAFETY: one descriptor, valid during the call.
-        check(unsafe { libc::poll(&mut fd, 1, timeout_ms) })?;
+        check(unsafe { crate::os::poll(&mut fd, 1, timeout_ns) })?;
         Ok(Ready {
             readable: fd.revents & READABLE != 0,
             writable: fd.revents & libc::POLLOUT != 0,

@@ -21,6 +21,8 @@ use std::sync::Arc;
 pub use errno::Errno;
 #[cfg(target_os = "illumos")]
 pub use illumos::{P_MYID, RealSys};
+#[cfg(target_os = "illumos")]
+pub(crate) use illumos::getzoneid;
 
 /// What a call of [`Sys`] gives.
 pub type SysResult<T> = Result<T, Errno>;

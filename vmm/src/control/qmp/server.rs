@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use devices_host::clock;
 use devices_host::poll::{PollFd, poll};
+use devices_host::socket::may_send;
 use serde_json::Value;
 
 use super::super::Event;
@@ -171,7 +172,7 @@ impl Client {
     }
 
     fn send(&mut self) {
-        while !self.unsent.is_empty() && !self.gone {
+        while !self.unsent.is_empty() && !self.gone && may_send(&self.stream) {
             let piece = self.unsent.len().min(MAX_SEND);
             match self.stream.write(&self.unsent[..piece]) {
                 Ok(sent) => drop(self.unsent.drain(..sent)),
