@@ -132,10 +132,9 @@ impl BhyveHypervisor {
 /// Resets a VM that was there before; whether it can serve.
 fn take_over(shell: &Shell, spec: &VmSpec) -> bool {
     let attempt = || -> CallResult<bool> {
-        // A process that died in a pause has left the VM in it.
-        match shell.fd.resume() {
-            Ok(()) | Err(CallError { errno: Errno::EALREADY, .. }) => {}
-            Err(error) => return Err(error),
+        // Whoever left it in a pause did not leave it for another process.
+        if state::is_paused(&shell.fd)? {
+            return Ok(false);
         }
         // EBUSY: the kernel's network queues of the process before are still there.
         shell.fd.reinit()?;

@@ -197,6 +197,17 @@ fn restore_vcpu(fd: &VmFd, vcpu: i32, state: &VcpuState) -> CallResult<()> {
     fd.set_run_state(vcpu, state.run_state, state.sipi_vector)
 }
 
+/// Whether the VM is paused, by whomever.
+///
+/// # Errors
+/// What the call says.
+pub fn is_paused(fd: &VmFd) -> CallResult<bool> {
+    let bytes = fd.read_data(WHOLE_VM, abi::VDC_VMM_ARCH, 1)?;
+    let fields = bytes.chunks_exact(size_of::<abi::vdi_field_entry_v1>());
+    let mut fields = fields.filter_map(|field| abi::vdi_field_entry_v1::read_from_bytes(field).ok());
+    Ok(fields.any(|field| field.vfe_ident == abi::VAI_VM_IS_PAUSED && field.vfe_value != 0))
+}
+
 /// Frequency of the guest's time-stamp counter in kHz, as the kernel has it.
 ///
 /// # Errors

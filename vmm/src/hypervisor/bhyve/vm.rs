@@ -176,7 +176,11 @@ impl Vm for BhyveVm {
     fn leave(&self, restart: bool) {
         // Without a restart the VM ends with its descriptors. With one, a guest that starts again within the same VM
         // needs no memory given back, zeroed and allocated anew.
-        if restart && let Err(error) = self.fd.autodestruct(false) {
+        if !restart {
+            return;
+        }
+        let left = self.resume().and_then(|()| Ok(self.fd.autodestruct(false)?));
+        if let Err(error) = left {
             log::warn!("bhyve: {error}: the guest starts in a new VM");
         }
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices_host::sys::{
     DeviceNumber, Errno, IoctlArg, Link, MapRequest, OpenFlags, RawHandle, Ready, Sys, SysResult, SysThread,
 };
-use zerocopy::{FromBytes, FromZeros};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::hypervisor::bhyve::abi::*;
 
@@ -204,7 +204,9 @@ impl State {
                 if request == VM_DATA_WRITE {
                     data.insert(key, buffer.to_vec());
                 } else {
-                    let kept = data.get(&key).ok_or(Errno::EINVAL)?;
+                    let unpaused = [VAI_VM_IS_PAUSED, 0, 0, 0].as_bytes().to_vec();
+                    let unpaused = (key.1 == VDC_VMM_ARCH).then_some(&unpaused);
+                    let kept = data.get(&key).or(unpaused).ok_or(Errno::EINVAL)?;
                     buffer[..kept.len()].copy_from_slice(kept);
                     arg.vdx_result_len = kept.len() as u32;
                 }

@@ -138,6 +138,24 @@ fn a_vm_that_cannot_be_reset_is_destroyed_and_made_anew() {
 }
 
 #[test]
+fn a_vm_that_is_paused_was_not_left_for_anybody() {
+    let sys = left();
+    sys.state().data.insert((-1, VDC_VMM_ARCH), [VAI_VM_IS_PAUSED, 0, 1, 0].map(u32::to_ne_bytes).concat());
+    let vm = vm(&sys);
+    assert!(!vm.ram_is_used());
+    assert_eq!(sys.calls(VM_DESTROY_SELF).len(), 1);
+}
+
+#[test]
+fn a_vm_is_left_running() {
+    let sys = FakeSys::new();
+    let vm = vm(&sys);
+    vm.pause().unwrap();
+    vm.leave(true);
+    assert_eq!(sys.calls(VM_RESUME).len(), 1);
+}
+
+#[test]
 fn creation_waits_for_an_old_vm_to_go_away_but_not_for_ever() {
     let sys = left();
     let hypervisor = open(&sys).unwrap();
