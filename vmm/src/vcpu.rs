@@ -36,6 +36,10 @@ pub trait VcpuOwner: Send + Sync {
     /// out. `wait` waits for a parked device reset; it returns `false` when the machine is stopping, and then the
     /// reset is to be given up.
     fn reset(&self, wait: &dyn Fn(&Parked) -> bool) -> Result<VcpuStart, HypervisorError>;
+
+    /// The reset is through. Called before any vCPU runs again, and when [`Gate::reset`] would begin another one: told
+    /// any earlier, whoever answers with a reset would have it swallowed by the one that is about to end.
+    fn reset_done(&self);
 }
 
 /// Where vCPUs wait, and what for.
@@ -186,9 +190,9 @@ impl Gate {
         turn
     }
 
-    /// Arrives at the present phase; the last one to arrive moves everybody to `next`. Returns `false` when the machine
-    /// is stopping.
-    fn arrive(&self, phase: ResetPhase, next: Option<ResetPhase>) -> bool {
+    /// Arrives at the present phase; the last one to arrive moves everybody to `next`, and tells the owner when that is
+    /// the end. Returns `false` when the machine is stopping.
+    fn arrive(&self, phase: ResetPhase, next: Option<ResetPhase>, owner: &dyn VcpuOwner) -> bool {
         let mut state = self.lock();
         state.arrived += 1;
         if state.arrived == self.vcpus {
@@ -198,6 +202,7 @@ impl Gate {
                 state.resets += 1;
                 state.frozen = false;
                 state.nmi.fill(false);
+                owner.reset_done();
             }
             self.changed.notify_all();
         }
@@ -406,7 +411,7 @@ impl Thread<'_> {
     fn reset(&mut self) -> Result<bool, HypervisorError> {
         // What the last exit still owes the vCPU must be consumed before its state is replaced.
         self.vcpu.quiesce()?;
-        if !self.gate.arrive(ResetPhase::Gathering, Some(ResetPhase::Machine)) {
+        if !self.gate.arrive(ResetPhase::Gathering, Some(ResetPhase::Machine), self.owner) {
             return Ok(false);
         }
         let mut start = VcpuStart::WaitForSipi;
@@ -424,7 +429,7 @@ impl Thread<'_> {
         self.vcpu.reset(&start)?;
         self.parked = None;
         self.shut_down = false;
-        Ok(self.gate.arrive(ResetPhase::Vcpus, None))
+        Ok(self.gate.arrive(ResetPhase::Vcpus, None, self.owner))
     }
 }
 

@@ -310,8 +310,11 @@ impl VcpuOwner for Owner<'_> {
         let start = machine
             .place_image(true)
             .map_err(|error| HypervisorError::Vcpu { vcpu: self.id, what: format!("reset: {error}") })?;
-        machine.events.send(MachineEvent::ResetDone);
         Ok(start)
+    }
+
+    fn reset_done(&self) {
+        self.machine.events.send(MachineEvent::ResetDone);
     }
 }
 

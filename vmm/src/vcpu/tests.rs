@@ -84,6 +84,8 @@ struct FakeOwner {
     /// A device reset that has to be waited for.
     parked: Option<Parked>,
     gave_up: AtomicBool,
+    /// Told of every reset that is through.
+    done: Mutex<Option<Sender<()>>>,
 }
 
 impl VcpuOwner for FakeOwner {
@@ -98,6 +100,11 @@ impl VcpuOwner for FakeOwner {
             self.gave_up.store(true, Ordering::SeqCst);
         }
         Ok(VcpuStart::Boot(Box::default()))
+    }
+    fn reset_done(&self) {
+        if let Some(done) = &*self.done.lock().unwrap() {
+            done.send(()).unwrap();
+        }
     }
 }
 
@@ -270,4 +277,17 @@ fn a_guest_that_asked_for_a_reset_stands_still_until_it_comes() {
     machine.gate.reset();
     machine.eventually("both run again", || machine.runs(0) > before.0 && machine.runs(1) > before.1);
     assert_eq!(machine.stop().resets.load(Ordering::SeqCst), 1);
+}
+
+/// A reset that was swallowed by the one before left the controller waiting for its end, and the guest dead, for ever.
+#[test]
+fn whoever_asks_for_a_reset_once_the_last_one_is_told_to_be_through_gets_another() {
+    let (done, resets) = channel();
+    let machine = machine(2, FakeOwner { done: Mutex::new(Some(done)), ..Default::default() });
+    machine.gate.resume();
+    for _ in 0..1000 {
+        machine.gate.reset();
+        resets.recv_timeout(std::time::Duration::from_secs(10)).expect("the end of the reset");
+    }
+    assert_eq!(machine.stop().resets.load(Ordering::SeqCst), 1000);
 }
