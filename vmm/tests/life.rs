@@ -6,56 +6,23 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "life/lines.rs"]
+mod lines;
 #[path = "life/process.rs"]
 mod process;
+#[path = "life/qmp.rs"]
+mod qmp;
+#[path = "life/refusals.rs"]
+mod refusals;
+#[path = "life/storms.rs"]
+mod storms;
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use process::{Terminal, Zvmm, talk};
-use serde_json::{Value, json};
-
-/// A client of the control socket.
-struct Qmp {
-    stream: UnixStream,
-    unread: Vec<u8>,
-}
-
-impl Qmp {
-    fn connect(zvmm: &Zvmm) -> Self {
-        let mut qmp = Self { stream: process::connect(&zvmm.place("qmp")), unread: Vec::new() };
-        assert!(qmp.next()["QMP"].is_object());
-        qmp.ask("qmp_capabilities");
-        qmp
-    }
-
-    fn next(&mut self) -> Value {
-        loop {
-            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.unread.drain(..=end).collect();
-                return serde_json::from_slice(&line).expect("a line of JSON");
-            }
-            let mut bytes = [0; 4096];
-            let count = self.stream.read(&mut bytes).expect("an answer in time");
-            assert_ne!(count, 0, "the connection ended");
-            self.unread.extend_from_slice(&bytes[..count]);
-        }
-    }
-
-    /// The answer, and the events that came before it.
-    fn ask(&mut self, command: &str) -> (Value, Vec<String>) {
-        writeln!(self.stream, "{}", json!({"execute": command})).expect("a connection");
-        let mut events = Vec::new();
-        loop {
-            let line = self.next();
-            match line["event"].as_str() {
-                Some(event) => events.push(event.to_owned()),
-                None => return (line["return"].clone(), events),
-            }
-        }
-    }
-}
+use qmp::Qmp;
+use serde_json::json;
 
 #[test]
 fn the_terminal_is_raw_while_the_guest_runs_and_as_before_after_control_a_x() {
@@ -81,22 +48,80 @@ fn the_terminal_is_as_before_after_every_other_end_too() {
     if process::skip() {
         return;
     }
-    for (how, status) in [("interrupts", 130), ("reset", 5), ("quit", 0)] {
+    let exits = ["--on-reset", "exit", "--on-triple-fault", "exit", "--pvpanic", "--on-panic", "exit"];
+    for (how, status) in [
+        ("two interrupts", 130),
+        ("SIGQUIT", 130),
+        ("SIGTERM", 0),
+        ("SIGHUP", 0),
+        ("SIGINT", 0),
+        ("quit", 0),
+        ("R", 5),
+        ("T", 6),
+        ("P", 7),
+        ("O", 0),
+    ] {
         let mut terminal = Terminal::open();
-        let mut zvmm = Zvmm::start_on(&terminal, &["--serial", "stdio", "--on-reset", "exit", "--qmp", "@qmp"]);
+        let mut zvmm = Zvmm::start_on(&terminal, &[&["--serial", "stdio", "--qmp", "@qmp"][..], &exits].concat());
         terminal.expect(b"!");
+        assert!(terminal.is_raw(), "{how}");
+        let button = |terminal: &mut Terminal, zvmm: &Zvmm, signal| {
+            terminal.send(b"W");
+            terminal.expect(b"w");
+            zvmm.signal(signal);
+        };
         match how {
-            "interrupts" => {
+            "two interrupts" => {
+                let mut qmp = Qmp::connect(&zvmm);
                 zvmm.signal(libc::SIGINT);
-                std::thread::sleep(Duration::from_millis(50));
+                assert_eq!(qmp.next()["event"], "POWERDOWN");
                 zvmm.signal(libc::SIGINT);
             }
-            "reset" => terminal.send(b"R"),
-            _ => drop(Qmp::connect(&zvmm).ask("quit")),
+            "SIGQUIT" => zvmm.signal(libc::SIGQUIT),
+            "SIGTERM" => button(&mut terminal, &zvmm, libc::SIGTERM),
+            "SIGHUP" => button(&mut terminal, &zvmm, libc::SIGHUP),
+            "SIGINT" => button(&mut terminal, &zvmm, libc::SIGINT),
+            "quit" => drop(Qmp::connect(&zvmm).ask("quit")),
+            key => terminal.send(key.as_bytes()),
         }
         assert_eq!(zvmm.status(), Some(status), "{how}");
         assert!(terminal.is_as_before(), "{how}");
     }
+}
+
+#[test]
+fn a_run_that_is_refused_late_leaves_the_terminal_alone() {
+    if process::skip() {
+        return;
+    }
+    let terminal = Terminal::open();
+    let mut zvmm = Zvmm::start_on(&terminal, &["--serial", "stdio", "--net", "tap=none0,mac=52:54:00:12:34:56"]);
+    assert_eq!(zvmm.status(), Some(2));
+    assert!(terminal.is_as_before());
+}
+
+#[test]
+fn every_word_behind_control_a_is_understood_and_others_are_swallowed() {
+    if process::skip() {
+        return;
+    }
+    let mut terminal = Terminal::open();
+    let mut zvmm = Zvmm::start_on(&terminal, &["--serial", "stdio"]);
+    terminal.expect(b"!");
+    for line in ["Ctrl-A h  this help", "Ctrl-A x  leave", "Ctrl-A b  send a break", "Ctrl-A a  send Ctrl-A"] {
+        terminal.send(b"\x01h");
+        terminal.expect(line.as_bytes());
+    }
+    terminal.send(b"\x01za\x01ab");
+    terminal.expect(b"a\x01b");
+    // Ctrl-A x works while the guest has stopped reading.
+    terminal.send(b"W");
+    terminal.expect(b"w");
+    terminal.send(&[b'.'; 2000]);
+    std::thread::sleep(Duration::from_millis(20));
+    terminal.send(b"\x01x");
+    assert_eq!(zvmm.status(), Some(0));
+    assert!(terminal.is_as_before());
 }
 
 #[test]
@@ -153,17 +178,60 @@ fn the_guest_is_paused_resumed_reset_and_ended_through_the_control_socket() {
 }
 
 #[test]
-fn a_stop_wins_over_reboots_that_never_end() {
+fn each_policy_decides_what_a_triple_fault_and_a_panic_lead_to() {
     if process::skip() {
         return;
     }
-    for _ in 0..10 {
+    let fault = ["--on-triple-fault", "reset"];
+    for (key, args, status) in [
+        (b'T', &["--on-triple-fault", "exit"][..], Some(6)),
+        (b'T', &[&fault[..], &["--on-reset", "exit"]].concat(), Some(5)),
+        (b'T', &fault, None),
+        (b'P', &["--pvpanic", "--on-panic", "exit"], Some(7)),
+        (b'P', &["--pvpanic"], None),
+        (b'R', &[], None),
+        (b'R', &["--on-reset", "exit"], Some(5)),
+    ] {
+        let mut zvmm = Zvmm::start(&[&["--serial", "socket:@com1"][..], args].concat());
+        let mut console = process::connect(&zvmm.place("com1"));
+        talk(&mut console, b"x", b"x");
+        match status {
+            Some(_) => console.write_all(&[key]).expect("a console"),
+            None => {
+                // A guest that goes on, or starts again.
+                talk(&mut console, &[key], if key == b'P' { b"" } else { b"!" });
+                talk(&mut console, b"y", b"y");
+                zvmm.signal(libc::SIGQUIT);
+            }
+        }
+        assert_eq!(zvmm.status(), status.or(Some(130)), "{} {args:?}: {}", char::from(key), zvmm.errors());
+    }
+}
+
+#[test]
+fn the_power_button_however_pressed_ends_a_guest_that_listens() {
+    if process::skip() {
+        return;
+    }
+    for how in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, 0] {
         let mut zvmm = Zvmm::start(&["--serial", "socket:@com1", "--qmp", "@qmp"]);
         let mut console = process::connect(&zvmm.place("com1"));
-        console.write_all(&[b'R'; 200]).expect("a console");
         let mut qmp = Qmp::connect(&zvmm);
-        qmp.ask("quit");
+        talk(&mut console, b"W", b"w");
+        let reason = match how {
+            0 => {
+                assert_eq!(qmp.ask("system_powerdown"), (json!({}), vec!["POWERDOWN".to_owned()]));
+                qmp.next()
+            }
+            signal => {
+                zvmm.signal(signal);
+                assert_eq!(qmp.next()["event"], "POWERDOWN");
+                qmp.next()
+            }
+        };
+        assert_eq!((&reason["event"], &reason["data"]["reason"]), (&json!("SHUTDOWN"), &json!("guest-shutdown")));
         assert_eq!(zvmm.status(), Some(0));
+        assert_eq!(zvmm.errors(), "");
     }
 }
 
@@ -209,44 +277,4 @@ fn a_reader_that_does_not_read_does_not_stop_the_guest() {
     assert_eq!(qmp.ask("query-status").0["status"], "running");
     qmp.ask("quit");
     assert_eq!(zvmm.status(), Some(0));
-}
-
-#[test]
-fn a_file_keeps_what_the_guest_said() {
-    if process::skip() {
-        return;
-    }
-    let mut zvmm = Zvmm::start(&["--serial", "file:@log", "--qmp", "@qmp"]);
-    let until = std::time::Instant::now() + process::LIMIT;
-    while std::fs::read(zvmm.place("log")).unwrap_or_default() != b"!" {
-        assert!(std::time::Instant::now() < until, "the guest says nothing: {zvmm:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Qmp::connect(&zvmm).ask("quit");
-    assert_eq!(zvmm.status(), Some(0));
-}
-
-#[test]
-fn what_only_the_hypervisor_or_the_kernel_file_can_refuse_is_refused_in_one_line() {
-    if process::skip() {
-        return;
-    }
-    let long = "a".repeat(5000);
-    for (args, status, words) in [
-        (&["--cpu", "hosst"][..], 2, "did you mean 'host'?"),
-        (&["--cpu", "host,-avx512x"], 2, "did you mean 'avx512f'?"),
-        (&["--cmdline", &long], 2, "the kernel command line has 5000 bytes"),
-        (&["--kernel", "/dev/null"], 2, "/dev/null is a character device, not a file"),
-        (&["--kernel", "@short"], 2, "the kernel file is truncated: the ELF header ends"),
-        (&["--kernel", "@truncated"], 2, "the kernel file is truncated"),
-        (&["--memory", "1M"], 2, "the kernel needs memory up to"),
-        (&["--net", "tap=none0,mac=52:54:00:12:34:56"], 2, "net0: TAP device none0 does not exist: create it with"),
-    ] {
-        let outcome = Zvmm::refuse(args);
-        assert_eq!(outcome.status.code(), Some(status), "{args:?}: {outcome:?}");
-        let line = String::from_utf8_lossy(&outcome.stderr);
-        let is_one_line = line.starts_with("zvmm: ") && line.trim_end().lines().count() == 1;
-        assert!(is_one_line && line.contains(words), "{args:?}: {line}");
-        assert!(outcome.stdout.is_empty(), "{args:?}: {outcome:?}");
-    }
 }

@@ -1,9 +1,10 @@
 //! A running process, and the two ends of its terminal.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -15,9 +16,11 @@ use tempfile::TempDir;
 /// No step needs a tenth of it.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
-/// Says `!`, then echoes what it receives on COM1. `R` resets the machine; `F` has it write `F` without end.
+/// Says `!`, then echoes what it receives on COM1, but for: `R` resets the machine; `T` has the processor shut down by
+/// triple fault; `P` tells a panic; `O` turns the machine off; `W` answers `w` and turns it off when the power button is
+/// pressed; `F` has it write `F` without end.
 ///
-/// The instructions mean the same in 32-bit and 64-bit mode.
+/// The instructions mean the same in 32-bit and 64-bit mode. Ports are those of the profile `i440fx`.
 const GUEST: &[u8] = &[
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
     0xb0, b'!', // mov al, '!'
@@ -35,7 +38,15 @@ const GUEST: &[u8] = &[
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
     0xec, // in al, dx
     0x3c, b'R', // cmp al, 'R'
-    0x74, 0x18, // je reset
+    0x74, 0x28, // je reset
+    0x3c, b'T', // cmp al, 'T'
+    0x74, 0x2d, // je triple
+    0x3c, b'P', // cmp al, 'P'
+    0x74, 0x2b, // je panic
+    0x3c, b'O', // cmp al, 'O'
+    0x74, 0x30, // je off
+    0x3c, b'W', // cmp al, 'W'
+    0x74, 0x38, // je button
     0x88, 0xc3, // mov bl, al
     // send:
     0x66, 0xba, 0xfd, 0x03, // mov dx, 0x3fd
@@ -47,12 +58,37 @@ const GUEST: &[u8] = &[
     0xee, // out dx, al
     0x3c, b'F', // cmp al, 'F'
     0x74, 0xec, // je send
-    0xeb, 0xcb, // jmp wait
+    0xeb, 0xbb, // jmp wait
     // reset:
     0x66, 0xba, 0xf9, 0x0c, // mov dx, 0xcf9
     0xb0, 0x06, // mov al, 6
     0xee, // out dx, al
     0xeb, 0xfe, // jmp $
+    // triple: there is no interrupt table yet
+    0x0f, 0x0b, // ud2
+    // panic:
+    0x66, 0xba, 0x05, 0x05, // mov dx, 0x505
+    0xb0, 0x01, // mov al, 1
+    0xee, // out dx, al
+    0xeb, 0xa7, // jmp wait
+    // off: sleep type 0, sleep enable
+    0x66, 0xba, 0x04, 0x06, // mov dx, 0x604
+    0x66, 0xb8, 0x00, 0x20, // mov ax, 0x2000
+    0x66, 0xef, // out dx, ax
+    0xeb, 0xfe, // jmp $
+    // button: power button enable
+    0x66, 0xba, 0x02, 0x06, // mov dx, 0x602
+    0x66, 0xb8, 0x00, 0x01, // mov ax, 0x100
+    0x66, 0xef, // out dx, ax
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'w', // mov al, 'w'
+    0xee, // out dx, al
+    // pressed: power button status
+    0x66, 0xba, 0x00, 0x06, // mov dx, 0x600
+    0x66, 0xed, // in ax, dx
+    0xf6, 0xc4, 0x01, // test ah, 1
+    0x74, 0xf5, // jz pressed
+    0xeb, 0xd6, // jmp off
 ];
 
 /// Where the guest is loaded.
@@ -96,6 +132,29 @@ pub fn skip() -> bool {
     true
 }
 
+/// Where the process's stderr goes, in its own directory.
+const ERRORS: &str = "stderr";
+
+/// Waits until something is so.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs the program to its end on arguments that it should refuse, in a process prepared between fork and exec: system
+/// calls only.
+pub fn refuse(prepare: fn() -> io::Result<()>, args: &[&str]) -> Output {
+    let place = place();
+    let mut command = command(&place, args);
+    // SAFETY: what tests pass makes system calls only, as it must between fork and exec.
+    unsafe { command.pre_exec(prepare) };
+    command.stdin(Stdio::null()).output().expect("the binary runs")
+}
+
 /// A directory with the guest in it.
 fn place() -> TempDir {
     let place = TempDir::new().expect("a directory");
@@ -135,21 +194,22 @@ impl Zvmm {
         Self::spawn(args, || terminal.theirs.try_clone().expect("a descriptor").into())
     }
 
-    /// Runs it to its end on arguments that it should refuse. `@short` and `@truncated` are broken kernels.
-    pub fn refuse(args: &[&str]) -> Output {
-        let place = place();
-        let broken = [("short", &elf()[..40]), ("truncated", &elf()[..0x1010])];
-        for (name, bytes) in broken {
-            std::fs::write(place.path().join(name), bytes).expect("a file");
-        }
-        let mut command = command(&place, args);
-        command.stdin(Stdio::null()).output().expect("the binary runs")
-    }
-
     fn spawn(args: &[&str], stdio: impl Fn() -> Stdio) -> Self {
         let place = place();
-        let child = command(&place, args).stdin(stdio()).stdout(stdio()).spawn().expect("the binary runs");
+        let errors = File::create(place.path().join(ERRORS)).expect("a file");
+        let mut command = command(&place, args);
+        let child = command.stdin(stdio()).stdout(stdio()).stderr(errors).spawn().expect("the binary runs");
         Self { child, place }
+    }
+
+    /// What it has said on stderr.
+    pub fn errors(&self) -> String {
+        std::fs::read_to_string(self.place(ERRORS)).expect("a file")
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// A path in the process's own directory.
@@ -157,11 +217,17 @@ impl Zvmm {
         self.place.path().join(name)
     }
 
-    /// Sends a signal.
+    /// Sends a signal, and waits until it is taken: two that wait together are one (signal(7)).
     pub fn signal(&self, signal: i32) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         // SAFETY: the child is not yet waited for, so the id is its own.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        until("the signal is taken", || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+            let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+            let pending = u64::from_str_radix(field("ShdPnd:"), 16).expect("a set of signals");
+            field("State:").starts_with('Z') || pending & 1 << (signal - 1) == 0
+        });
     }
 
     /// Waits for the end; the exit status.
