@@ -38,7 +38,7 @@ impl Fd {
     /// A call with a number, or none (0).
     pub fn value(&self, request: u32, value: usize) -> SysResult<i32> {
         // SAFETY: the callers' commands take a number.
-        match unsafe { libc::ioctl(self.0.as_raw_fd(), u64::from(request), value) } {
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), request as libc::Ioctl, value) } {
             -1 => Err(last_errno()),
             result => Ok(result),
         }
@@ -50,7 +50,7 @@ impl Fd {
     /// The buffer is large enough for the command, and pointers in it are good.
     pub unsafe fn bytes(&self, request: u32, buffer: &mut [u8]) -> SysResult<i32> {
         // SAFETY: the caller's promise.
-        match unsafe { libc::ioctl(self.0.as_raw_fd(), u64::from(request), buffer.as_mut_ptr()) } {
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), request as libc::Ioctl, buffer.as_mut_ptr()) } {
             -1 => Err(last_errno()),
             result => Ok(result),
         }

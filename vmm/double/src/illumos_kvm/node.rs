@@ -120,7 +120,7 @@ impl KvmNode {
                     KVM_SET_GSI_ROUTING => (&rules::ROUTES, KVM_MAX_IRQ_ROUTES - 1),
                     _ => (&rules::CPUID_COUNT, cpuid::MOST),
                 };
-                if count > most {
+                if count > most || (count == 0 && command.request == KVM_SET_GSI_ROUTING) {
                     let errno = if command.request == KVM_SET_CPUID2 { Errno::E2BIG } else { Errno::EINVAL };
                     return Err(call.refuse(rule, errno, format!("{}: {count} entries", command.name)));
                 }

@@ -125,29 +125,31 @@ impl KvmVcpu {
         }
     }
 
-    fn check_signals(&self, call: &Call<'_>) {
+    /// Refuses a run that nobody could get out of any more.
+    fn check_signals(&self, call: &Call<'_>) -> SysResult<()> {
         let blocked = linux::blocked_signals();
         let kick = 1_u64 << (KICK.1 - 1);
         if blocked & kick == 0 {
             call.note(&rules::KICK_BLOCKED, format!("vCPU {}", self.id));
         }
-        match *self.mask.lock().unwrap_or_else(PoisonError::into_inner) {
-            None => call.note(&rules::KICK_UNMASKED, format!("vCPU {} has no mask", self.id)),
-            Some(mask) => {
-                let unblockable = 1_u64 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1);
-                let let_in = blocked & !mask & !kick & !LIBRARY & !unblockable;
-                if mask & kick != 0 || let_in != 0 {
-                    let detail = format!("vCPU {}: mask {mask:#x} over {blocked:#x}", self.id);
-                    call.note(&rules::KICK_UNMASKED, detail);
-                }
-            }
+        let mask = *self.mask.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept_out = mask.unwrap_or(blocked);
+        if kept_out & kick != 0 {
+            let detail = format!("vCPU {}: mask {mask:x?} keeps the kick out", self.id);
+            return Err(call.refuse(&rules::KICK_UNMASKED, Errno::EINVAL, detail));
         }
+        let unblockable = 1_u64 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1);
+        if blocked & !kept_out & !kick & !LIBRARY & !unblockable != 0 {
+            let detail = format!("vCPU {}: mask {kept_out:#x} over {blocked:#x}", self.id);
+            call.note(&rules::KICK_UNMASKED, detail);
+        }
+        Ok(())
     }
 
     /// KVM_RUN.
     pub fn run(&self, call: &Call<'_>) -> SysResult<i32> {
         self.check_thread(call);
-        self.check_signals(call);
+        self.check_signals(call)?;
         if !self.has_cpuid.load(Ordering::Relaxed) {
             call.note(&rules::CPUID_BEFORE_RUN, format!("vCPU {}", self.id));
         }

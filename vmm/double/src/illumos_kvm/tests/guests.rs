@@ -305,7 +305,7 @@ fn a_cpuid_leaf_and_sub_leaf_that_nobody_set_reads_as_zero_and_leaf_7_is_empty()
     guest.finish();
 }
 
-/// Waits for an interrupt at vector 0x41, answers it with `out`, and halts again. Interrupt descriptors at 0x2000.
+/// Spins until an interrupt at vector 0x41 comes, answers it with `out`, and spins again. Interrupt descriptors at 0x2000.
 fn interruptible() -> Guest {
     let handler = CODE + 0x100;
     let mut code = vec![
@@ -322,8 +322,10 @@ fn interruptible() -> Guest {
         0xb0, 0x49, // mov al, 'I'
         0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
         0xee, // out dx, al
-        0xc7, 0x05, 0xb0, 0x00, 0xe0, 0xfe, 0, 0, 0, 0,    // mov dword [0xfee000b0], 0: end of interrupt
-        0xcf, // iret
+        0xc7, 0x05, 0xb0, 0x00, 0xe0, 0xfe, 0, 0, 0, 0, // mov dword [0xfee000b0], 0: end of interrupt
+        0x83, 0xc4, 0x0c, // add esp, 12: IRET is more than every KVM can do
+        0xfb, // sti
+        0x0f, 0xa2, 0xeb, 0xfc, // cpuid; jmp back to it
     ];
     ram.write_slice(&answer, GuestAddress(handler)).unwrap();
     let gate = (handler & 0xffff) | u64::from(regs::BOOT_CS) << 16 | 0x8e00 << 32 | (handler >> 16) << 48;
