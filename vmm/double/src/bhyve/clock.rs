@@ -127,6 +127,12 @@ impl Rtc {
         }
     }
 
+    /// What VM_REINIT does: time and memory stay, interrupts are off.
+    pub fn reset(&mut self) {
+        self.memory[usize::from(STATUS_B)] &= !0x78;
+        self.memory[usize::from(STATUS_C)] = 0;
+    }
+
     /// Ports 0x70 and 0x71: the answer to a read, and anything to a write.
     pub fn port(&mut self, port: u16, write: Option<u8>) -> u8 {
         match (port, write) {
@@ -204,7 +210,8 @@ impl PmTimer {
         let Ok(wanted) = u16::try_from(port) else {
             return Err(call.refuse(&rules::PMTMR_PORT, Errno::EINVAL, format!("port {port:#x}")));
         };
-        if self.port.is_some() || KERNEL_PORTS.iter().any(|taken| taken.contains(&wanted)) {
+        // Where it is already it may stay, and elsewhere it may go.
+        if KERNEL_PORTS.iter().any(|taken| taken.contains(&wanted)) {
             return Err(call.refuse(&rules::PMTMR_PLACE, Errno::EEXIST, format!("port {wanted:#x}")));
         }
         self.port = Some(wanted);

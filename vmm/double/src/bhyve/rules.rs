@@ -76,7 +76,7 @@ crate::rules! {
     LINE_TRIGGER = "bhyve-line-trigger", "bhyve 2.11", "ISA lines 0, 1, 2, 8 and 13 stay edge-triggered";
     RTC_OFFSET = "bhyve-rtc-offset", "bhyve 2.12", "RTC memory is written below 128, and not its time, control and century bytes";
     RTC_TIME = "bhyve-rtc-time", "bhyve 2.12", "the RTC is set to a time that is not negative";
-    PMTMR_PLACE = "bhyve-pmtmr-place", "bhyve 2.12", "the PM timer is placed at a free port, once a VM and reinit";
+    PMTMR_PLACE = "bhyve-pmtmr-place", "bhyve 2.12", "the PM timer is placed at a port that no other device of the kernel has";
     PMTMR_PORT = "bhyve-pmtmr-port", "bhyve 2.12", "the PM timer's port is a number from 0 to 65535";
     SUSPEND_HOW = "bhyve-suspend-how", "bhyve 2.10", "a VM is suspended for RESET, POWEROFF, HALT or TRIPLEFAULT, by a vCPU or -1";
     PAUSE_ONCE = "bhyve-pause-once", "bhyve 2.10", "a paused VM is not paused again";

@@ -111,8 +111,10 @@ impl Slot {
     /// VM_VCPU_BARRIER.
     pub fn barrier(&self) {
         let mut gate = lock(&self.gate);
-        gate.barrier = true;
-        gate.poke();
+        if gate.active {
+            gate.barrier = true;
+            gate.poke();
+        }
     }
 
     /// Gets it out of the guest, for something that the runner finds out itself.

@@ -310,7 +310,9 @@ impl Core {
         }
         events.exception.injected = 1;
         events.exception.nr = vector as u8;
-        events.exception.has_error_code = u8::from(arg.error_code_valid != 0);
+        // Real mode delivers no error code.
+        let protected = self.sregs()?.cr0 & 1 != 0;
+        events.exception.has_error_code = u8::from(arg.error_code_valid != 0 && protected);
         events.exception.error_code = arg.error_code;
         events.flags = 0;
         self.fd()?.set_vcpu_events(&events).map_err(failed)?;
@@ -321,7 +323,6 @@ impl Core {
             self.regs_dirty = true;
             self.flush_regs()?;
         }
-        // KVM forgets an injected exception when registers are set: they are, and stay so until the entry.
         if let Some(msr) = &mut self.msr {
             msr.exception = true;
         }

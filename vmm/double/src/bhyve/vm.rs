@@ -402,7 +402,7 @@ impl Vm {
         self.machine.reset_chips()?;
         self.memory_mut().unmap_devices(&self.machine.vm);
         lock(&self.pm_timer).forget();
-        *lock(&self.rtc) = Rtc::default();
+        lock(&self.rtc).reset();
         *lock(&self.hpet) = Hpet::default();
         *lock(&self.suspended) = None;
         Ok(0)
