@@ -37,27 +37,20 @@ pub fn offered(fd: &VmFd) -> CallResult<Vec<CpuidEntry>> {
                 entries.push(entry(function, None, ask(function, 0)?));
                 continue;
             };
-            let mut most = MAX_SUB_LEAVES;
-            for index in 0..MAX_SUB_LEAVES {
-                let registers = ask(function, index)?;
-                if index == 0 && matches!(ends, End::AfterCount) {
-                    most = registers[0];
-                }
-                // The first sub-leaf says at least that there is nothing; the sizes of a leaf 0xD without a component
-                // are all zero, and others may follow.
-                let nothing = match ends {
-                    End::AfterCount => false,
-                    End::NoType => registers[0] & 0x1f == 0,
-                    End::NoLevel => registers[2] & 0xff00 == 0,
-                    End::None => registers == [0; 4],
-                };
-                if index == 0 || !nothing {
-                    entries.push(entry(function, Some(index), registers));
-                }
-                let over = matches!(ends, End::NoType | End::NoLevel) && nothing || index >= most;
-                if over {
+            let first = ask(function, 0)?;
+            entries.push(entry(function, Some(0), first));
+            for index in 1..MAX_SUB_LEAVES {
+                if ends.before(index, first) {
                     break;
                 }
+                if !ends.has(index, first) {
+                    continue;
+                }
+                let registers = ask(function, index)?;
+                if ends.with(registers) {
+                    break;
+                }
+                entries.push(entry(function, Some(index), registers));
             }
         }
     }
@@ -68,21 +61,54 @@ pub fn offered(fd: &VmFd) -> CallResult<Vec<CpuidEntry>> {
 #[derive(Clone, Copy)]
 enum End {
     /// EAX of sub-leaf 0 is the last one's number.
-    AfterCount,
+    Count,
     /// With a cache of type 0.
-    NoType,
+    Cache,
     /// With a topology level of type 0.
-    NoLevel,
-    /// They do not say: all that are not zero.
-    None,
+    Level,
+    /// Sub-leaf 1, and one for every bit of EDX:EAX of sub-leaf 0, the state components.
+    Components,
+    /// With this number.
+    At(u32),
+}
+
+impl End {
+    /// Whether sub-leaf `index` and all behind it do not exist, by what sub-leaf 0 says.
+    fn before(self, index: u32, [eax, _, ecx, _]: [u32; 4]) -> bool {
+        match self {
+            Self::Count => index > eax,
+            Self::Cache => eax & 0x1f == 0,
+            Self::Level => ecx & 0xff00 == 0,
+            Self::Components => false,
+            Self::At(end) => index >= end,
+        }
+    }
+
+    /// Whether sub-leaf `index` exists, by what sub-leaf 0 says.
+    fn has(self, index: u32, [eax, _, _, edx]: [u32; 4]) -> bool {
+        match self {
+            Self::Components => index == 1 || (u64::from(edx) << 32 | u64::from(eax)) >> index & 1 != 0,
+            _ => true,
+        }
+    }
+
+    /// Whether a sub-leaf says of itself that it is none.
+    fn with(self, [eax, _, ecx, _]: [u32; 4]) -> bool {
+        match self {
+            Self::Cache => eax & 0x1f == 0,
+            Self::Level => ecx & 0xff00 == 0,
+            Self::Count | Self::Components | Self::At(_) => false,
+        }
+    }
 }
 
 fn sub_leaves(function: u32) -> Option<End> {
     match function {
-        4 | 0x8000_001d => Some(End::NoType),
-        7 | 0x14 => Some(End::AfterCount),
-        0xb | 0x1f | 0x8000_0026 => Some(End::NoLevel),
-        0xd | 0xf | 0x10 | 0x8000_0020 => Some(End::None),
+        4 | 0x8000_001d => Some(End::Cache),
+        7 | 0x14 => Some(End::Count),
+        0xb | 0x1f | 0x8000_0026 => Some(End::Level),
+        0xd => Some(End::Components),
+        0xf | 0x10 | 0x8000_0020 => Some(End::At(4)),
         _ => None,
     }
 }
