@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::abi;
 use super::vmfd::VmFd;
 use crate::hypervisor::Kick;
 
@@ -31,9 +32,10 @@ impl BhyveKick {
 impl Kick for BhyveKick {
     fn kick(&self) {
         self.wanted.store(true, Ordering::SeqCst);
-        if let Err(error) = self.fd.barrier(self.vcpu) {
-            // The vCPU is gone, or was never there: the flag is all it needs.
-            log::debug!("bhyve: vcpu{}: {error}", self.vcpu);
+        let Err(error) = self.fd.barrier(self.vcpu) else { return };
+        // Looking at a register takes a running vCPU out, too, and misses only one that is just about to enter.
+        if self.fd.registers(self.vcpu, &[abi::VM_REG_GUEST_RIP]).is_err() {
+            log::error!("bhyve: vcpu{}: {error}", self.vcpu);
         }
     }
 }

@@ -229,6 +229,14 @@ fn quiescence_of_a_paused_vm_keeps_the_answer() {
     assert_eq!(bench.commands(), [VEC_DEFAULT, VEC_FULFILL_INOUT]);
 }
 
+#[test]
+fn a_kick_whose_barrier_fails_takes_the_vcpu_out_by_looking_at_it() {
+    let bench = Bench::new();
+    bench.sys.force(VM_VCPU_BARRIER, &[Some(Errno::EIO)]);
+    bench.vcpu.kicker().kick();
+    assert_eq!(bench.sys.calls(VM_GET_REGISTER_SET).len(), 1);
+}
+
 fn requests(bench: &Bench) -> Vec<i32> {
     bench.sys.state().calls.iter().map(|call| call.request).collect()
 }
