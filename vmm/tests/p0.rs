@@ -8,6 +8,10 @@
 
 #[path = "p0/process.rs"]
 mod process;
+#[path = "p0/reboots.rs"]
+mod reboots;
+#[path = "p0/refusals.rs"]
+mod refusals;
 #[path = "p0/tap.rs"]
 mod tap;
 
@@ -161,14 +165,6 @@ fn every_way_to_reset_restarts_the_guest_in_the_same_process() {
     }
     for mode in ["cf9", "acpi", "triple"] {
         reboots(&guests, "micro", mode, 5);
-    }
-}
-
-#[test]
-fn a_hundred_reboots_leave_the_process_as_good_as_new() {
-    let Some(guests) = guests() else { return };
-    for profile in PROFILES {
-        reboots(&guests, profile, "cf9", 100);
     }
 }
 

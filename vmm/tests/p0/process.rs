@@ -1,6 +1,6 @@
 //! One run of the program: its arguments, its time limit, and what became of it.
 
-use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -55,9 +55,14 @@ impl Zvmm {
     }
 
     /// Runs it in a network namespace of its own that has one TAP device, so that tests neither need nor leave anything.
-    pub fn with_tap(mut self) -> Self {
-        // SAFETY: between fork and exec `tap::enter` makes system calls only: no allocation, no lock.
-        unsafe { self.command.pre_exec(tap::enter) };
+    pub fn with_tap(self) -> Self {
+        self.after(tap::enter)
+    }
+
+    /// Runs it in a process prepared between fork and exec: system calls only, no allocation, no lock.
+    pub fn after(mut self, prepare: fn() -> io::Result<()>) -> Self {
+        // SAFETY: what tests pass makes system calls only.
+        unsafe { self.command.pre_exec(prepare) };
         self
     }
 
@@ -97,6 +102,29 @@ impl Running {
         while !self.output.text().lines().any(|said| said == line) {
             assert!(Instant::now() < self.end, "no line `{line}`: {}", self.output.text());
             thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, and waits until it is taken: two that wait together are one (signal(7)).
+    #[track_caller]
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        // SAFETY: the child is not yet waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        loop {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+            let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+            let pending = u64::from_str_radix(field("ShdPnd:"), 16).expect("a set of signals");
+            if field("State:").starts_with('Z') || pending & 1 << (signal - 1) == 0 {
+                return;
+            }
+            assert!(Instant::now() < self.end, "signal {signal} is not taken");
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -184,6 +212,11 @@ impl Outcome {
     /// What the guest sent to its serial port.
     pub fn output(&self) -> &str {
         &self.output
+    }
+
+    /// What the process said on stderr.
+    pub fn errors(&self) -> &str {
+        &self.errors
     }
 
     /// The guest printed this line.

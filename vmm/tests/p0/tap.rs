@@ -17,12 +17,7 @@ pub fn enter() -> io::Result<()> {
         // SAFETY: as above.
         check(unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) })?;
     }
-    // SAFETY: the path is a C string.
-    let tun = check(unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) })?;
-    let mut request = request();
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-    // SAFETY: the request lives through the call.
-    check(unsafe { libc::ioctl(tun, libc::TUNSETIFF, &raw mut request) })?;
+    let tun = attach(libc::O_CLOEXEC)?;
     // Else it would go with this file descriptor, before anyone attached to it.
     // SAFETY: takes a number.
     check(unsafe { libc::ioctl(tun, libc::TUNSETPERSIST, 1) })?;
@@ -44,8 +39,24 @@ pub fn enter() -> io::Result<()> {
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: the request lives through the call.
     check(unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw mut request) })?;
-    // Not inherited by the program (close-on-exec), so the device is free for it.
+    // The device is free for the program.
+    // SAFETY: both descriptors are this function's own.
+    unsafe {
+        libc::close(socket);
+        libc::close(tun);
+    }
     Ok(())
+}
+
+/// Opens the TAP device, and makes it where there is none.
+pub fn attach(flags: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: the path is a C string.
+    let tun = check(unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | flags) })?;
+    let mut request = request();
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: the request lives through the call.
+    check(unsafe { libc::ioctl(tun, libc::TUNSETIFF, &raw mut request) })?;
+    Ok(tun)
 }
 
 /// An interface request for the device.
