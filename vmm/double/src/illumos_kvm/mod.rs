@@ -97,13 +97,7 @@ impl Driver for Kvm {
         }
         let minor = self.next.fetch_add(1, Ordering::Relaxed);
         let driver = self.myself.upgrade().ok_or(Errno::ENXIO)?;
-        let host = Arc::downgrade(process.host());
-        let ledger = Box::new(move |take: &dyn Fn(&crate::rules::Ledger)| {
-            if let Some(host) = host.upgrade() {
-                take(host.ledger());
-            }
-        });
-        let node = Arc::new(KvmNode::new(driver, minor, ledger));
+        let node = Arc::new(KvmNode::new(driver, minor, Arc::downgrade(process.host())));
         lock(&self.minors).insert(minor, Arc::downgrade(&node));
         Ok(node)
     }

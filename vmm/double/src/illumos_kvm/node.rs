@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use devices_host::sys::{DeviceNumber, Errno, IoctlArg, MapRequest, SysResult};
 use zvmm::hypervisor::illumos_kvm::abi::{self, *};
@@ -13,7 +13,7 @@ use super::vcpu::KvmVcpu;
 use super::vm::KvmVm;
 use super::{Kvm, capabilities, cpuid, linux, msrs, rules};
 use crate::node::{Call, Node};
-use crate::rules::Ledger;
+use crate::sys::Host;
 
 /// An open descriptor.
 pub struct KvmNode {
@@ -21,7 +21,7 @@ pub struct KvmNode {
     minor: u64,
     role: Mutex<Role>,
     /// For the checks at the last close.
-    ledger: Box<dyn Fn(&dyn Fn(&Ledger)) + Send + Sync>,
+    host: Weak<Host>,
 }
 
 /// What a descriptor stands for.
@@ -69,8 +69,8 @@ fn count_of(bytes: &[u8]) -> usize {
 }
 
 impl KvmNode {
-    pub fn new(driver: Arc<Kvm>, minor: u64, ledger: Box<dyn Fn(&dyn Fn(&Ledger)) + Send + Sync>) -> Self {
-        Self { driver, minor, role: Mutex::default(), ledger }
+    pub fn new(driver: Arc<Kvm>, minor: u64, host: Weak<Host>) -> Self {
+        Self { driver, minor, role: Mutex::default(), host }
     }
 
     /// What it stands for now.
@@ -397,9 +397,10 @@ impl Node for KvmNode {
         self.driver.forget(self.minor);
         if let Some(vm) = role.vm()
             && vm.descriptors.fetch_sub(1, Ordering::Relaxed) == 1
+            && let Some(host) = self.host.upgrade()
         {
-            // The VM ends here, and not before had its memory to be there.
-            (self.ledger)(&|ledger| vm.check_all_memory(ledger));
+            // The VM ends here, and its memory had to be there until now.
+            vm.check_all_memory(host.ledger());
         }
     }
 

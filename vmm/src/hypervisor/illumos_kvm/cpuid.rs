@@ -16,6 +16,8 @@ use super::plain::zeroed;
 const HIGHEST_BASIC: u32 = 0xb;
 const HYPERVISOR: u32 = 0x4000_0000;
 const EXTENDED: u32 = 0x8000_0000;
+/// Highest extended leaf of the driver.
+const HIGHEST_EXTENDED: u32 = 0x8000_001a;
 /// Structured features: the driver returns the host's own, although it virtualizes none of them.
 const STRUCTURED_FEATURES: u32 = 7;
 
@@ -38,7 +40,7 @@ pub fn supported(entries: &[kvm_cpuid_entry2]) -> Vec<CpuidEntry> {
 /// # Errors
 /// More leaves than the driver has room for.
 pub fn table(entries: &[CpuidEntry]) -> Result<Vec<kvm_cpuid_entry2>, HypervisorError> {
-    let known = |function: u32| function <= HIGHEST_BASIC || (HYPERVISOR..).contains(&function);
+    let known = |function: u32| function <= HIGHEST_BASIC || (HYPERVISOR..=HIGHEST_EXTENDED).contains(&function);
     let mut leaves: BTreeMap<u32, Vec<CpuidEntry>> = BTreeMap::new();
     for entry in entries.iter().filter(|entry| known(entry.function) && entry.function != STRUCTURED_FEATURES) {
         leaves.entry(entry.function).or_default().push(*entry);
@@ -46,9 +48,11 @@ pub fn table(entries: &[CpuidEntry]) -> Result<Vec<kvm_cpuid_entry2>, Hypervisor
     if let Some(first) = leaves.get_mut(&0).and_then(|leaf| leaf.first_mut()) {
         first.eax = first.eax.min(HIGHEST_BASIC);
     }
-    for (start, end) in [(0, HYPERVISOR), (EXTENDED, u32::MAX)] {
-        let highest = leaves.range(start..end).next_back().map(|(&function, _)| function);
-        for function in start..=highest.unwrap_or(start) {
+    for (start, end) in [(0, HIGHEST_BASIC), (EXTENDED, HIGHEST_EXTENDED)] {
+        // Up to what the first leaf says and what there is, whichever is more.
+        let said = leaves.get(&start).and_then(|leaf| leaf.first()).map_or(start, |entry| entry.eax.min(end));
+        let highest = leaves.range(start..=end).next_back().map_or(start, |(&function, _)| function.max(said));
+        for function in start..=highest {
             leaves.entry(function).or_insert_with(|| vec![CpuidEntry { function, ..CpuidEntry::default() }]);
         }
     }
