@@ -10,9 +10,11 @@ pub enum Exit {
     /// The guest powered itself off, the operator ordered an end (`quit`, Ctrl-A x), or there was no guest to run
     /// (`--help`, `check-config`).
     Done,
-    /// The command line or the configuration is wrong.
+    /// The command line or the configuration is wrong, or names what cannot be used: missing, of another kind, not
+    /// permitted, taken by another process. Who starts it again unchanged gets the same answer.
     Config,
-    /// The host lacks something that every guest needs.
+    /// The host lacks something that every guest, or a kind of device, needs: `/dev/kvm`, a capability of it,
+    /// `/dev/net/tun`.
     HostLacks,
     /// The guest could not be started, or a call of the host failed while it ran.
     HostFailed,
@@ -58,7 +60,7 @@ impl Exit {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Done => "the guest powered off, or the operator ordered the end (quit, Ctrl-A x)",
-            Self::Config => "the command line or the configuration is wrong",
+            Self::Config => "the command line or the configuration is wrong, or names what is missing, forbidden or taken",
             Self::HostLacks => "the host lacks something, such as /dev/kvm or a capability of it",
             Self::HostFailed => "the guest could not be started, or the host failed while it ran",
             Self::GuestReset => "the guest reset itself and --on-reset is exit",

@@ -328,6 +328,14 @@ fn words_that_are_no_text_are_named() {
 }
 
 #[test]
+fn a_debug_port_in_the_way_of_a_profile_is_told_a_free_one() {
+    Place::new().refuses(
+        &["--profile=bhyve", "--debug-port=null"],
+        "debug_port.port (--debug-port port=): port 0x402 belongs to power management; use port=0xe9",
+    );
+}
+
+#[test]
 fn a_file_given_twice_is_refused() {
     refused(&["check-config", "a.json", "--config=b.json"], "[FILE] and --config cannot both be given");
     refused(&["check-config", "a.json", "b.json"], "'b.json' belongs to no option");
