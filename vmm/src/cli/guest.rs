@@ -31,6 +31,9 @@ pub struct GuestArgs {
     /// COM1 only; boots fastest)
     #[arg(long, value_name = "PROFILE")]
     pub profile: Option<String>,
+    /// Hypervisor to run on, where the host has more than one: bhyve or kvm [default: bhyve if it is there]
+    #[arg(long, value_name = "bhyve|kvm")]
+    pub hypervisor: Option<String>,
 
     /// Kernel: a bzImage or an ELF file
     #[arg(long, value_name = "FILE", help_heading = "What boots")]
@@ -73,6 +76,9 @@ pub struct GuestArgs {
     /// Memory that another process can map
     #[arg(long, help_heading = "Memory")]
     pub shared_memory: bool,
+    /// Take memory from what the host's administrator has set aside for guests (bhyve)
+    #[arg(long, help_heading = "Memory")]
+    pub reservoir: bool,
     /// End of the memory below 4 GiB [default: 3G]; the rest starts at 4 GiB
     #[arg(long, value_name = "SIZE", help_heading = "Memory", allow_negative_numbers = true)]
     pub low_split: Option<String>,
@@ -157,6 +163,7 @@ impl GuestArgs {
         set(&mut config.name, self.name.clone());
         set(&mut config.uuid, parsed("--uuid", &self.uuid)?.map(Some));
         set(&mut config.profile, named("--profile", &self.profile)?);
+        set(&mut config.hypervisor, named("--hypervisor", &self.hypervisor)?.map(Some));
         set(&mut config.boot.kernel, self.kernel.clone());
         set(&mut config.boot.initrd, self.initrd.clone().map(Some));
         set(&mut config.boot.cmdline, self.cmdline.clone());
@@ -189,6 +196,7 @@ impl GuestArgs {
         memory.prealloc |= self.prealloc;
         memory.lock |= self.mlock;
         memory.shared |= self.shared_memory;
+        memory.reservoir |= self.reservoir;
         Ok(())
     }
 

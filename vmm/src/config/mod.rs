@@ -47,6 +47,9 @@ pub struct VmConfig {
     pub uuid: Option<Uuid>,
     /// The machine the guest sees.
     pub profile: Profile,
+    /// The hypervisor it runs on; `None` takes the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<HypervisorName>,
     /// vCPUs.
     pub cpus: CpuConfig,
     /// Guest memory.
@@ -97,6 +100,7 @@ impl Default for VmConfig {
             name: "zvmm".to_owned(),
             uuid: None,
             profile: Profile::default(),
+            hypervisor: None,
             cpus: CpuConfig::default(),
             memory: MemoryConfig::default(),
             boot: BootConfig::default(),
@@ -163,6 +167,16 @@ pub enum Profile {
     Bhyve,
     /// Host bridge with ECAM and COM1 only: the fastest direct boot.
     Micro,
+}
+
+/// A hypervisor, for hosts that have more than one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HypervisorName {
+    /// bhyve of illumos.
+    Bhyve,
+    /// The host's KVM.
+    Kvm,
 }
 
 /// vCPUs and where they run.
@@ -233,6 +247,8 @@ pub struct MemoryConfig {
     pub numa_node: Option<u32>,
     /// Memory that another process can map (memfd) instead of private anonymous memory.
     pub shared: bool,
+    /// Take memory from what the host's administrator set aside for guests (bhyve).
+    pub reservoir: bool,
     /// End of the RAM below 4 GiB, in bytes; 3 GiB when not given. RAM beyond it continues at 4 GiB.
     #[serde(rename = "low_split", with = "values::optional_size_text", skip_serializing_if = "Option::is_none")]
     pub low_split_bytes: Option<u64>,
@@ -250,6 +266,7 @@ impl Default for MemoryConfig {
             lock: false,
             numa_node: None,
             shared: false,
+            reservoir: false,
             low_split_bytes: None,
         }
     }

@@ -35,6 +35,15 @@ pub mod kvm;
 
 pub use host::open;
 
+/// Refuses memory from a reservoir where the hypervisor has none.
+fn refuse_reservoir(config: &VmConfig) -> Result<(), HypervisorError> {
+    if config.memory.reservoir {
+        let line = "the reservoir is bhyve's, and kvm takes memory where it is free";
+        return Err(HypervisorError::Memory(line.to_owned()));
+    }
+    Ok(())
+}
+
 /// How a process comes to its hypervisor: the host's own ([`open`]), or a backend on a double of its kernel.
 pub type OpenHypervisor<'a> = &'a dyn Fn(&VmConfig) -> Result<Box<dyn Hypervisor>, HypervisorError>;
 

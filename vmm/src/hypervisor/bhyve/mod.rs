@@ -56,7 +56,7 @@ pub struct BhyveConfig {
 
 impl From<&VmConfig> for BhyveConfig {
     fn from(config: &VmConfig) -> Self {
-        Self { name: config.name.clone(), reservoir: false }
+        Self { name: config.name.clone(), reservoir: config.memory.reservoir }
     }
 }
 
