@@ -7,6 +7,8 @@
 mod chain;
 mod error;
 #[cfg(test)]
+mod exhaustive;
+#[cfg(test)]
 mod gaps;
 mod io;
 mod mem;

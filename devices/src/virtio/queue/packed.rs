@@ -425,4 +425,23 @@ mod tests {
             assert_eq!(start.plus(size, size), Position { index: 0, wrap: false });
         }
     }
+
+    #[test]
+    fn a_batch_contains_exactly_the_descriptors_it_steps_over() {
+        for size in 1..=5u16 {
+            let laps = 2 * size;
+            let place = |n: u16| Position { index: n % size, wrap: (n / size).is_multiple_of(2) };
+            for (old, step, event) in (0..laps)
+                .flat_map(|old| (1..=size).flat_map(move |step| (0..laps).map(move |event| (old, step, event))))
+            {
+                let contained = (0..step).any(|n| place(old + n) == place(event));
+                let (old, new, event) = (place(old), place(old + step), place(event));
+                assert_eq!(
+                    event.since(old, size) < new.since(old, size),
+                    contained,
+                    "{size}: {old:?} {new:?} {event:?}"
+                );
+            }
+        }
+    }
 }
