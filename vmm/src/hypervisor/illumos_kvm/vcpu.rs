@@ -131,6 +131,7 @@ impl IllumosKvmVcpu {
                 return Ok(Answer::Stop(Stop::TripleFault));
             }
             Exit::Interrupted => {
+                self.sys.take_kick_signal();
                 io.count(ExitKind::Kicked);
                 return Ok(Answer::Stop(Stop::Kicked));
             }

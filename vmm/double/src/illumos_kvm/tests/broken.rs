@@ -540,7 +540,10 @@ fn an_immediate_exit_is_noticed() {
 fn every_rule_of_the_driver_is_broken_by_some_test() {
     let sources = [include_str!("broken.rs"), include_str!("damaged.rs")];
     let identifiers = include_str!("../rules.rs");
+    let names: BTreeSet<&str> = rules::ALL.iter().map(|rule| rule.name).collect();
+    assert_eq!(names.len(), rules::ALL.len());
     for rule in rules::ALL {
+        assert!(rule.name.starts_with("ikvm-") && rule.source.starts_with("smartos-zone 7."), "{rule:?}");
         let identifier = identifiers.lines().find(|line| line.contains(&format!("\"{}\"", rule.name)));
         let identifier = identifier.and_then(|line| line.trim().split(' ').next()).unwrap();
         let named = sources[0].contains(&format!("rules::{identifier}")) || sources[1].contains(rule.name);
