@@ -318,6 +318,19 @@ fn a_missing_or_forbidden_dev_kvm_says_what_to_do() {
 }
 
 #[test]
+fn what_another_system_has_is_refused_by_its_name() {
+    let place = Place::new();
+    for (option, status, line) in [
+        ("--hypervisor=bhyve", 3, "zvmm: hypervisor: bhyve is illumos': this host has kvm\n"),
+        ("--reservoir", 3, "zvmm: memory: the reservoir is bhyve's, and kvm takes memory where it is free\n"),
+    ] {
+        let args = place.options(&[option]);
+        let outcome = zvmm(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((outcome.status, outcome.errors.as_str()), (Some(status), line));
+    }
+}
+
+#[test]
 fn words_that_are_no_text_are_named() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt as _;

@@ -38,8 +38,8 @@ pub use host::open;
 /// Refuses memory from a reservoir where the hypervisor has none.
 fn refuse_reservoir(config: &VmConfig) -> Result<(), HypervisorError> {
     if config.memory.reservoir {
-        let line = "the reservoir is bhyve's, and kvm takes memory where it is free";
-        return Err(HypervisorError::Memory(line.to_owned()));
+        let line = "memory: the reservoir is bhyve's, and kvm takes memory where it is free";
+        return Err(HypervisorError::Unavailable(line.to_owned()));
     }
     Ok(())
 }

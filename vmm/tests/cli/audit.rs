@@ -54,9 +54,9 @@ fn every_option_and_every_key_in_one_has_a_wrong_value_in_the_table() {
     let all = options_and_keys();
     assert!(all.len() > 50 && all.contains("--disk slot") && all.contains("--rng slot"), "{all:?}");
     let forgotten: Vec<_> = all.difference(&covered).collect();
-    assert!(forgotten.is_empty(), "no wrong value for {forgotten:?}");
+    assert!(forgotten.is_empty(), "values.rs has no wrong value for {forgotten:?}");
     let unknown: Vec<_> = covered.difference(&all).collect();
-    assert!(unknown.is_empty(), "there is no {unknown:?}");
+    assert!(unknown.is_empty(), "values.rs has wrong values for {unknown:?}, which do not exist");
 }
 
 #[test]
@@ -161,9 +161,9 @@ fn every_json_key_has_a_wrong_value_in_the_table() {
     let all = all_json_keys();
     assert!(all.len() > 45 && all.contains("cpus.topology.cores") && all.contains("disks[].path"), "{all:?}");
     let forgotten: Vec<_> = all.difference(&covered).collect();
-    assert!(forgotten.is_empty(), "no wrong value for {forgotten:?}");
+    assert!(forgotten.is_empty(), "values.rs has no wrong value for {forgotten:?}");
     let unknown: Vec<_> = covered.difference(&all).collect();
-    assert!(unknown.is_empty(), "there is no {unknown:?}");
+    assert!(unknown.is_empty(), "values.rs has wrong values for {unknown:?}, which do not exist");
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ("--name", "--name=", "name (--name): a string here has 1 to 255 bytes and no control characters"),
     ("--uuid", "--uuid=6e2b1f0a", "--uuid: '6e2b1f0a' is not a UUID such as 6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11"),
     ("--profile", "--profile=micor", "--profile: unknown value 'micor'; did you mean 'micro'?"),
+    ("--hypervisor", "--hypervisor=kvmm", "--hypervisor: unknown value 'kvmm'; did you mean 'kvm'?"),
     ("--kernel", "--kernel=", "--kernel: no value is given"),
     ("--initrd", "--initrd=@none", "boot.initrd (--initrd): cannot open @none: No such file or directory"),
     ("--cmdline", "--cmdline", "--cmdline: no value is given"),
@@ -44,6 +45,7 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ("--numa-node", "--numa-node=-1", "--numa-node: '-1' is not a number"),
     ("--numa-node", "--numa-node=4095", "memory.numa_node (--numa-node): the host has no NUMA node 4095"),
     ("--shared-memory", "--shared-memory=on", "--shared-memory: it takes no value"),
+    ("--reservoir", "--reservoir=on", "--reservoir: it takes no value"),
     (
         "--low-split",
         "--low-split=4G",
@@ -167,6 +169,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("name", r#""""#, "name (--name): a string here has 1 to 255 bytes and no control characters"),
     ("uuid", r#""1-2""#, "uuid: '1-2' is not a UUID such as 6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11"),
     ("profile", r#""I440FX""#, "profile: unknown value 'I440FX'; did you mean 'i440fx'?"),
+    ("hypervisor", r#""qemu""#, "hypervisor: unknown value 'qemu'; the valid ones are bhyve, kvm"),
     ("cpus.count", "0", "cpus.count (--cpus): 0 vCPUs are not possible; a guest has 1 to 254"),
     ("cpus.count", "255", "cpus.count (--cpus): 255 vCPUs are not possible; a guest has 1 to 254"),
     ("cpus.count", "1000", "cpus.count: 1000 vCPUs are not possible; a guest has 1 to 254"),
@@ -196,6 +199,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("memory.lock", r#""yes""#, "memory.lock: invalid type: string \"yes\", expected a boolean"),
     ("memory.numa_node", "-1", "memory.numa_node: invalid value: integer '-1', expected u32"),
     ("memory.numa_node", "4095", "memory.numa_node (--numa-node): the host has no NUMA node 4095"),
+    ("memory.reservoir", "1", "memory.reservoir: invalid type: integer '1', expected a boolean"),
     ("memory.shared", "[]", "memory.shared: invalid type: sequence, expected a boolean"),
     (
         "memory.low_split",
