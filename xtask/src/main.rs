@@ -32,8 +32,11 @@ enum Command {
     Guests(guests::Options),
     /// Measure: start-up against its floor, system calls, memory
     Bench(bench::Options),
-    /// Type-check and lint the workspace for x86_64-unknown-illumos
+    /// Type-check, lint and link the workspace for x86_64-unknown-illumos
     IllumosCheck(illumos::Options),
+    /// What illumos-check has rustc link with
+    #[command(hide = true)]
+    IllumosLink(illumos::link::Options),
 }
 
 fn main() -> std::process::ExitCode {
@@ -44,6 +47,7 @@ fn main() -> std::process::ExitCode {
         Command::Guests(options) => guests::run(options),
         Command::Bench(options) => bench::run(options),
         Command::IllumosCheck(options) => illumos::run(options),
+        Command::IllumosLink(options) => illumos::link::run(options),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
