@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use crate::lab::kvm_tests::PACKAGES;
 use crate::lab::vmm::Vmm;
-use crate::lab::{self, Case, kvm_tests, place, scenarios};
+use crate::lab::{self, Case, kvm_tests, matrix, place, scenarios};
 use crate::times::Times;
 use crate::{guests, illumos, paths};
 
@@ -39,17 +39,21 @@ enum Where {
 
 struct Part {
     name: &'static str,
-    run: fn(&Options) -> anyhow::Result<()>,
+    /// Returns the name of its line in the table of times.
+    run: fn(&Options) -> anyhow::Result<&'static str>,
     /// Only with `--full`: too slow for the gate.
     full_only: bool,
 }
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 9] = [
     Part { name: "unit", run: unit, full_only: false },
     Part { name: "kvm", run: kvm, full_only: false },
     Part { name: "illumos", run: illumos, full_only: false },
     Part { name: "lab", run: lab, full_only: false },
     Part { name: "micro", run: micro, full_only: true },
+    Part { name: "bhyve", run: bhyve, full_only: true },
+    Part { name: "double-bhyve", run: double_bhyve, full_only: true },
+    Part { name: "double-illumos-kvm", run: double_illumos_kvm, full_only: true },
     Part { name: "vmx", run: vmx, full_only: true },
 ];
 
@@ -74,7 +78,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         let result = part(&options);
         let took = began.elapsed();
         let verdict = match result {
-            Ok(()) => match times.too_long(name, took) {
+            Ok(line) => match times.too_long(line, took) {
                 None => "passed".to_owned(),
                 Some(why) => {
                     failures.push(name);
@@ -86,29 +90,29 @@ pub fn run(options: Options) -> anyhow::Result<()> {
                 format!("FAILED: {error:#}")
             }
         };
-        summary.push(format!("{name:<10} {:>6.0} s  {verdict}", took.as_secs_f64()));
+        summary.push(format!("{name:<20} {:>6.0} s  {verdict}", took.as_secs_f64()));
     }
     println!("\n{}", summary.join("\n"));
     let all = start.elapsed();
-    println!("{:<10} {:>6.0} s", "in all", all.as_secs_f64());
+    println!("{:<20} {:>6.0} s", "in all", all.as_secs_f64());
     anyhow::ensure!(failures.is_empty(), "failed: {}", failures.join(", "));
     anyhow::ensure!(options.full || all < GATE_LIMIT, "the gate took longer than {} s", GATE_LIMIT.as_secs());
     Ok(())
 }
 
 /// Everything that needs no KVM.
-fn unit(_options: &Options) -> anyhow::Result<()> {
+fn unit(_options: &Options) -> anyhow::Result<&'static str> {
     let packages = |flag: &'static str| PACKAGES.iter().flat_map(move |(package, _)| [flag, package]);
     cargo(&["test", "--workspace", "--quiet"].into_iter().chain(packages("--exclude")).collect::<Vec<_>>(), None)?;
     cargo(&["test", "--doc", "--quiet"].into_iter().chain(packages("--package")).collect::<Vec<_>>(), None)?;
     for (package, needs_kvm) in PACKAGES.into_iter().filter(|(_, needs_kvm)| !needs_kvm.is_empty()) {
         cargo(&["test", "--package", package, "--lib", "--bins", "--quiet", "--", "--skip", needs_kvm], None)?;
     }
-    Ok(())
+    Ok("unit")
 }
 
 /// Everything that needs one, on this machine's where that runs small guests, else in the lab.
-fn kvm(options: &Options) -> anyhow::Result<()> {
+fn kvm(options: &Options) -> anyhow::Result<&'static str> {
     let here = match options.kvm_tests {
         Some(Where::Here) => Ok(()),
         Some(Where::Lab) => Err("as was asked for".to_owned()),
@@ -116,42 +120,74 @@ fn kvm(options: &Options) -> anyhow::Result<()> {
     };
     if let Err(why) = here {
         kvm_tests::run(&why)?;
-        return Ok(());
+        return Ok("kvm in the lab");
     }
     println!("tests that need a KVM run on this machine's");
     let guests = guests::build()?;
+    // Tests that run tiny guests pass over themselves without this.
+    let test = |arguments: &[&str]| {
+        cargo(&[&["test", "--quiet", "--package"], arguments].concat(), Some(("ZVMM_GUESTS", guests.clone())))
+    };
     for (package, needs_kvm) in PACKAGES {
-        // Tests that run tiny guests pass over themselves without this.
-        let guests = Some(("ZVMM_GUESTS", guests.clone()));
-        cargo(&["test", "--package", package, "--lib", "--quiet", "--", needs_kvm], guests.clone())?;
-        cargo(&["test", "--package", package, "--test", "*", "--quiet"], guests)?;
+        match needs_kvm {
+            "" => test(&[package, "--lib", "--bins", "--tests"])?,
+            needs_kvm => {
+                test(&[package, "--lib", "--", needs_kvm])?;
+                test(&[package, "--test", "*"])?;
+            }
+        }
     }
-    Ok(())
+    Ok("kvm")
 }
 
-fn illumos(_options: &Options) -> anyhow::Result<()> {
+fn illumos(_options: &Options) -> anyhow::Result<&'static str> {
     illumos::run(illumos::Options::default())?;
-    Ok(())
+    Ok("illumos")
 }
 
-fn lab(options: &Options) -> anyhow::Result<()> {
+fn lab(options: &Options) -> anyhow::Result<&'static str> {
     let all = scenarios::all();
-    let chosen = all.iter().filter(|scenario| options.full || scenario.gate);
-    lab::run_cases("zvmm", &chosen.map(|scenario| Case { scenario, vmm: Vmm::ZVMM }).collect::<Vec<_>>())?;
-    Ok(())
+    if options.full {
+        lab::run_cases("zvmm", &matrix::everything(&all, Vmm::ZVMM))?;
+    } else {
+        lab::run_cases("gate", &matrix::gate(&all))?;
+    }
+    Ok("lab")
 }
 
-/// All scenarios with the other profile.
-fn micro(_options: &Options) -> anyhow::Result<()> {
+/// All scenarios with the smallest machine.
+fn micro(_options: &Options) -> anyhow::Result<&'static str> {
+    lab::run_cases("zvmm-micro", &matrix::everything(&scenarios::all(), Vmm::MICRO))?;
+    Ok("micro")
+}
+
+/// All scenarios with the machine that guests of bhyve remember.
+fn bhyve(_options: &Options) -> anyhow::Result<&'static str> {
+    lab::run_cases("zvmm-bhyve", &matrix::everything(&scenarios::all(), matrix::BHYVE_ON_KVM))?;
+    Ok("bhyve")
+}
+
+fn double_bhyve(_options: &Options) -> anyhow::Result<&'static str> {
+    double(0)
+}
+
+fn double_illumos_kvm(_options: &Options) -> anyhow::Result<&'static str> {
+    double(1)
+}
+
+/// All scenarios through an illumos backend on its double, with both profiles.
+fn double(which: usize) -> anyhow::Result<&'static str> {
+    let (name, vmms) = matrix::DOUBLES[which];
     let all = scenarios::all();
-    lab::run_cases("zvmm-micro", &all.iter().map(|scenario| Case { scenario, vmm: Vmm::MICRO }).collect::<Vec<_>>())?;
-    Ok(())
+    let cases: Vec<Case> = vmms.into_iter().flat_map(|vmm| matrix::everything(&all, vmm)).collect();
+    lab::run_cases(name, &cases)?;
+    Ok(name)
 }
 
 /// What the emulation of SVM gets wrong, on emulated VMX and EPT.
-fn vmx(_options: &Options) -> anyhow::Result<()> {
+fn vmx(_options: &Options) -> anyhow::Result<&'static str> {
     lab::vmx::run(&[], Vmm::ZVMM, false)?;
-    Ok(())
+    Ok("vmx")
 }
 
 fn cargo(arguments: &[&str], environment: Option<(&str, PathBuf)>) -> anyhow::Result<()> {

@@ -10,13 +10,13 @@ use anyhow::{Context as _, ensure};
 use super::job::{Job, Outcome, Run, Step};
 use super::place::Place;
 use super::vmm::Vmm;
-use super::{Lab, OUTER_CPUS, keep_log};
+use super::{Lab, OUTER_CPUS, keep_log, matrix};
 use crate::{guests, paths};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages with tests that need a KVM, and the name of those among the library's own tests (empty: all).
-pub const PACKAGES: [(&str, &str); 1] = [("zvmm", "hypervisor::kvm")];
+pub const PACKAGES: [(&str, &str); 2] = [("zvmm", "hypervisor::kvm"), ("zvmm-double", "")];
 
 /// In the outer machine: where the test programs and the guests are.
 const BIN: &str = "lab/bin";
@@ -161,7 +161,7 @@ pub fn all_passed(outcome: &Outcome) -> anyhow::Result<()> {
 /// When something cannot be built or started, or a test fails.
 pub fn run(why: &str) -> anyhow::Result<()> {
     let tests = KvmTests::build()?;
-    let mut lab = Lab::prepare(&[Vmm::ZVMM])?;
+    let mut lab = Lab::prepare(&[Vmm::ZVMM, matrix::DOUBLES[0].1[0]])?;
     lab.place = Place::Nested(why.to_owned());
     lab.programs.extend(tests.files()?);
     let job = Job { runs: tests.runs(None) };

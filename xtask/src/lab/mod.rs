@@ -7,6 +7,7 @@ mod images;
 pub mod job;
 mod kernel;
 pub mod kvm_tests;
+pub mod matrix;
 mod outer;
 pub mod place;
 pub mod scenarios;
@@ -59,8 +60,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         return Ok(());
     }
     let chosen = choose(all, &options.scenarios)?;
-    let cases: Vec<Case> = chosen.iter().map(|scenario| Case { scenario, vmm: options.vmm }).collect();
-    run_cases(&options.vmm.name(), &cases)
+    run_cases(&options.vmm.name(), &matrix::everything(&chosen, options.vmm))
 }
 
 fn choose(all: Vec<Scenario>, names: &[String]) -> anyhow::Result<Vec<Scenario>> {

@@ -16,23 +16,6 @@ use anyhow::Context as _;
 use super::job::{Outcome, Run};
 use super::vmm::{Machine, Vmm};
 
-/// The gate lane: each kernel, form, vCPU count and device at least once.
-const GATE: [&str; 13] = [
-    "boot-6.1-bzimage",
-    "boot-backports-elf",
-    "vcpus-2",
-    "vcpus-16",
-    "memory-128",
-    "memory-5120",
-    "disk-root",
-    "tcp-100mb",
-    "two-disks-two-nics",
-    "serial-input",
-    "sigterm",
-    "panic-exit",
-    "pause",
-];
-
 /// One test of the lab.
 pub struct Scenario {
     /// Its name.
@@ -41,8 +24,6 @@ pub struct Scenario {
     pub about: String,
     /// Memory the outer machine needs, MiB.
     pub outer_memory_mib: u64,
-    /// Part of the gate lane.
-    pub gate: bool,
     build: Box<dyn Fn(Vmm) -> Script>,
     check: Check,
 }
@@ -56,10 +37,8 @@ impl Scenario {
         build: impl Fn(Vmm) -> Script + 'static,
         check: impl Fn(&Outcome, Vmm) -> anyhow::Result<()> + 'static,
     ) -> Self {
-        let name = name.into();
         Self {
-            gate: GATE.contains(&name.as_str()),
-            name,
+            name: name.into(),
             about: about.into(),
             outer_memory_mib: 2048,
             build: Box::new(build),
@@ -137,12 +116,6 @@ mod tests {
         for scenario in all() {
             assert!(times.seconds(&format!("lab/{}", scenario.name)).is_some(), "{}", scenario.name);
         }
-    }
-
-    #[test]
-    fn the_gate_names_scenarios_that_exist() {
-        let all = all();
-        assert_eq!(all.iter().filter(|s| s.gate).count(), GATE.len());
     }
 
     #[test]

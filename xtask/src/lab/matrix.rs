@@ -1,0 +1,126 @@
+//! Which scenarios run with which backend and profile, in which lane.
+//!
+//! The full lane runs everything with everything. The gate lane runs zvmm's own backend and default profile through each
+//! kernel, form, vCPU count and device at least once, and of the rest a pairwise selection: every backend with every
+//! profile, every aspect with every backend, and every aspect with both profiles that guests remember.
+
+use super::Case;
+use super::scenarios::Scenario;
+use super::vmm::{Profile, Program, Vmm};
+
+const BHYVE: Vmm = Vmm { program: Program::ZvmmDoubleBhyve, profile: Profile::I440fx };
+const BHYVE_ON_BHYVE: Vmm = Vmm { program: Program::ZvmmDoubleBhyve, profile: Profile::Bhyve };
+const ILLUMOS_KVM: Vmm = Vmm { program: Program::ZvmmDoubleIllumosKvm, profile: Profile::I440fx };
+const BHYVE_ON_ILLUMOS_KVM: Vmm = Vmm { program: Program::ZvmmDoubleIllumosKvm, profile: Profile::Bhyve };
+/// zvmm with the `bhyve` profile on the KVM of where it runs.
+pub const BHYVE_ON_KVM: Vmm = Vmm { profile: Profile::Bhyve, ..Vmm::ZVMM };
+
+/// The gate lane.
+const GATE: [(Vmm, &[&str]); 7] = [
+    (
+        Vmm::ZVMM,
+        &[
+            "boot-6.1-bzimage",
+            "boot-backports-elf",
+            "vcpus-2",
+            "vcpus-16",
+            "memory-128",
+            "memory-5120",
+            "disk-root",
+            "tcp-100mb",
+            "two-disks-two-nics",
+            "serial-input",
+            "sigterm",
+            "panic-exit",
+            "pause",
+        ],
+    ),
+    (Vmm::MICRO, &["boot-6.1-elf"]),
+    (BHYVE_ON_KVM, &["boot-6.1-elf"]),
+    (BHYVE_ON_BHYVE, &["boot-6.1-elf", "disk-root", "vcpus-2", "memory-split", "pause"]),
+    (BHYVE, &["tcp-100mb", "two-disks-two-nics", "vcpus-4", "sigterm"]),
+    (ILLUMOS_KVM, &["boot-6.1-elf", "disk-root", "vcpus-2", "memory-split", "pause"]),
+    (BHYVE_ON_ILLUMOS_KVM, &["tcp-100mb", "two-disks-two-nics", "vcpus-4", "sigterm"]),
+];
+
+/// The VMMs beside the default one that the full lane takes through all scenarios.
+pub const DOUBLES: [(&str, [Vmm; 2]); 2] =
+    [("double-bhyve", [BHYVE, BHYVE_ON_BHYVE]), ("double-illumos-kvm", [ILLUMOS_KVM, BHYVE_ON_ILLUMOS_KVM])];
+
+/// The gate lane.
+#[must_use]
+pub fn gate(all: &[Scenario]) -> Vec<Case<'_>> {
+    let chosen = GATE.iter().flat_map(|(vmm, names)| names.iter().map(|name| (*vmm, *name)));
+    chosen
+        .filter_map(|(vmm, name)| Some(Case { scenario: all.iter().find(|scenario| scenario.name == name)?, vmm }))
+        .collect()
+}
+
+/// Everything with one VMM.
+#[must_use]
+pub fn everything(all: &[Scenario], vmm: Vmm) -> Vec<Case<'_>> {
+    all.iter().map(|scenario| Case { scenario, vmm }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::scenarios;
+    use super::*;
+
+    /// What every backend must show, each by a scenario: vCPUs, disk, network, memory above 4 GiB, reboot, power button,
+    /// pause. (All of them power off.)
+    const ASPECTS: [&str; 9] = [
+        "boot-6.1-elf",
+        "vcpus-2",
+        "vcpus-4",
+        "disk-root",
+        "tcp-100mb",
+        "memory-split",
+        "two-disks-two-nics",
+        "sigterm",
+        "pause",
+    ];
+
+    #[test]
+    fn the_gate_names_scenarios_that_exist_each_once_with_a_vmm() {
+        let all = scenarios::all();
+        let names: BTreeSet<String> = gate(&all).iter().map(Case::name).collect();
+        assert_eq!(names.len(), GATE.iter().map(|(_, names)| names.len()).sum::<usize>());
+    }
+
+    #[test]
+    fn the_gate_has_every_pair_of_backend_and_aspect_profile_and_aspect_backend_and_profile() {
+        let all = scenarios::all();
+        let cases = gate(&all);
+        let has = |wanted: &dyn Fn(&Case) -> bool| cases.iter().any(wanted);
+        for aspect in ASPECTS {
+            for program in [Program::ZvmmDoubleBhyve, Program::ZvmmDoubleIllumosKvm] {
+                assert!(
+                    has(&|case| case.scenario.name == aspect && case.vmm.program == program),
+                    "{aspect} {program:?}"
+                );
+            }
+            for profile in [Profile::I440fx, Profile::Bhyve] {
+                assert!(
+                    has(&|case| case.scenario.name == aspect && case.vmm.profile == profile),
+                    "{aspect} {profile:?}"
+                );
+            }
+        }
+        for program in [Program::Zvmm, Program::ZvmmDoubleBhyve, Program::ZvmmDoubleIllumosKvm] {
+            for profile in [Profile::I440fx, Profile::Bhyve] {
+                assert!(has(&|case| case.vmm == Vmm { program, profile }), "{program:?} {profile:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_gate_fits_its_line_in_the_table_of_times() {
+        let times = crate::times::Times::read().unwrap();
+        let all = scenarios::all();
+        let of = |case: &Case| times.seconds(&format!("lab/{}", case.scenario.name)).unwrap();
+        assert!(gate(&all).iter().map(of).sum::<u64>() <= times.seconds("lab").unwrap());
+    }
+}
