@@ -6,7 +6,10 @@
 
 use std::sync::atomic::{self, Ordering};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
+use vm_memory::bitmap::{BS, BitmapSlice};
+use vm_memory::{
+    AtomicAccess, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions, VolatileSlice,
+};
 
 /// An access that does not lie wholly inside guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,38 +103,69 @@ pub trait RingMem {
     }
 }
 
+/// The dirty bitmap of the plain memory behind `M`.
+type Marks<M> = <<<M as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
+
+/// The bytes at `addr` where they lie in one region of plain memory: one look-up, where the general way makes an iterator
+/// of regions for every word. `None` says to go the general way, not that there is nothing.
+#[inline(always)]
+fn slice<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<VolatileSlice<'_, BS<'_, Marks<M>>>> {
+    let (region, offset) = mem.physical_memory()?.to_region_addr(GuestAddress(addr))?;
+    region.get_slice(offset, len).ok()
+}
+
+/// A word of `slice`, at an offset that is aligned in it.
+#[inline(always)]
+fn load<T: AtomicAccess, B: BitmapSlice>(slice: &VolatileSlice<'_, B>, offset: usize, order: Ordering) -> Option<T> {
+    slice.load(offset, order).ok()
+}
+
 impl<M: GuestMemory + ?Sized> RingMem for M {
     #[inline]
     fn load_u16(&self, addr: u64, order: Ordering) -> Result<u16, OutsideMemory> {
+        if let Some(word) = slice(self, addr, 2).and_then(|slice| load(&slice, 0, order)) {
+            return Ok(u16::from_le(word));
+        }
         self.load(GuestAddress(addr), order).map(u16::from_le).map_err(|_| OutsideMemory { addr, len: 2 })
     }
 
     #[inline]
     fn store_u16(&self, addr: u64, value: u16, order: Ordering) -> Result<(), OutsideMemory> {
+        if slice(self, addr, 2).is_some_and(|slice| slice.store(value.to_le(), 0, order).is_ok()) {
+            return Ok(());
+        }
         self.store(value.to_le(), GuestAddress(addr), order).map_err(|_| OutsideMemory { addr, len: 2 })
     }
 
     #[inline]
     fn load_u64(&self, addr: u64, order: Ordering) -> Result<u64, OutsideMemory> {
+        if let Some(word) = slice(self, addr, 8).and_then(|slice| load(&slice, 0, order)) {
+            return Ok(u64::from_le(word));
+        }
         self.load(GuestAddress(addr), order).map(u64::from_le).map_err(|_| OutsideMemory { addr, len: 8 })
     }
 
     #[inline]
     fn store_u64(&self, addr: u64, value: u64, order: Ordering) -> Result<(), OutsideMemory> {
+        if slice(self, addr, 8).is_some_and(|slice| slice.store(value.to_le(), 0, order).is_ok()) {
+            return Ok(());
+        }
         self.store(value.to_le(), GuestAddress(addr), order).map_err(|_| OutsideMemory { addr, len: 8 })
     }
 
     #[inline]
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory> {
-        let outside = OutsideMemory { addr, len: Descriptor::SIZE };
-        let mut slices =
-            self.get_slices(GuestAddress(addr), Descriptor::SIZE as usize, Permissions::Read).map_err(|_| outside)?;
-        let slice = slices.next().and_then(Result::ok).ok_or(outside)?;
         // Atomic loads, because a plain copy leaves the compiler free to read the guest's memory again instead of the
         // copy. Where the entry is too odd for that (an indirect table may lie anywhere), byte by byte.
-        let words = (slice.load::<u64>(0, Ordering::Relaxed), slice.load::<u64>(8, Ordering::Relaxed));
-        if let (Ok(low), Ok(high)) = words {
+        if let Some(slice) = slice(self, addr, Descriptor::SIZE as usize)
+            && let Some(low) = load(&slice, 0, Ordering::Relaxed)
+            && let Some(high) = load(&slice, 8, Ordering::Relaxed)
+        {
             return Ok(Descriptor::from_words(u64::from_le(low), u64::from_le(high)));
+        }
+        let outside = OutsideMemory { addr, len: Descriptor::SIZE };
+        if !self.contains(addr, Descriptor::SIZE) {
+            return Err(outside);
         }
         let mut bytes = [0; Descriptor::SIZE as usize];
         for (offset, byte) in (0u64..).zip(&mut bytes) {
@@ -142,6 +176,13 @@ impl<M: GuestMemory + ?Sized> RingMem for M {
 
     #[inline]
     fn write_used(&self, addr: u64, id: u32, len: u32) -> Result<(), OutsideMemory> {
+        // An element is aligned to four bytes, so as two words.
+        if slice(self, addr, 8).is_some_and(|slice| {
+            slice.store(id.to_le(), 0, Ordering::Relaxed).is_ok()
+                && slice.store(len.to_le(), 4, Ordering::Relaxed).is_ok()
+        }) {
+            return Ok(());
+        }
         let element = u64::from(id) | u64::from(len) << 32;
         self.write_slice(&element.to_le_bytes(), GuestAddress(addr)).map_err(|_| OutsideMemory { addr, len: 8 })
     }

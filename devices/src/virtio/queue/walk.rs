@@ -7,6 +7,9 @@ use super::mem::{Descriptor, OutsideMemory, RingMem};
 /// The most bytes a chain may describe (virtio 1.3 §2.7.5.2).
 const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
+/// A stretch that nothing lies in.
+const NOWHERE: (u64, u64) = (1, 0);
+
 /// What walking a chain has found so far.
 #[derive(Debug, Default)]
 pub(super) struct Walked {
@@ -49,15 +52,16 @@ pub(super) struct Parser {
     indirect: bool,
     /// Vectors of chains that came back, ready for the next ones.
     spare: Vec<Vec<GuestRange>>,
-    /// First and last address of the stretch of guest memory the last buffer was in. Guest memory does not shrink under
-    /// a running queue, and an access beyond it would be refused again.
-    stretch: Option<(u64, u64)>,
+    /// First and last address of the stretches of guest memory the last buffers were in, the latest first: memory below
+    /// and above 4 GiB, for most. Guest memory does not shrink under a running queue, and an access beyond it would be
+    /// refused again.
+    stretches: [(u64, u64); 2],
 }
 
 impl Parser {
     /// For a queue of `size` entries, with or without indirect tables.
     pub(super) fn new(size: u16, indirect: bool) -> Self {
-        Self { size, indirect, spare: Vec::with_capacity(usize::from(size)), stretch: None }
+        Self { size, indirect, spare: Vec::with_capacity(usize::from(size)), stretches: [NOWHERE; 2] }
     }
 
     /// A chain without descriptors.
@@ -142,13 +146,21 @@ impl Parser {
     fn check_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
         let outside = OutsideMemory { addr, len };
         let last = addr.checked_add(len.wrapping_sub(1)).ok_or(outside)?;
-        if self.stretch.is_some_and(|(start, end)| start <= addr && last <= end) {
+        let [first, second] = self.stretches;
+        let within = |(start, end): (u64, u64)| start <= addr && last <= end;
+        if within(first) || within(second) {
             return Ok(());
         }
+        self.find_buffer(mem, addr, len)
+    }
+
+    #[cold]
+    fn find_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
         if !mem.contains(addr, len) {
-            return Err(outside.into());
+            return Err(OutsideMemory { addr, len }.into());
         }
-        self.stretch = mem.stretch(addr);
+        let [first, _] = self.stretches;
+        self.stretches = [mem.stretch(addr).unwrap_or(NOWHERE), first];
         Ok(())
     }
 }
