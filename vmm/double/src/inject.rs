@@ -11,24 +11,27 @@ use devices_host::sys::{
 
 use crate::names;
 
-/// Which calls of a name are meant: written `3` (the third), `3+` (from the third on), `3x5` (five from the third on).
+/// Which calls of a name are meant: written `3` (the third), `3+` (from the third on), `3x5` (five from the third on),
+/// `3%2` (every second from the third on).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     /// The first, counted from 1.
     pub from: usize,
     /// How many.
     pub count: usize,
+    /// Every how many.
+    pub step: usize,
 }
 
 impl Moment {
     /// The `nth` call only, counted from 1.
     #[must_use]
     pub fn nth(nth: usize) -> Self {
-        Self { from: nth, count: 1 }
+        Self { from: nth, count: 1, step: 1 }
     }
 
     pub(crate) fn is(self, nth: usize) -> bool {
-        nth >= self.from && nth - self.from < self.count
+        nth >= self.from && (nth - self.from).is_multiple_of(self.step) && (nth - self.from) / self.step < self.count
     }
 }
 
@@ -38,10 +41,13 @@ impl FromStr for Moment {
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |text: &str| text.parse().map_err(|_| format!("'{text}' is no number of calls"));
         if let Some(from) = text.strip_suffix('+') {
-            return Ok(Self { from: number(from)?, count: usize::MAX });
+            return Ok(Self { from: number(from)?, count: usize::MAX, step: 1 });
+        }
+        if let Some((from, step)) = text.split_once('%') {
+            return Ok(Self { from: number(from)?, count: usize::MAX, step: number(step)?.max(1) });
         }
         match text.split_once('x') {
-            Some((from, count)) => Ok(Self { from: number(from)?, count: number(count)? }),
+            Some((from, count)) => Ok(Self { from: number(from)?, count: number(count)?, step: 1 }),
             None => Ok(Self::nth(number(text)?)),
         }
     }
@@ -201,6 +207,8 @@ mod tests {
         assert_eq!(injection.errno, Errno::EBUSY);
         let hits: Vec<usize> = (1..12).filter(|&nth| injection.moment.is(nth)).collect();
         assert_eq!(hits, [3, 4, 5, 6, 7]);
+        let hits: Vec<usize> = (1..9).filter(|&nth| "3%2".parse::<Moment>().unwrap().is(nth)).collect();
+        assert_eq!(hits, [3, 5, 7]);
         assert!("2+".parse::<Moment>().unwrap().is(1_000_000) && !"2+".parse::<Moment>().unwrap().is(1));
         for wrong in ["VM_RUN", "VM_RUN:3", "VM_RUN:x:EBUSY", "VM_RUN:3:EWHAT", "VM_RUN:3:EBUSY:4"] {
             assert!(wrong.parse::<Injection>().is_err(), "{wrong}");

@@ -171,7 +171,7 @@ pub fn legacy(machine: &Machine, id: i32, x2apic: bool, topology: &vm_cpu_topolo
             0xd if entry.index == 1 => entry.eax &= 1,
             0x4000_0000 => {
                 // "bhyve bhyve ", and no leaf behind it.
-                (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0x4000_0000, 0x7668_7962, 0x7962_2065, 0x2065_7668);
+                (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0x4000_0000, 0x7679_6862, 0x6862_2065, 0x2065_7679);
             }
             0x4000_0001..=0x4000_ffff => continue,
             0x8000_0001 => entry.ecx &= !(1 << 2),

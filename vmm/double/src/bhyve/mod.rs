@@ -287,3 +287,6 @@ pub fn attached(call: &Call<'_>, handle: RawHandle) -> Option<SysResult<VmHold>>
     let any: &dyn std::any::Any = &*node;
     any.downcast_ref::<VmNode>().map(VmNode::attach)
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,5 +93,4 @@ crate::rules! {
     DIRTY_TRACKED = "bhyve-dirty-tracked", "bhyve 2.14", "dirty pages are asked of a VM that tracks them";
     TRANSLATE = "bhyve-translate", "bhyve 2.6", "an address is translated for a protection and paging mode that exist";
     KERNEMU_PLACE = "bhyve-kernemu-place", "bhyve 2.16", "an in-kernel register that is read exists";
-    STATS = "bhyve-stats", "bhyve 2.15", "a statistic that is described exists";
 }
