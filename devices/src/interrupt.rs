@@ -26,6 +26,16 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
+impl MsiMessage {
+    /// Whether a local APIC takes it as an interrupt (Intel SDM vol. 3 §11.11.1: address bits 31 to 20 are 0xFEE). To
+    /// any other address the write goes to memory, yet hypervisors deliver it all the same: Linux KVM looks at the low
+    /// bits only, and a wild message becomes an NMI.
+    #[must_use]
+    pub fn is_interrupt(&self) -> bool {
+        self.address >> 20 == 0xfee
+    }
+}
+
 /// One message-signalled interrupt: one MSI-X vector of one device.
 pub trait MsiSource: Send + Sync {
     /// Says where the interrupt goes; `None` means masked or disabled. Called on vCPU threads when the guest programs

@@ -221,7 +221,7 @@ impl Vector {
         }
         entry.programmed = wanted;
         if open {
-            self.source.set_message(wanted);
+            self.source.set_message(wanted.filter(MsiMessage::is_interrupt));
             self.masked.store(false, SeqCst);
             if self.pending.swap(false, SeqCst) {
                 self.source.trigger();
@@ -360,6 +360,24 @@ pub(crate) mod tests {
         msix.set_control(0);
         assert_eq!(*sources[0].messages.lock().unwrap(), [Some(MESSAGE), None]);
         assert!(sources[1].messages.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_message_to_any_other_address_than_a_local_apics_is_dropped() {
+        let (msix, sources) = msix(1);
+        msix.set_control(0x8000);
+        for address in [0u64, 0xfec0_0000, 0xfed0_0000, 0xfef0_0000, 0x1_fee0_0000, u64::MAX] {
+            write32(&msix, 12, 1);
+            write32(&msix, 0, address as u32);
+            write32(&msix, 4, (address >> 32) as u32);
+            write32(&msix, 8, 0x4041);
+            write32(&msix, 12, 0);
+            msix.trigger(0);
+        }
+        assert_eq!(sources[0].sent.lock().unwrap().len(), 0);
+        program(&msix, 0, 0x4041);
+        msix.trigger(0);
+        assert_eq!(*sources[0].sent.lock().unwrap(), [MESSAGE]);
     }
 
     #[test]
