@@ -20,9 +20,9 @@ use std::sync::Arc;
 
 pub use errno::Errno;
 #[cfg(target_os = "illumos")]
-pub use illumos::{P_MYID, RealSys};
-#[cfg(target_os = "illumos")]
 pub(crate) use illumos::getzoneid;
+#[cfg(target_os = "illumos")]
+pub use illumos::{P_MYID, RealSys};
 
 /// What a call of [`Sys`] gives.
 pub type SysResult<T> = Result<T, Errno>;
