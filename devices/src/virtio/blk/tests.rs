@@ -504,3 +504,17 @@ fn buffers_outside_memory_need_a_reset() {
         assert_eq!(rig.driver.used(), []);
     }
 }
+
+#[test]
+fn a_queue_reset_gives_up_what_the_disk_has_and_the_queue_starts_again() {
+    let mut rig = rig(BlkConfig::default(), MODERN);
+    rig.disk.hold(true);
+    rig.driver.post(&[header(0, 0), Buf::Write(512), Buf::Write(1)]);
+    rig.driver.publish();
+    rig.step();
+    assert!(rig.worker.reset_queue(&rig.mem, 0), "the disk cancels what it holds at once");
+    assert_eq!((rig.driver.used().len(), rig.worker.take_state(0)), (0, None));
+    rig.disk.hold(false);
+    rig.start(MODERN);
+    assert_eq!(rig.status(&[header(0, 0), Buf::Write(512), Buf::Write(1)]), 0);
+}

@@ -234,3 +234,20 @@ fn configuration_space_shows_the_size_where_there_is_one() {
     assert_ne!(device.config_generation(), generation);
     assert_eq!(ConsoleDevice::new(None).features() & F_SIZE, 0);
 }
+
+#[test]
+fn a_queue_reset_leaves_the_other_queue_running() {
+    let mut rig = rig();
+    rig.terminal.give_room(10);
+    rig.tx.post(&[Buf::Read(text(20_000))]);
+    rig.tx.publish();
+    rig.worker.step(&rig.mem);
+    assert!(rig.worker.reset_queue(&rig.mem, TX_QUEUE), "a half-written chain is given up");
+    rig.terminal.type_bytes(b"abc");
+    rig.rx.post(&[Buf::Write(8)]);
+    rig.rx.publish();
+    rig.worker.step(&rig.mem);
+    assert_eq!((rig.tx.used().len(), rig.rx.used().len()), (0, 1));
+    assert!(rig.worker.reset_queue(&rig.mem, RX_QUEUE));
+    assert_eq!((rig.worker.take_state(RX_QUEUE), rig.worker.take_state(TX_QUEUE)), (None, None));
+}

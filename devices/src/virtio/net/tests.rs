@@ -452,3 +452,29 @@ fn configuration_space_shows_the_card() {
     assert_ne!(device.features() & 1 << 3, 0);
     assert_eq!(NetDevice::new(config()).features() & 1 << 3, 0, "no MTU, no feature");
 }
+
+#[test]
+fn a_queue_reset_leaves_the_other_queue_running() {
+    let mut rig = rig(1 << 32);
+    rig.rx.post(&[Buf::Write(2048)]);
+    rig.rx.publish();
+    rig.worker.step(&rig.mem);
+    assert!(rig.worker.reset_queue(&rig.mem, RX_QUEUE));
+    rig.link.arrive(header(0, 0), &frame(60));
+    rig.tx.post(&[Buf::Read(header(0, 0).to_vec()), Buf::Read(frame(60))]);
+    rig.tx.publish();
+    rig.worker.step(&rig.mem);
+    assert_eq!((rig.rx.used().len(), rig.tx.used().len(), rig.link.waiting()), (0, 1, 1));
+    rig.rx = DriverQueue::new(&rig.mem, 0x10_0000, SIZE, 1 << 32);
+    rig.rx.post(&[Buf::Write(2048)]);
+    rig.rx.publish();
+    let activation = rig.interrupt.activation(1 << 32);
+    rig.worker.start(&rig.mem, RX_QUEUE, rig.rx.state(), &activation);
+    rig.worker.step(&rig.mem);
+    assert_eq!((rig.rx.used().len(), rig.link.waiting()), (1, 0));
+    assert!(rig.worker.reset_queue(&rig.mem, TX_QUEUE));
+    rig.tx.post(&[Buf::Read(header(0, 0).to_vec()), Buf::Read(frame(60))]);
+    rig.tx.publish();
+    rig.worker.step(&rig.mem);
+    assert!(rig.tx.used().is_empty());
+}

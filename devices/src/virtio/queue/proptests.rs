@@ -229,4 +229,54 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn packed_rings_of_noise_never_panic_and_never_hold_more_than_the_ring(
+        noise in prop::collection::vec(any::<u8>(), 0x400),
+        size in 1u16..=16,
+        // Available in the first lap, in the second, or noise: pure noise is seldom available.
+        laps in prop::collection::vec(prop_oneof![3 => Just(Some(0x0080u16)), 1 => Just(Some(0x8000)), 1 => Just(None)], 16),
+        order in any::<bool>(),
+    ) {
+        let mem = guest_ram(RAM as usize);
+        mem.write_slice(&noise, GuestAddress(0x1000)).unwrap();
+        for (i, lap) in laps.iter().enumerate() {
+            if let Some(lap) = lap {
+                let at = GuestAddress(0x1000 + 16 * i as u64 + 14);
+                let flags: u16 = mem.read_obj(at).unwrap();
+                mem.write_obj(flags & 7 | lap, at).unwrap();
+                // Addresses inside memory, for most.
+                mem.write_obj(u64::from(flags), GuestAddress(0x1000 + 16 * i as u64)).unwrap();
+                mem.write_obj(u32::from(flags & 0x3f0), GuestAddress(0x1000 + 16 * i as u64 + 8)).unwrap();
+            }
+        }
+        let next = QueueState::PACKED_START;
+        let state = QueueState {
+            size, desc_table: 0x1000, avail_ring: 0x1180, used_ring: 0x1184, next_avail: next, next_used: next,
+        };
+        let features = F_RING_PACKED | F_INDIRECT_DESC | F_EVENT_IDX | if order { F_IN_ORDER } else { 0 };
+        let mut queue = Queue::new(&mem, &state, features, 16).unwrap();
+        let mut flying: Vec<Chain> = Vec::new();
+        for round in 0..40 {
+            match queue.pop(&mem) {
+                Ok(Some(chain)) => {
+                    prop_assert!(chain.readable().len() + chain.writable().len() <= usize::from(size));
+                    prop_assert!(flying.iter().all(|other| other.head() != chain.head()));
+                    flying.push(chain);
+                }
+                Ok(None) => { queue.enable_kicks(&mem).unwrap(); }
+                Err(_) => break,
+            }
+            prop_assert!(queue.in_flight() <= size);
+            if round % 3 == 0 && let Some(chain) = flying.pop() {
+                queue.push(&mem, chain, 0).unwrap();
+                queue.publish(&mem).unwrap();
+            }
+        }
+        for chain in flying.drain(..) {
+            queue.push(&mem, chain, 0).unwrap();
+        }
+        queue.publish(&mem).unwrap();
+        prop_assert_eq!(queue.in_flight(), 0);
+    }
 }

@@ -293,8 +293,9 @@ proptest! {
         ops in prop::collection::vec(op(), 0..96),
         slow: bool,
         restore_at in 0usize..96,
+        rings in prop::sample::select(vec![0, 1 << 34 | 1 << 35 | 1 << 40]),
     ) {
-        let mut rig = rig(Shape::default());
+        let mut rig = rig(Shape { rings, ..Default::default() });
         *rig.runner.slow.lock().unwrap() = slow;
         let mut parked: Vec<Parked> = Vec::new();
         for (step, op) in ops.into_iter().enumerate() {
@@ -327,12 +328,16 @@ proptest! {
                     interrupt.queue_used(queue % 4);
                     interrupt.config_changed();
                 }
+                Op::Stop if !rig.runner.stopping_queues.lock().unwrap().is_empty() => rig.runner.stop_queues(),
                 Op::Stop if !rig.runner.stopping.lock().unwrap().is_empty() => rig.runner.stop(),
                 Op::Stop => {}
                 Op::Dance => {
                     rig.enable();
                     let base = rig.common();
-                    for (offset, width, value) in [(0x14, 1, 3), (8, 4, 1), (0xc, 4, 1), (0x14, 1, 11), (0x1c, 2, 1), (0x14, 1, 15)] {
+                    let high = 1 | rings >> 32;
+                    for (offset, width, value) in [
+                        (0x14, 1, 3), (8, 4, 1), (0xc, 4, high), (0x14, 1, 11), (0x1c, 2, 1), (0x14, 1, 15), (0x3a, 2, 1),
+                    ] {
                         rig.store(base + offset, width, value);
                     }
                 }
@@ -340,7 +345,7 @@ proptest! {
             parked.extend(rig.parked.take());
             if step == restore_at {
                 let saved = rig.function.save();
-                let other = super::rig(Shape::default());
+                let other = super::rig(Shape { rings, ..Default::default() });
                 let queues: Vec<_> = rig.runner.active.lock().unwrap().as_ref().map(|active| active.queues.clone()).unwrap_or_default();
                 other.function.restore(&saved, &queues).unwrap();
             }
@@ -348,6 +353,7 @@ proptest! {
         if !rig.runner.stopping.lock().unwrap().is_empty() {
             rig.runner.stop();
         }
+        rig.runner.stop_queues();
         prop_assert!(parked.iter().all(Parked::is_complete), "an access waits for ever");
         *rig.runner.slow.lock().unwrap() = false;
         rig.config_write(0x10, 4, 0xc100);
