@@ -11,9 +11,11 @@ mod interrupt;
 mod link;
 mod memory;
 mod packed;
+mod runner;
 
 pub use disk::MemoryDisk;
 pub use driver::{Buf, DriverQueue, Posted, Used, guest_ram};
 pub use interrupt::RecordingInterrupt;
 pub use link::MemoryLink;
 pub use memory::FickleMemory;
+pub use runner::InlineRunner;
