@@ -82,10 +82,8 @@ const REFUSED: [i32; 2] = [3, 4];
 
 fn counts(hypervisor: &str, guests: &Path, guest: &str, args: &[&str]) -> BTreeMap<String, usize> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    let outcome = Run::new(hypervisor, guests, guest)
-        .own("--calls", &process::path(&file))
-        .args(args.iter().copied())
-        .run();
+    let outcome =
+        Run::new(hypervisor, guests, guest).own("--calls", &process::path(&file)).args(args.iter().copied()).run();
     outcome.passed(&[]);
     let text = std::fs::read_to_string(file.path()).expect("the counts");
     let count = |line: &str| {
@@ -141,7 +139,12 @@ fn every_errno_at_every_call_of_bhyve_is_handled_or_ends_the_guest_with_one_line
 
 #[test]
 fn every_errno_at_every_call_of_illumos_kvm_is_handled_or_ends_the_guest_with_one_line() {
-    every_errno_at_every_call("illumos-kvm", ILLUMOS_KVM, "reset_poweroff", &["--cmdline", "mode=cf9 boots=2 count=cmos"]);
+    every_errno_at_every_call(
+        "illumos-kvm",
+        ILLUMOS_KVM,
+        "reset_poweroff",
+        &["--cmdline", "mode=cf9 boots=2 count=cmos"],
+    );
 }
 
 /// An interrupt that the kernel refuses cannot reach the guest, which may wait for it: what counts is that the process is
@@ -165,13 +168,14 @@ fn a_refused_interrupt_harms_neither_the_process_nor_the_next_one() {
 #[test]
 fn refused_entries_neither_lose_nor_repeat_a_byte_of_the_serial_port() {
     let Some(guests) = guests() else { return };
-    for (hypervisor, call, errno) in [("bhyve", "VM_RUN", "EBUSY"), ("bhyve", "VM_RUN", "EINTR"), ("illumos-kvm", "KVM_RUN", "EINTR")] {
+    for (hypervisor, call, errno) in
+        [("bhyve", "VM_RUN", "EBUSY"), ("bhyve", "VM_RUN", "EINTR"), ("illumos-kvm", "KVM_RUN", "EINTR")]
+    {
         let plain = Run::new(hypervisor, &guests, "pio_mmio_hlt").run();
         plain.passed(&["pio", "mmio", "hlt"]);
         for every in ["2%2", "3%3", "2x40"] {
-            let refused = Run::new(hypervisor, &guests, "pio_mmio_hlt")
-                .own("--inject", &format!("{call}:{every}:{errno}"))
-                .run();
+            let refused =
+                Run::new(hypervisor, &guests, "pio_mmio_hlt").own("--inject", &format!("{call}:{every}:{errno}")).run();
             refused.passed(&["pio", "mmio", "hlt"]);
             assert_eq!(refused.output, plain.output);
         }

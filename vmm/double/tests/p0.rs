@@ -56,11 +56,9 @@ fn no_notification_and_no_completion_is_lost() {
 #[test]
 fn an_independent_driver_verifies_blocks_and_random_bytes() {
     let image = disk(4);
-    everywhere(
-        "virtio",
-        &["--rng", "--disk", &path(&image), "--cmdline", "pci=ecam expect=blk,rng"],
-        |_, outcome| outcome.passed(&["blk data", "blk range", "blk", "rng"]),
-    );
+    everywhere("virtio", &["--rng", "--disk", &path(&image), "--cmdline", "pci=ecam expect=blk,rng"], |_, outcome| {
+        outcome.passed(&["blk data", "blk range", "blk", "rng"])
+    });
 }
 
 #[test]
@@ -68,9 +66,15 @@ fn every_way_to_reset_restarts_the_guest_in_the_same_process() {
     let Some(guests) = guests() else { return };
     for hypervisor in HYPERVISORS {
         for (profile, mode) in [
-            ("i440fx", "cf9"), ("i440fx", "acpi"), ("i440fx", "kbd"), ("i440fx", "triple"),
-            ("bhyve", "cf9"), ("bhyve", "acpi"), ("bhyve", "triple"),
-            ("micro", "cf9"), ("micro", "triple"),
+            ("i440fx", "cf9"),
+            ("i440fx", "acpi"),
+            ("i440fx", "kbd"),
+            ("i440fx", "triple"),
+            ("bhyve", "cf9"),
+            ("bhyve", "acpi"),
+            ("bhyve", "triple"),
+            ("micro", "cf9"),
+            ("micro", "triple"),
         ] {
             let image = disk(1);
             let outcome = Run::new(hypervisor, &guests, "reset_poweroff")
@@ -104,9 +108,8 @@ fn a_hundred_reboots_leave_the_process_as_good_as_new() {
 fn memory_of_the_clock_survives_a_reset() {
     let Some(guests) = guests() else { return };
     for hypervisor in HYPERVISORS {
-        let outcome = Run::new(hypervisor, &guests, "reset_poweroff")
-            .args(["--cmdline", "mode=cf9 boots=3 count=cmos"])
-            .run();
+        let outcome =
+            Run::new(hypervisor, &guests, "reset_poweroff").args(["--cmdline", "mode=cf9 boots=3 count=cmos"]).run();
         outcome.passed(&["reset_poweroff cf9"]);
     }
 }
@@ -122,7 +125,8 @@ fn several_vcpus_wait_for_the_guest_to_start_them_and_are_reset_with_it() {
     for hypervisor in HYPERVISORS {
         for cpus in ["2", "4"] {
             let outcome = Run::new(hypervisor, &guests, "reset_poweroff")
-                .args(["--cpus", cpus, "--cmdline", "mode=cf9 boots=5 count=cmos"])
+                .cpus(cpus)
+                .args(["--cmdline", "mode=cf9 boots=5 count=cmos"])
                 .run();
             outcome.passed(&["reset_poweroff cf9"]);
         }

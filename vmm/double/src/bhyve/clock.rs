@@ -68,11 +68,15 @@ impl Rtc {
 
     fn shown(&self, value: i64) -> u8 {
         let value = value as u8;
-        if self.memory[usize::from(STATUS_B)] & 4 != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.memory[usize::from(STATUS_B)] & 4 != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn meant(&self, byte: u8) -> i64 {
-        if self.memory[usize::from(STATUS_B)] & 4 != 0 { byte.into() } else { i64::from(byte >> 4) * 10 + i64::from(byte & 15) }
+        if self.memory[usize::from(STATUS_B)] & 4 != 0 {
+            byte.into()
+        } else {
+            i64::from(byte >> 4) * 10 + i64::from(byte & 15)
+        }
     }
 
     fn byte(&self, offset: u8) -> u8 {
@@ -145,9 +149,10 @@ impl Rtc {
     }
 
     fn place(call: &Call<'_>, arg: &vm_rtc_data) -> SysResult<u8> {
-        u8::try_from(arg.offset).ok().filter(|offset| *offset < 128).ok_or_else(|| {
-            call.refuse(&rules::RTC_OFFSET, Errno::EINVAL, format!("offset {:#x}", arg.offset))
-        })
+        u8::try_from(arg.offset)
+            .ok()
+            .filter(|offset| *offset < 128)
+            .ok_or_else(|| call.refuse(&rules::RTC_OFFSET, Errno::EINVAL, format!("offset {:#x}", arg.offset)))
     }
 
     /// VM_RTC_WRITE.
@@ -179,10 +184,7 @@ impl Rtc {
     /// VM_RTC_GETTIME.
     pub fn time(&self) -> vm_rtc_timespec {
         let ns = self.now_ns();
-        vm_rtc_timespec {
-            tv_sec: ns.div_euclid(1_000_000_000) as i64,
-            tv_nsec: ns.rem_euclid(1_000_000_000) as i64,
-        }
+        vm_rtc_timespec { tv_sec: ns.div_euclid(1_000_000_000) as i64, tv_nsec: ns.rem_euclid(1_000_000_000) as i64 }
     }
 
     /// Its bytes and the selected one, for vmm-data.
@@ -329,7 +331,9 @@ mod tests {
 
     #[test]
     fn the_calendar_goes_both_ways() {
-        for (day, civil_day) in [(0, (1970, 1, 1)), (-1, (1969, 12, 31)), (11_016, (2000, 2, 29)), (20_778, (2026, 11, 21))] {
+        for (day, civil_day) in
+            [(0, (1970, 1, 1)), (-1, (1969, 12, 31)), (11_016, (2000, 2, 29)), (20_778, (2026, 11, 21))]
+        {
             assert_eq!(civil(day), civil_day);
             assert_eq!(days(civil_day.0, civil_day.1, civil_day.2), day);
         }
@@ -344,7 +348,9 @@ mod tests {
         };
         assert_eq!([read(0x32), read(9), read(8), read(7), read(6)], [0x20, 0x26, 0x11, 0x21, 0x07]);
         assert_eq!([read(4), read(2)], [0x06, 0x53]);
-        for (index, byte) in [(0x0b, 0x86), (9, 30), (0x32, 20), (8, 2), (7, 28), (4, 23), (2, 59), (0, 58), (0x0b, 0x06)] {
+        for (index, byte) in
+            [(0x0b, 0x86), (9, 30), (0x32, 20), (8, 2), (7, 28), (4, 23), (2, 59), (0, 58), (0x0b, 0x06)]
+        {
             rtc.port(0x70, Some(index));
             rtc.port(0x71, Some(byte));
         }

@@ -110,7 +110,14 @@ fn apic_id(entry: &vcpu_cpuid_entry) -> Option<u32> {
 
 impl Table {
     /// What KVM gets. Checks what can only be checked when the guest is entered.
-    pub fn for_kvm(&self, call: &Call<'_>, machine: &Machine, id: i32, x2apic: bool, topology: &vm_cpu_topology) -> CpuId {
+    pub fn for_kvm(
+        &self,
+        call: &Call<'_>,
+        machine: &Machine,
+        id: i32,
+        x2apic: bool,
+        topology: &vm_cpu_topology,
+    ) -> CpuId {
         let entries: Vec<kvm_cpuid_entry2> = match self {
             Self::Legacy => legacy(machine, id, x2apic, topology),
             Self::Explicit { entries, .. } => {

@@ -5,7 +5,9 @@ use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting,
     kvm_irq_routing_entry, kvm_irqchip, kvm_msi,
 };
-use zvmm::hypervisor::bhyve::abi::{EDGE_TRIGGER, IOAPIC_PINS, vm_isa_irq, vm_isa_irq_trigger, vm_lapic_irq, vm_lapic_msi};
+use zvmm::hypervisor::bhyve::abi::{
+    EDGE_TRIGGER, IOAPIC_PINS, vm_isa_irq, vm_isa_irq_trigger, vm_lapic_irq, vm_lapic_msi,
+};
 
 use super::machine::Machine;
 use super::rules;

@@ -6,8 +6,8 @@ use devices_host::sys::{Errno, SysResult};
 use kvm_bindings::{
     KVM_CAP_X86_APIC_BUS_CYCLES_NS, KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
-    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_enable_cap, kvm_irqchip,
-    kvm_pit_config, kvm_pit_state2,
+    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_enable_cap, kvm_irqchip, kvm_pit_config,
+    kvm_pit_state2,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use zvmm::hypervisor::bhyve::abi::IOAPIC_BASE;
@@ -23,16 +23,16 @@ const APIC_TICK_NS: u64 = 8;
 
 /// MSRs that bhyve's kernel answers itself (reference sections 2.5 and 2.13): first and count. All others are exits.
 const KERNEL_MSRS: [(u32, u32); 10] = [
-    (0x10, 1),            // TSC
-    (0x1b, 1),            // APIC base
-    (0xfe, 1),            // MTRR capabilities
-    (0x174, 3),           // SYSENTER
-    (0x179, 2),           // machine-check capabilities and status
-    (0x200, 20),          // ten variable MTRRs
-    (0x250, 0x30),        // fixed MTRRs and PAT
-    (0x2ff, 1),           // MTRR default type
-    (0xc000_0080, 5),     // EFER, STAR, LSTAR, CSTAR, SFMASK
-    (0xc000_0100, 4),     // FS, GS and kernel GS base, TSC_AUX
+    (0x10, 1),        // TSC
+    (0x1b, 1),        // APIC base
+    (0xfe, 1),        // MTRR capabilities
+    (0x174, 3),       // SYSENTER
+    (0x179, 2),       // machine-check capabilities and status
+    (0x200, 20),      // ten variable MTRRs
+    (0x250, 0x30),    // fixed MTRRs and PAT
+    (0x2ff, 1),       // MTRR default type
+    (0xc000_0080, 5), // EFER, STAR, LSTAR, CSTAR, SFMASK
+    (0xc000_0100, 4), // FS, GS and kernel GS base, TSC_AUX
 ];
 
 /// A VM of KVM, and what it can do.

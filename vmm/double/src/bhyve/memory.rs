@@ -209,17 +209,16 @@ impl Memory {
 
     fn take_away(&mut self, vm: &VmFd, at: usize) {
         let map = self.maps.remove(at);
-        let region =
-            kvm_userspace_memory_region { slot: map.slot, guest_phys_addr: map.gpa, ..Default::default() };
+        let region = kvm_userspace_memory_region { slot: map.slot, guest_phys_addr: map.gpa, ..Default::default() };
         // SAFETY: an empty slot refers to no memory.
         let _ = unsafe { vm.set_user_memory_region(region) };
     }
 
     /// What VM_REINIT does: device memory loses its place in the guest.
     pub fn unmap_devices(&mut self, vm: &VmFd) {
-        while let Some(at) = self.maps.iter().position(|map| {
-            self.segment(map.segid).is_some_and(|segment| segment.name[0] != 0)
-        }) {
+        while let Some(at) =
+            self.maps.iter().position(|map| self.segment(map.segid).is_some_and(|segment| segment.name[0] != 0))
+        {
             self.take_away(vm, at);
         }
     }
@@ -246,7 +245,11 @@ impl Memory {
 
     /// mmap(2) of the VM's descriptor.
     pub fn view(&self, call: &Call<'_>, request: MapRequest) -> SysResult<NonNull<u8>> {
-        if request.offset >= VM_DEVMEM_START { self.view_segment(call, request) } else { self.view_guest(call, request) }
+        if request.offset >= VM_DEVMEM_START {
+            self.view_segment(call, request)
+        } else {
+            self.view_guest(call, request)
+        }
     }
 
     fn view_segment(&self, call: &Call<'_>, request: MapRequest) -> SysResult<NonNull<u8>> {

@@ -12,6 +12,7 @@ mod clock;
 mod control;
 mod cpuid;
 mod data;
+mod fpu;
 mod irq;
 mod machine;
 mod memory;
@@ -198,7 +199,7 @@ impl Driver for Vmm {
         let zone = process.zone();
         let mut registry = self.registry();
         let visible = |entry: &&mut Entry| zone.is_global() || entry.vm.zone == zone.id;
-        let entry = registry.by_name.get_mut(name).filter(|entry| visible(&entry)).ok_or(Errno::ENOENT)?;
+        let entry = registry.by_name.get_mut(name).filter(|entry| visible(entry)).ok_or(Errno::ENOENT)?;
         if entry.vm.is_dying() {
             return Err(Errno::ENXIO);
         }

@@ -104,8 +104,7 @@ pub fn set_descriptor(segment: &mut kvm_segment, desc: &seg_desc) {
 /// Whether limit and granularity agree, as Intel's entry checks demand; an unusable segment may say anything.
 pub fn granularity_is_sound(desc: &seg_desc) -> bool {
     let g = desc.access & SEG_ACCESS_G != 0;
-    desc.access & SEG_ACCESS_UNUSABLE != 0
-        || ((desc.limit >> 20 == 0 || g) && (desc.limit & 0xfff == 0xfff || !g))
+    desc.access & SEG_ACCESS_UNUSABLE != 0 || ((desc.limit >> 20 == 0 || g) && (desc.limit & 0xfff == 0xfff || !g))
 }
 
 /// General registers after a reset.

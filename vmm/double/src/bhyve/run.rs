@@ -68,13 +68,12 @@ impl Core {
         let fd = self.fd()?;
         let result = fd.run().map(|_| ());
         let run = fd.get_kvm_run();
-        match result {
-            Err(error) => match error.errno() {
-                libc::EINTR => return Ok(Raw::Interrupted),
-                libc::EAGAIN => return Ok(Raw::Nothing),
-                _ => return Ok(Raw::Strange(u32::MAX)),
-            },
-            Ok(()) => {}
+        if let Err(error) = result {
+            return Ok(match error.errno() {
+                libc::EINTR => Raw::Interrupted,
+                libc::EAGAIN => Raw::Nothing,
+                _ => Raw::Strange(u32::MAX),
+            });
         }
         // SAFETY: every member of the union is read under the exit reason that fills it.
         Ok(unsafe {
@@ -131,7 +130,8 @@ impl Core {
     /// Gives up whatever instruction is under way.
     pub fn abandon(&mut self) -> SysResult<()> {
         for _ in 0..64 {
-            if let Some(Pending { raw, .. }) = self.pending.take().or(self.queued.take().map(|raw| Pending { raw, at: 0 }))
+            if let Some(Pending { raw, .. }) =
+                self.pending.take().or(self.queued.take().map(|raw| Pending { raw, at: 0 }))
             {
                 self.unfinished = matches!(raw, Raw::Port { .. } | Raw::Memory { .. });
             }
@@ -267,7 +267,8 @@ impl Vm {
             unsafe { ptr::write(entry.exit_data as *mut vm_exit, exit) };
         } else {
             // SAFETY: an exit made by `new_exit` has no byte that is not initialised.
-            let bytes = unsafe { std::slice::from_raw_parts(ptr::from_mut(&mut exit).cast::<u8>(), size_of::<vm_exit>()) };
+            let bytes =
+                unsafe { std::slice::from_raw_parts(ptr::from_mut(&mut exit).cast::<u8>(), size_of::<vm_exit>()) };
             copy_out(call, bytes, entry.exit_data)?;
             core.exit_buffer = entry.exit_data;
         }
@@ -488,9 +489,8 @@ fn fulfilment(exit: &vm_exit, command: u32, entry: &vm_entry) -> Result<Option<u
         (VM_EXITCODE_INOUT, VEC_FULFILL_INOUT) => {
             // SAFETY: code and command say which members of the unions are meant.
             let (asked, told) = unsafe { (exit.u.inout, entry.u.inout) };
-            let same = asked.port == told.port
-                && asked.bytes == told.bytes
-                && (asked.flags ^ told.flags) & INOUT_IN == 0;
+            let same =
+                asked.port == told.port && asked.bytes == told.bytes && (asked.flags ^ told.flags) & INOUT_IN == 0;
             if !same {
                 return Err(format!("{told:?} for {asked:?}"));
             }
@@ -508,4 +508,3 @@ fn fulfilment(exit: &vm_exit, command: u32, entry: &vm_entry) -> Result<Option<u
         (code, command) => Err(format!("command {command} for exit {code}")),
     }
 }
-

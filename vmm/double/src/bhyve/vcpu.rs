@@ -6,9 +6,9 @@ use std::sync::Arc;
 use devices_host::sys::{Errno, SysResult};
 use kvm_bindings::{
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, Msrs, kvm_cpuid_entry2,
-    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcr,
-    kvm_xcrs,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, Msrs,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcr, kvm_xcrs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use zvmm::hypervisor::bhyve::abi::*;
@@ -144,7 +144,12 @@ impl Core {
             if self.fd()?.set_sregs(&sregs).is_err() {
                 let detail = format!(
                     "vCPU {}: CR0 {:#x}, CR3 {:#x}, CR4 {:#x}, EFER {:#x}, CS {:x?}",
-                    self.id, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, registers::descriptor(&sregs.cs)
+                    self.id,
+                    sregs.cr0,
+                    sregs.cr3,
+                    sregs.cr4,
+                    sregs.efer,
+                    registers::descriptor(&sregs.cs)
                 );
                 return Err(call.refuse(&rules::GUEST_STATE, Errno::EIO, detail));
             }
@@ -227,9 +232,7 @@ impl Core {
                 let mut debug = self.fd()?.get_debug_regs().map_err(failed)?;
                 Ok(*debug_register(&mut debug, number))
             }
-            VM_REG_GUEST_INTR_SHADOW => {
-                Ok(self.fd()?.get_vcpu_events().map_err(failed)?.interrupt.shadow.into())
-            }
+            VM_REG_GUEST_INTR_SHADOW => Ok(self.fd()?.get_vcpu_events().map_err(failed)?.interrupt.shadow.into()),
             VM_REG_GUEST_PDPTE0..=VM_REG_GUEST_PDPTE3 | VM_REG_GUEST_ENTRY_INST_LENGTH => Ok(0),
             _ => {
                 let sregs = self.sregs()?;
@@ -424,7 +427,8 @@ impl Core {
     }
 
     pub fn set_msr(&mut self, index: u32, data: u64) -> SysResult<bool> {
-        let msrs = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]).map_err(|_| Errno::EIO)?;
+        let msrs =
+            Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]).map_err(|_| Errno::EIO)?;
         Ok(self.fd()?.set_msrs(&msrs).map_err(failed)? == 1)
     }
 

@@ -13,7 +13,7 @@ use super::irq::{self, Edge, Lines};
 use super::machine::Machine;
 use super::memory::Memory;
 use super::slot::{Held, Slot};
-use super::user::{array_in, array_out, copy_in, copy_out, get, put};
+use super::user::{array_in, array_out, copy_out, get, put};
 use super::vcpu::Core;
 use super::{Config, cpuid, rules};
 use crate::names;
@@ -134,9 +134,7 @@ impl Vm {
     /// A port access that the kernel serves: the answer to a read, anything for a write. `None` goes to the process.
     pub fn ports(&self, port: u16, size: u8, write: Option<u32>) -> Option<u32> {
         match port {
-            0x70 | 0x71 if size == 1 => {
-                Some(lock(&self.rtc).port(port, write.map(|value| value as u8)).into())
-            }
+            0x70 | 0x71 if size == 1 => Some(lock(&self.rtc).port(port, write.map(|value| value as u8)).into()),
             _ if write.is_none() => lock(&self.pm_timer).read(port, size, self.boot),
             _ => None,
         }
@@ -203,13 +201,11 @@ impl Vm {
             }
             (Class::Other, arg) => {
                 // Those that take a vCPU beside lock it alone: whoever freezes the VM has all vCPUs first.
-                let takes_vcpus =
-                    matches!(request, VM_GET_X2APIC_STATE | VM_STATS_IOC | VM_DATA_READ | VM_DATA_WRITE);
+                let takes_vcpus = matches!(request, VM_GET_X2APIC_STATE | VM_STATS_IOC | VM_DATA_READ | VM_DATA_WRITE);
                 let lock_free = takes_vcpus
                     || matches!(request, VM_SUSPEND | VM_VCPU_BARRIER)
                     || (VM_IOAPIC_ASSERT_IRQ..=VM_ISA_SET_IRQ_TRIGGER).contains(&request);
-                let _reader =
-                    (!lock_free).then(|| self.freeze.read().unwrap_or_else(PoisonError::into_inner));
+                let _reader = (!lock_free).then(|| self.freeze.read().unwrap_or_else(PoisonError::into_inner));
                 match arg {
                     Arg::Number(value) => self.number_ioctl(call, request, value),
                     Arg::Structure(bytes) => self.other_ioctl(call, request, bytes),
@@ -365,9 +361,7 @@ impl Vm {
             (VM_MMAP_MEMSEG, Arg::Structure(bytes)) => {
                 self.memory_mut().map(call, &self.machine.vm, &get::<vm_memmap>(bytes))
             }
-            (VM_MUNMAP_MEMSEG, Arg::Structure(bytes)) => {
-                self.memory_mut().unmap(call, &self.machine.vm, &get(bytes))
-            }
+            (VM_MUNMAP_MEMSEG, Arg::Structure(bytes)) => self.memory_mut().unmap(call, &self.machine.vm, &get(bytes)),
             (VM_PMTMR_LOCATE, Arg::Number(port)) => lock(&self.pm_timer).locate(call, port),
             (VM_PAUSE, _) => {
                 if self.paused.swap(true, Ordering::SeqCst) {
@@ -570,7 +564,8 @@ impl Vm {
         let len = 1_u8 << (arg.access_width_bitfield & 7).min(3);
         if let Some(value) = self.hpet_access(arg.gpa, len, write) {
             arg.value = value;
-        } else if let Some(offset) = arg.gpa.checked_sub(LAPIC_BASE).filter(|offset| *offset < 1024 && write.is_none()) {
+        } else if let Some(offset) = arg.gpa.checked_sub(LAPIC_BASE).filter(|offset| *offset < 1024 && write.is_none())
+        {
             let lapic = core.fd()?.get_lapic().map_err(|_| Errno::EIO)?;
             let at = offset as usize & !3;
             let word: [u8; 4] = std::array::from_fn(|byte| lapic.regs[at + byte].cast_unsigned());
@@ -579,67 +574,6 @@ impl Vm {
             return Err(call.refuse(&rules::KERNEMU_PLACE, Errno::ESRCH, format!("{:#x}", arg.gpa)));
         }
         put(bytes, &arg);
-        Ok(0)
-    }
-
-    /// The state components of XSAVE's standard format: feature bit, size, offset.
-    fn fpu_parts(&self) -> Vec<vm_fpu_desc_entry> {
-        let mut parts = vec![
-            vm_fpu_desc_entry { vfde_feature: 1, vfde_size: 160, vfde_off: 0 },
-            vm_fpu_desc_entry { vfde_feature: 2, vfde_size: 256, vfde_off: 160 },
-        ];
-        let area = |index| move |entry: &&kvm_bindings::kvm_cpuid_entry2| entry.function == 0xd && entry.index == index;
-        for index in 2..63 {
-            // In the area that the old interface of KVM reaches.
-            if let Some(entry) = self.machine.supported.iter().find(area(index))
-                && entry.eax > 0
-                && entry.ecx & 1 == 0
-                && entry.ebx + entry.eax <= 4096
-            {
-                parts.push(vm_fpu_desc_entry { vfde_feature: 1 << index, vfde_size: entry.eax, vfde_off: entry.ebx });
-            }
-        }
-        parts
-    }
-
-    fn fpu_bytes(&self) -> usize {
-        let end = |part: &vm_fpu_desc_entry| (part.vfde_off + part.vfde_size) as usize;
-        self.fpu_parts().iter().map(end).max().unwrap_or(0).max(576)
-    }
-
-    fn describe_fpu(&self, call: &Call<'_>, bytes: &mut [u8]) -> SysResult<i32> {
-        let mut arg: vm_fpu_desc = get(bytes);
-        let parts = self.fpu_parts();
-        let room = arg.vfd_num_entries as usize;
-        if room > VM_FPU_DESC_MAX_ENTRIES {
-            return Err(call.refuse(&rules::FPU_LENGTH, Errno::EINVAL, format!("{room} entries")));
-        }
-        let told = &parts[..parts.len().min(room)];
-        array_out(call, told, arg.vfd_entry_data)?;
-        arg.vfd_req_size = self.fpu_bytes();
-        arg.vfd_num_entries = told.len() as u32;
-        put(bytes, &arg);
-        Ok(0)
-    }
-
-    fn fpu(&self, call: &Call<'_>, request: i32, core: &mut Core, arg: &vm_fpu_state) -> SysResult<i32> {
-        let wanted = self.fpu_bytes();
-        if arg.len == 0 || arg.len > VM_FPU_AREA_MAX || arg.len < wanted {
-            let errno = if arg.len < wanted && arg.len > 0 { Errno::ENOSPC } else { Errno::EINVAL };
-            return Err(call.refuse(&rules::FPU_LENGTH, errno, format!("{} bytes for {wanted}", arg.len)));
-        }
-        let mut area = core.fd()?.get_xsave().map_err(|_| Errno::EIO)?;
-        let mut content: Vec<u8> = area.region.iter().flat_map(|word| word.to_le_bytes()).collect();
-        if request == VM_GET_FPU {
-            copy_out(call, &content[..wanted], arg.buf)?;
-            return Ok(0);
-        }
-        copy_in(call, arg.buf, &mut content[..wanted])?;
-        for (word, bytes) in area.region.iter_mut().zip(content.chunks_exact(4)) {
-            *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        }
-        // SAFETY: the area has the size of the state that KVM supports without opt-in.
-        unsafe { core.fd()?.set_xsave(&area) }.map_err(|_| Errno::EINVAL)?;
         Ok(0)
     }
 }

@@ -71,6 +71,12 @@ impl Run {
         self
     }
 
+    /// Gives it this many vCPUs.
+    pub fn cpus(mut self, cpus: &str) -> Self {
+        cpus.clone_into(&mut self.rest[2]);
+        self
+    }
+
     /// Gives it up after this time.
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;

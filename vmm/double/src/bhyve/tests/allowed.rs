@@ -99,8 +99,7 @@ fn a_refused_msr_faults_at_its_instruction() {
     rig.write(0x3000, &[0xe4, 0x13]);
     rig.register(VM_REG_GUEST_RSP, 0x8000).unwrap();
     assert_eq!(rig.run().exitcode, VM_EXITCODE_RDMSR);
-    let mut fault =
-        vm_exception { cpuid: 0, vector: 13, error_code: 0, error_code_valid: 1, restart_instruction: 1 };
+    let mut fault = vm_exception { cpuid: 0, vector: 13, error_code: 0, error_code_valid: 1, restart_instruction: 1 };
     rig.call(VM_INJECT_EXCEPTION, &mut fault).unwrap();
     let exit = rig.run();
     assert_eq!((exit.exitcode, exit.rip), (VM_EXITCODE_INOUT, 0x3000));
@@ -263,9 +262,7 @@ fn a_reinit_takes_device_memory_the_pm_timer_and_asserted_lines_away_and_leaves_
 #[test]
 fn the_rtc_and_the_pm_timer_are_served_in_the_kernel() {
     // mov al, 0x40; out 0x70, al; in al, 0x71; out 0x80, al; mov dx, 0x408; in eax, dx; in al, dx
-    let rig = Rig::with_code(&[
-        0xb0, 0x40, 0xe6, 0x70, 0xe4, 0x71, 0xe6, 0x80, 0xba, 0x08, 0x04, 0x66, 0xed, 0xec,
-    ]);
+    let rig = Rig::with_code(&[0xb0, 0x40, 0xe6, 0x70, 0xe4, 0x71, 0xe6, 0x80, 0xba, 0x08, 0x04, 0x66, 0xed, 0xec]);
     rig.number(VM_PMTMR_LOCATE, 0x408).unwrap();
     rig.call(VM_RTC_WRITE, &mut vm_rtc_data { offset: 0x40, value: 0x5c, _pad0: [0; 3] }).unwrap();
     let exit = rig.run();
@@ -430,8 +427,7 @@ fn the_fpu_is_read_and_written_as_the_kernel_describes_it() {
     assert!(desc.vfd_num_entries >= 2 && desc.vfd_req_size >= 576);
     assert_eq!(parts[0].vfde_feature, 1);
     let mut area = vec![0_u8; desc.vfd_req_size];
-    let mut state =
-        vm_fpu_state { vcpuid: 0, _pad0: [0; 4], buf: area.as_mut_ptr() as usize, len: desc.vfd_req_size };
+    let mut state = vm_fpu_state { vcpuid: 0, _pad0: [0; 4], buf: area.as_mut_ptr() as usize, len: desc.vfd_req_size };
     rig.call(VM_GET_FPU, &mut state).unwrap();
     assert_eq!(area[..2], [0x7f, 0x03]);
     rig.call(VM_SET_FPU, &mut state).unwrap();

@@ -500,7 +500,14 @@ fn leaks(rule: &Rule) {
 
 fn all() -> impl Iterator<Item = &'static Breaker> {
     [
-        CONTROL_AND_LIFE, MEMORY_RULES, RUN_RULES, REGISTER_RULES, CPUID_RULES, DEVICE_RULES, ELSEWHERE, SYSTEM,
+        CONTROL_AND_LIFE,
+        MEMORY_RULES,
+        RUN_RULES,
+        REGISTER_RULES,
+        CPUID_RULES,
+        DEVICE_RULES,
+        ELSEWHERE,
+        SYSTEM,
         SYSTEM_ELSEWHERE,
     ]
     .into_iter()

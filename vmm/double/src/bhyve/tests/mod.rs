@@ -1,14 +1,13 @@
 //! The double itself: every rule is noticed when it is broken, and what is allowed is not.
 
 mod allowed;
+mod backend;
 mod broken;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use devices_host::sys::{
-    Errno, IoctlArg, MapRequest, OpenAccess, OpenFlags, RawHandle, Sys, SysResult,
-};
+use devices_host::sys::{Errno, IoctlArg, MapRequest, OpenAccess, OpenFlags, RawHandle, Sys, SysResult};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use zvmm::hypervisor::bhyve::abi::*;
 
@@ -167,9 +166,8 @@ impl Rig {
 
     fn enter_as(&self, entry: &mut vm_entry) -> SysResult<i32> {
         // SAFETY: an entry has no byte that is not initialised: it was made from zeros.
-        let bytes = unsafe {
-            std::slice::from_raw_parts_mut(std::ptr::from_mut(entry).cast::<u8>(), size_of::<vm_entry>())
-        };
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(entry).cast::<u8>(), size_of::<vm_entry>()) };
         // SAFETY: the exit's place is good, or wrong on purpose and then only looked up.
         unsafe { self.sys.ioctl(self.vm, VM_RUN, IoctlArg::Buffer(bytes)) }
     }
