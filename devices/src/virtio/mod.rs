@@ -52,8 +52,8 @@ pub trait VirtioDevice: Send + Sync {
     /// Device type (virtio 1.3 §5): 1 network, 2 block, 3 console, 4 entropy.
     fn device_type(&self) -> u16;
 
-    /// Feature bits offered, ring features included; the transport adds `VIRTIO_F_VERSION_1` and drops what the legacy
-    /// interface cannot carry.
+    /// Feature bits offered, indirect descriptors and event indices included; the transport adds `VIRTIO_F_VERSION_1` and
+    /// what the [runner](QueueRunner::ring_features) carries, and drops what the legacy interface cannot.
     fn features(&self) -> u64;
 
     /// Largest size of each queue; its length is the number of queues.

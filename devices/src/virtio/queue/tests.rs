@@ -490,3 +490,27 @@ fn readers_and_writers_know_bytes_not_descriptors() {
     assert_eq!(driver.read(posted.buffers[3]), b"345\xaa");
     queue.push(&mem, chain, 7).unwrap();
 }
+
+#[test]
+fn the_largest_split_ring_works_to_its_last_entry() {
+    let mem = guest_ram(0x40_0000);
+    let state = QueueState {
+        size: 32768,
+        desc_table: 0x10_0000,
+        avail_ring: 0x20_0000,
+        used_ring: 0x30_0000,
+        next_avail: 32767,
+        next_used: 32767,
+    };
+    let mut queue = Queue::new(&mem, &state, F_EVENT_IDX, 32768).unwrap();
+    let desc = Descriptor { addr: 0x1000, len: 5, flags: Descriptor::WRITE, next: 0 };
+    mem.write_slice(&desc.to_bytes(), GuestAddress(0x10_0000 + 16 * 32767)).unwrap();
+    mem.store_u16(0x20_0000 + 4 + 2 * 32767, 32767, Ordering::Relaxed).unwrap();
+    mem.store_u16(0x20_0000 + 2, 32768, Ordering::Relaxed).unwrap();
+    let chain = queue.pop(&mem).unwrap().unwrap();
+    assert_eq!(chain.head(), 32767);
+    queue.push(&mem, chain, 5).unwrap();
+    queue.publish(&mem).unwrap();
+    assert_eq!(mem.read_obj::<[u32; 2]>(GuestAddress(0x30_0000 + 4 + 8 * 32767)).unwrap(), [32767, 5]);
+    assert_eq!(mem.load_u16(0x30_0000 + 2, Ordering::Relaxed), Ok(32768));
+}
