@@ -60,7 +60,9 @@ impl Exit {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Done => "the guest powered off, or the operator ordered the end (quit, Ctrl-A x)",
-            Self::Config => "the command line or the configuration is wrong, or names what is missing, forbidden or taken",
+            Self::Config => {
+                "the command line or the configuration is wrong, or names what is missing, forbidden or taken"
+            }
             Self::HostLacks => "the host lacks something, such as /dev/kvm or a capability of it",
             Self::HostFailed => "the guest could not be started, or the host failed while it ran",
             Self::GuestReset => "the guest reset itself and --on-reset is exit",

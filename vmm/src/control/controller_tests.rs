@@ -88,7 +88,12 @@ fn a_second_reset_request_joins_the_one_in_progress() {
 
 #[test]
 fn each_policy_ends_the_process_with_its_own_status() {
-    let policy = Policy { on_reset: OnReset::Exit, on_triple_fault: OnTripleFault::Exit, on_panic: OnPanic::Exit, ..Policy::default() };
+    let policy = Policy {
+        on_reset: OnReset::Exit,
+        on_triple_fault: OnTripleFault::Exit,
+        on_panic: OnPanic::Exit,
+        ..Policy::default()
+    };
     for (event, exit) in [
         (GUEST_RESET, Exit::GuestReset),
         (MachineEvent::TripleFault { vcpu: 0 }, Exit::TripleFault),
