@@ -9,7 +9,7 @@ use zvmm::hypervisor::bhyve::abi::*;
 use super::args::{self, Arg, Class};
 use super::user::{get, put};
 use super::vm::Vm;
-use super::{Entry, Life, Vmm, rules};
+use super::{Entry, Life, Vmm, halted, rules};
 use crate::names;
 use crate::node::{Call, Node};
 use crate::sys::DoubleSys;
@@ -66,6 +66,7 @@ impl Control {
         }
         registry.minors += 1;
         let vm = Vm::new(name.clone(), zone.id, registry.minors, config)?;
+        halted::watch(&vm);
         registry.by_name.insert(name, Entry { vm, life: Life::default() });
         Ok(0)
     }

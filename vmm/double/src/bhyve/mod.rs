@@ -13,6 +13,7 @@ mod control;
 mod cpuid;
 mod data;
 mod fpu;
+mod halted;
 mod irq;
 mod machine;
 mod memory;

@@ -255,6 +255,7 @@ impl Vm {
             let detail = format!("vCPU {id}: {:#x}", entry.exit_data);
             return Err(call.refuse(&rules::EXIT_BUFFER, Errno::EFAULT, detail));
         }
+        slot.can_sleep(&mut core);
         self.check_first_run(call, &mut core)?;
         let mut exit = match self.answer(call, &mut core, entry)? {
             Next::Exit(exit) => *exit,

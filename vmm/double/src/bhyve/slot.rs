@@ -5,8 +5,9 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::halted::Sleeping;
 use super::vcpu::Core;
 
 /// One vCPU.
@@ -14,6 +15,8 @@ pub struct Slot {
     gate: Mutex<Gate>,
     calm: Condvar,
     core: Mutex<Core>,
+    /// Known once it has run.
+    sleeping: OnceLock<Option<Sleeping>>,
 }
 
 #[derive(Default)]
@@ -57,7 +60,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Slot {
     pub fn new(core: Core) -> Self {
-        Self { gate: Mutex::default(), calm: Condvar::new(), core: Mutex::new(core) }
+        Self { gate: Mutex::default(), calm: Condvar::new(), core: Mutex::new(core), sleeping: OnceLock::new() }
     }
 
     /// Takes the vCPU: out of the guest if it is there.
@@ -91,6 +94,18 @@ impl Slot {
         let thread = unblock_poke();
         gate.runner = Some(Runner { thread, immediate_exit });
         Ok(())
+    }
+
+    /// Where it is told whether it sleeps.
+    pub fn sleeping(&self) -> Option<&Sleeping> {
+        self.sleeping.get()?.as_ref()
+    }
+
+    /// It is about to run for the first time, or again.
+    pub fn can_sleep(&self, core: &mut Core) {
+        if self.sleeping.get().is_none() {
+            let _ = self.sleeping.set(core.fd().ok().and_then(|fd| Sleeping::of(fd)));
+        }
     }
 
     /// The runner is back.

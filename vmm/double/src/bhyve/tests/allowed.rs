@@ -213,6 +213,34 @@ fn a_triple_fault_suspends_the_vm_and_names_its_vcpu() {
 }
 
 #[test]
+fn a_vm_whose_vcpus_all_sleep_with_interrupts_off_is_at_its_end_and_one_that_can_wake_is_not() {
+    // cli; hlt
+    let rig = Rig::with_code(&[0xfa, 0xf4]);
+    let mut exit = rig.run();
+    // To be asked whether it can wake takes it out of the guest, too.
+    while exit.exitcode == VM_EXITCODE_BOGUS {
+        exit = rig.run();
+    }
+    assert_eq!(exit.exitcode, VM_EXITCODE_SUSPENDED);
+    // SAFETY: a suspension.
+    assert_eq!(unsafe { (exit.u.suspended.how, exit.u.suspended.source) }, (VM_SUSPEND_HALT, -1));
+    clean(&rig);
+    // sti; hlt
+    let rig = Rig::with_code(&[0xfb, 0xf4]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(700));
+            rig.number(VM_VCPU_BARRIER, 0).unwrap();
+        });
+        let end = Instant::now() + Duration::from_millis(600);
+        while Instant::now() < end {
+            assert_eq!(rig.run().exitcode, VM_EXITCODE_BOGUS);
+        }
+    });
+    clean(&rig);
+}
+
+#[test]
 fn a_write_to_read_only_memory_is_a_paging_exit_and_changes_nothing() {
     // mov [0x0] of es at 0xd0000, ax
     let rig = Rig::with_code(&[0x26, 0xa3, 0x00, 0x00]);
