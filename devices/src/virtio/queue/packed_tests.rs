@@ -325,6 +325,10 @@ fn packed_interrupts_follow_the_drivers_area() {
         let at = queue.state().next_used;
         assert_eq!(round(&mut driver, &mut queue, &mem, 3), expected, "from {at:#x} on, event {event:#x}");
     }
+    let (mem, mut driver, mut queue) = setup(8, F_EVENT_IDX);
+    driver.set_used_event(0x8003);
+    assert!(!round(&mut driver, &mut queue, &mem, 3), "the descriptor after the batch is not of it");
+    assert!(round(&mut driver, &mut queue, &mem, 1));
     let (mem, mut driver, mut queue) = setup(8, 0);
     driver.set_used_event(0x8005);
     assert!(round(&mut driver, &mut queue, &mem, 1), "without EVENT_IDX an offset means nothing");
@@ -410,5 +414,52 @@ fn a_chain_of_another_queue_is_not_taken_in_either_format() {
         let chain = pop(&mut queue, &mem);
         assert!(matches!(other.push(&mem, chain, 0), Err(QueueError::NotInFlight { .. })), "{features:#x}");
         assert!(!other.has_unpublished());
+    }
+}
+
+#[test]
+fn an_unpopped_chain_is_not_waited_for_in_order() {
+    for features in [F_IN_ORDER, F_IN_ORDER | F_RING_PACKED] {
+        let mem = guest_ram(RAM);
+        let mut driver = DriverQueue::new(&mem, BASE, 8, features);
+        let mut queue = Queue::new(&mem, &driver.state(), features, 8).unwrap();
+        for _ in 0..2 {
+            driver.post(&[Buf::Write(4)]);
+        }
+        driver.publish();
+        let (first, second) = (pop(&mut queue, &mem), pop(&mut queue, &mem));
+        queue.unpop(second);
+        queue.push(&mem, first, 0).unwrap();
+        let second = pop(&mut queue, &mem);
+        queue.push(&mem, second, 0).unwrap();
+        queue.publish(&mem).unwrap();
+        assert_eq!((driver.used().len(), queue.in_flight()), (2, 0), "{features:#x}");
+    }
+}
+
+#[test]
+fn a_buffer_that_begins_in_known_memory_is_checked_to_its_end() {
+    for features in [0, F_RING_PACKED] {
+        for (addr, len) in [(RAM as u64 - 8, 9), ((1 << 32) + RAM as u64 - 8, 9)] {
+            let mem = guest_ram(RAM);
+            let mut driver = DriverQueue::new(&mem, BASE, 8, features);
+            let mut queue = Queue::new(&mem, &driver.state(), features, 8).unwrap();
+            // The pieces before it make both regions known.
+            let known = |addr| Descriptor { addr, len: 8, flags: NEXT, next: 0 };
+            let chain = [known(0x1000), known(1 << 32), known(addr), Descriptor { addr, len, flags: 0, next: 0 }];
+            for (i, desc) in (0u16..).zip(chain) {
+                if features == 0 {
+                    driver.write_descriptor(i, Descriptor { next: i + 1, ..desc });
+                } else {
+                    driver.place(desc, 0);
+                }
+            }
+            if features == 0 {
+                driver.offer(0);
+            }
+            driver.publish();
+            let outside = OutsideMemory { addr, len: len.into() };
+            assert_eq!(queue.pop(&mem).unwrap_err(), QueueError::OutsideMemory(outside));
+        }
     }
 }

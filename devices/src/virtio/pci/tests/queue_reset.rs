@@ -157,6 +157,53 @@ fn a_device_reset_overtakes_a_queue_reset_and_the_late_end_of_it_changes_nothing
 }
 
 #[test]
+fn the_end_of_a_queue_reset_of_a_former_driver_is_not_taken_for_that_of_the_present_one() {
+    let mut rig = running(F_RING_RESET);
+    *rig.runner.slow.lock().unwrap() = true;
+    rig.set(field::SELECT, 2, 0);
+    rig.set(field::RESET, 2, 1);
+    let old: Vec<_> = rig.runner.stopping_queues.lock().unwrap().drain(..).collect();
+    rig.set(field::STATUS, 1, 0);
+    rig.runner.stop();
+    assert!(rig.negotiate(VERSION_1 | F_RING_RESET));
+    rig.set_up_queue(0, 1);
+    rig.set(field::STATUS, 1, 15);
+    rig.set(field::RESET, 2, 1);
+    old[0].1.complete();
+    assert_eq!((rig.get(field::RESET, 2), rig.get(field::ENABLE, 2)), (1, 1), "an engine may still be at work");
+    rig.runner.stop_queues();
+    assert_eq!(rig.get(field::RESET, 2), 0);
+}
+
+#[test]
+fn two_queues_that_were_reset_start_once_each() {
+    let mut rig = running(F_RING_RESET);
+    for queue in 0..2 {
+        rig.set(field::SELECT, 2, queue);
+        rig.set(field::RESET, 2, 1);
+    }
+    for queue in 0..2 {
+        rig.set_up_queue(queue, 0xffff);
+    }
+    assert_eq!(rig.runner.starts.lock().unwrap()[1..], [vec![(0, ring(0))], vec![(1, ring(1))]]);
+}
+
+#[test]
+fn a_queue_that_was_not_enabled_before_driver_ok_stays_as_it_is() {
+    let mut rig = rig_with(RINGS);
+    assert!(rig.negotiate(VERSION_1 | F_RING_RESET));
+    rig.set_up_queue(0, 1);
+    rig.set(field::STATUS, 1, 15);
+    rig.set(field::SELECT, 2, 1);
+    for (field, width, value) in [(field::SIZE, 2, 8), (field::DESC, 8, 0x7000), (field::ENABLE, 2, 1)] {
+        let before = rig.get(field, width);
+        rig.set(field, width, value);
+        assert_eq!(rig.get(field, width), before, "{field:#x}");
+    }
+    assert_eq!(rig.runner.running(), [0]);
+}
+
+#[test]
 fn a_queue_reset_that_was_pending_when_the_device_was_saved_is_done_after_restore() {
     let mut one = running(F_RING_RESET);
     *one.runner.slow.lock().unwrap() = true;
