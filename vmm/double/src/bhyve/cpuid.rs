@@ -165,6 +165,16 @@ pub fn legacy(machine: &Machine, id: i32, x2apic: bool, topology: &vm_cpu_topolo
                 entry.edx = if cpus > 1 { entry.edx | 1 << 28 } else { entry.edx & !(1 << 28) };
             }
             4 => entry.eax = entry.eax & 0x3ff | (cpus - 1).min(63) << 26 | (threads - 1) << 14,
+            7 => {
+                let known = entry.index == 0;
+                let of = |list: &[u32]| list.iter().fold(0, |mask, bit| mask | u32::from(known) << bit);
+                entry.eax = 0;
+                // FSGSBASE, BMI1, HLE, AVX2, SMEP, BMI2, ERMS, RTM, AVX512F and DQ, RDSEED, SMAP, AVX512PF, ER and CD, SHA,
+                // AVX512BW and VL; VAES, VPCLMULQDQ; MD_CLEAR. Nothing whose MSRs the kernel does not have.
+                entry.ebx &= of(&[0, 3, 4, 5, 7, 8, 9, 11, 16, 17, 18, 20, 26, 27, 28, 29, 30, 31]);
+                entry.ecx &= of(&[9, 10]);
+                entry.edx &= of(&[10]);
+            }
             6 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (1 << 2, 0, 0, 0),
             0xa | 0x15 | 0x1f => continue,
             0xb => {

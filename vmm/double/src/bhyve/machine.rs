@@ -113,7 +113,8 @@ impl Machine {
             }
             self.vm.set_irqchip(&chip).map_err(|_| Errno::EIO)?;
         }
-        let mut pit = kvm_pit_state2 { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        // No flags: here bit 0 is KVM_PIT_FLAGS_HPET_LEGACY, with which channel 0 raises no interrupt.
+        let mut pit = kvm_pit_state2::default();
         for (index, channel) in pit.channels.iter_mut().enumerate() {
             channel.count = 0x10000;
             channel.mode = 0xff;

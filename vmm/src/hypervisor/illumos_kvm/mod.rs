@@ -1,4 +1,4 @@
-//! illumos KVM: `/dev/kvm` of SmartOS' kvm brand, behind [`Sys`](devices_host::sys::Sys).
+//! illumos KVM: `/dev/kvm` of SmartOS' kvm brand, behind `Sys`.
 //!
 //! A port of Linux KVM as of 2.6.34 with an object model of its own: a descriptor becomes a VM by KVM_CREATE_VM, and a
 //! fresh one becomes a vCPU by KVM_CLONE of the VM's device number and KVM_CREATE_VCPU. Interrupt controllers and timer

@@ -120,7 +120,8 @@ fn ioapic_after_reset() -> kvm_irqchip {
 }
 
 fn pit_after_reset() -> kvm_pit_state2 {
-    let mut pit = kvm_pit_state2 { flags: KVM_PIT_SPEAKER_DUMMY, ..zeroed() };
+    // No flags: here bit 0 is KVM_PIT_FLAGS_HPET_LEGACY, with which channel 0 raises no interrupt.
+    let mut pit: kvm_pit_state2 = zeroed();
     for (index, channel) in (0..).zip(&mut pit.channels) {
         channel.count = 0x10000;
         channel.mode = 0xff;

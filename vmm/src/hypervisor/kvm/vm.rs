@@ -136,7 +136,8 @@ impl Vm for KvmVm {
             }
             self.fd.set_irqchip(&chip).map_err(|error| call("KVM_SET_IRQCHIP", error))?;
         }
-        let mut pit = kvm_pit_state2 { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        // No flags: here bit 0 is KVM_PIT_FLAGS_HPET_LEGACY, with which channel 0 raises no interrupt.
+        let mut pit = kvm_pit_state2::default();
         for (index, channel) in (0..).zip(&mut pit.channels) {
             channel.count = 0x10000;
             channel.mode = 0xff;
@@ -180,5 +181,33 @@ impl HardwareDoorbells for Ioeventfds {
             }
         })
         .map_err(|error| call("KVM_IOEVENTFD", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_leaves_timer_chip_and_interrupt_controllers_as_they_were_created() {
+        let kvm = Kvm::new().expect("these tests need /dev/kvm: run them inside the lab");
+        let spec = VmSpec { name: String::new(), ram: vec![(0, 2 << 20)], ram_options: Default::default() };
+        let vm = KvmVm::create(&kvm, &spec).unwrap();
+        let pit = || {
+            let mut pit = vm.fd.get_pit2().unwrap();
+            pit.channels.iter_mut().for_each(|channel| channel.count_load_time = 0);
+            pit
+        };
+        let chips = || {
+            [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].map(|chip_id| {
+                let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+                vm.fd.get_irqchip(&mut chip).unwrap();
+                // SAFETY: the padding member covers the whole union, which KVM has filled.
+                unsafe { chip.chip.dummy }
+            })
+        };
+        let created = (pit(), chips());
+        vm.reset().unwrap();
+        assert_eq!((pit(), chips()), created);
     }
 }
