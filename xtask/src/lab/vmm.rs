@@ -109,16 +109,10 @@ impl Vmm {
         !matches!(self.program, Program::QemuQ35 | Program::QemuMicrovm)
     }
 
-    /// Whether it is ours on the double of a driver that is not here.
-    #[must_use]
-    pub const fn is_double(self) -> bool {
-        matches!(self.program, Program::ZvmmDoubleBhyve | Program::ZvmmDoubleIllumosKvm)
-    }
-
-    /// Whether its guests get KVM's clock when they may have it.
+    /// Whether its guests get KVM's clock when they may have it: bhyve has none.
     #[must_use]
     pub const fn has_kvmclock(self) -> bool {
-        !self.is_double()
+        !matches!(self.program, Program::ZvmmDoubleBhyve)
     }
 
     /// The program of the workspace that it is: package and binary. `None` when it comes from Debian.
