@@ -38,9 +38,9 @@ const GATE: [(Vmm, &[&str]); 7] = [
     (Vmm::MICRO, &["boot-6.1-elf"]),
     (BHYVE_ON_KVM, &["boot-6.1-elf"]),
     (BHYVE_ON_BHYVE, &["boot-6.1-elf", "disk-root", "vcpus-2", "memory-split", "pause"]),
-    (BHYVE, &["tcp-100mb", "two-disks-two-nics", "vcpus-4", "sigterm"]),
+    (BHYVE, &["tcp-10mb", "two-disks-two-nics", "vcpus-4", "sigterm"]),
     (ILLUMOS_KVM, &["boot-6.1-elf", "disk-root", "vcpus-2", "memory-split", "pause"]),
-    (BHYVE_ON_ILLUMOS_KVM, &["tcp-100mb", "two-disks-two-nics", "vcpus-4", "sigterm"]),
+    (BHYVE_ON_ILLUMOS_KVM, &["tcp-10mb", "two-disks-two-nics", "vcpus-4", "sigterm"]),
 ];
 
 /// The VMMs beside the default one that the full lane takes through all scenarios.
@@ -76,7 +76,7 @@ mod tests {
         "vcpus-2",
         "vcpus-4",
         "disk-root",
-        "tcp-100mb",
+        "tcp-10mb",
         "memory-split",
         "two-disks-two-nics",
         "sigterm",

@@ -8,7 +8,7 @@ use super::{Scenario, Script, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![disk_root(), tcp(), names(), serial_input()]
+    vec![disk_root(), tcp(10), tcp(100), names(), serial_input()]
 }
 
 const ROOT: &str = "findmnt -n -o SOURCE,FSTYPE,OPTIONS /";
@@ -43,29 +43,30 @@ fn disk_root() -> Scenario {
     )
 }
 
-const TRANSFER_BYTES: u64 = 100_000_000;
-const CALL: &str = "lab-peer call 10.0.0.1:5001 100000000";
 const SERVED: &str = "timeout 20 sh -c 'until grep received /tmp/served; do sleep 0.2; done'";
 
-fn tcp() -> Scenario {
+fn tcp(megabytes: u64) -> Scenario {
+    let bytes = megabytes * 1_000_000;
+    let call = format!("lab-peer call 10.0.0.1:5001 {bytes}");
+    let called = call.clone();
     Scenario::new(
-        "tcp-100mb",
-        "100 MB each way over TCP arrive as they were sent",
-        |_| {
+        format!("tcp-{megabytes}mb"),
+        format!("{megabytes} MB each way over TCP arrive as they were sent"),
+        move |_| {
             Script::new()
                 .nic()
                 .limit(300)
-                .before(&format!("lab-peer serve 10.0.0.1:5001 {TRANSFER_BYTES} > /tmp/served 2>&1 &"))
+                .before(&format!("lab-peer serve 10.0.0.1:5001 {bytes} > /tmp/served 2>&1 &"))
                 .ready()
                 .guest("ip addr add 10.0.0.2/24 dev eth0 && ip link set eth0 up && ping -c 3 10.0.0.1")
-                .guest_within(CALL, 200)
+                .guest_within(&call, 200)
                 .shell(SERVED)
                 .power_off()
         },
-        |outcome, _| {
-            for command in [CALL, SERVED] {
+        move |outcome, _| {
+            for command in [called.as_str(), SERVED] {
                 let text = output(outcome, command)?;
-                ensure!(text.contains(&format!("received {TRANSFER_BYTES} bytes")), "not everything arrived: {text}");
+                ensure!(text.contains(&format!("received {bytes} bytes")), "not everything arrived: {text}");
             }
             Ok(())
         },

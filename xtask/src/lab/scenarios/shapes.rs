@@ -141,8 +141,8 @@ const LOW_MIB: u64 = 128;
 const SPLIT_MIB: u64 = 448;
 /// What Linux sets aside for devices of 32 bits as soon as there is memory above 4 GiB (`swiotlb=`).
 const BOUNCE_BUFFERS_MIB: u64 = 64;
-/// Fills more than there is below 4 GiB, and reads it back.
-const FILL: &str = "lab-peer pattern /tmp/filled 167772160";
+/// Fills memory, and reads it back. Linux takes what programs use from above 4 GiB first.
+const FILL: &str = "lab-peer pattern /tmp/filled 67108864";
 
 /// Memory above 4 GiB without gigabytes of it.
 fn low_split() -> Scenario {
