@@ -21,13 +21,13 @@ const TASK_STATE: usize = 0xfeff_d000;
 /// The local APIC timer of bhyve runs at 2^27 Hz, 7.45 ns a tick; KVM takes whole nanoseconds.
 const APIC_TICK_NS: u64 = 8;
 
-/// MSRs that bhyve's kernel answers itself (reference sections 2.5 and 2.13): first and count. All others are exits.
-const KERNEL_MSRS: [(u32, u32); 10] = [
+/// MSRs that bhyve's kernel answers itself (reference sections 2.5 and 2.13) as KVM does: first and count. All others
+/// are exits, or answered as `super::msr` says.
+const KERNEL_MSRS: [(u32, u32); 9] = [
     (0x10, 1),        // TSC
     (0x1b, 1),        // APIC base
     (0xfe, 1),        // MTRR capabilities
     (0x174, 3),       // SYSENTER
-    (0x179, 2),       // machine-check capabilities and status
     (0x200, 20),      // ten variable MTRRs
     (0x250, 0x30),    // fixed MTRRs and PAT
     (0x2ff, 1),       // MTRR default type

@@ -17,6 +17,7 @@ mod halted;
 mod irq;
 mod machine;
 mod memory;
+mod msr;
 mod registers;
 pub mod rules;
 mod run;

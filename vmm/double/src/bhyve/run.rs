@@ -10,7 +10,7 @@ use kvm_bindings::{
 };
 use zvmm::hypervisor::bhyve::abi::*;
 
-use super::rules;
+use super::{msr, rules};
 use super::slot::{Hindrance, Slot};
 use super::user::copy_out;
 use super::vcpu::{Core, MsrExit};
@@ -105,6 +105,15 @@ impl Core {
                 reason => Raw::Strange(reason),
             }
         })
+    }
+
+    /// Has KVM finish RDMSR with `data`, or WRMSR.
+    fn finish_msr(&mut self, data: u64) -> SysResult<()> {
+        let run = self.fd()?.get_kvm_run();
+        run.__bindgen_anon_1.msr.error = 0;
+        run.__bindgen_anon_1.msr.data = data;
+        self.unfinished = true;
+        self.settle()
     }
 
     /// RIP at the last return.
@@ -438,6 +447,14 @@ impl Vm {
                 core.pending = Some(pending);
                 core.exit_of(pending)?
             }
+            Raw::ReadMsr(code) if let Some(value) = msr::kernel_read(&self.machine, code) => {
+                core.finish_msr(value)?;
+                return Ok(Next::GoOn);
+            }
+            Raw::WriteMsr(code, _) if msr::kernel_ignores_write(&self.machine, code) => {
+                core.finish_msr(0)?;
+                return Ok(Next::GoOn);
+            }
             Raw::ReadMsr(code) => self.msr_exit(core, code, None)?,
             Raw::WriteMsr(code, value) => self.msr_exit(core, code, Some(value))?,
             Raw::NoEmulation(inst, num_valid) => {
@@ -460,13 +477,7 @@ impl Vm {
     /// next entry unless the process wants otherwise.
     fn msr_exit(&self, core: &mut Core, code: u32, wval: Option<u64>) -> SysResult<vm_exit> {
         let before = core.fd()?.get_regs().map_err(|_| Errno::EIO)?;
-        {
-            let run = core.fd()?.get_kvm_run();
-            run.__bindgen_anon_1.msr.error = 0;
-            run.__bindgen_anon_1.msr.data = 0;
-        }
-        core.unfinished = true;
-        core.settle()?;
+        core.finish_msr(0)?;
         core.set_regs(before);
         core.next_rip = Some(before.rip + 2);
         core.msr = Some(MsrExit { read: wval.is_none(), ..Default::default() });

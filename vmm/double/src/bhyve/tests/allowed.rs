@@ -92,6 +92,24 @@ fn msrs_the_kernel_does_not_know_are_answered_in_registers_or_with_a_fault() {
 }
 
 #[test]
+fn machine_check_registers_answer_in_the_kernel_that_there_are_no_banks() {
+    // mov ecx, 0x179; rdmsr; out 0x10, eax; wrmsr; mov ecx, 0x17a; rdmsr; out 0x11, eax
+    let rig = Rig::with_code(&[
+        0x66, 0xb9, 0x79, 1, 0, 0, 0x0f, 0x32, 0x66, 0xe7, 0x10, 0x0f, 0x30, //
+        0x66, 0xb9, 0x7a, 1, 0, 0, 0x0f, 0x32, 0x66, 0xe7, 0x11,
+    ]);
+    let capabilities = rig.run();
+    let status = rig.answer_port(&capabilities, 0).unwrap();
+    for (exit, port) in [(capabilities, 0x10), (status, 0x11)] {
+        assert_eq!(exit.exitcode, VM_EXITCODE_INOUT);
+        // SAFETY: a port exit.
+        let inout = unsafe { exit.u.inout };
+        assert_eq!((inout.port, inout.eax), (port, 0));
+    }
+    clean(&rig);
+}
+
+#[test]
 fn a_refused_msr_faults_at_its_instruction() {
     // mov ecx, 0x8b; rdmsr; at 0x3000 the handler of vector 13: in al, 0x13
     let rig = Rig::with_code(&[0x66, 0xb9, 0x8b, 0, 0, 0, 0x0f, 0x32]);
