@@ -29,6 +29,9 @@ const CLASSES: [(u16, u16, bool, usize, usize, bool); 10] = [
     (VDC_VMM_TIME, 1, false, size_of::<vdi_time_info_v1>(), 0, true),
 ];
 
+/// The time stamp counter's MSR.
+const TSC: u32 = 0x10;
+
 /// MSRs of the class: EFER, STAR and its like, SYSENTER, PAT, TSC, MTRRs.
 const MSRS: [u32; 46] = {
     let mut msrs = [
@@ -298,7 +301,7 @@ impl Vm {
                 let now = monotonic();
                 let state = vdi_time_info_v1 {
                     vt_guest_freq: u64::from(self.tsc_khz()) * 1000,
-                    vt_guest_tsc: self.boot.elapsed().as_micros() as u64 * u64::from(self.tsc_khz()) / 1000,
+                    vt_guest_tsc: self.tsc(),
                     vt_boot_hrtime: (now - self.boot.elapsed()).as_nanos() as i64,
                     vt_hrtime: now.as_nanos() as i64,
                     vt_hres_sec: hres_sec,
@@ -314,6 +317,21 @@ impl Vm {
     fn tsc_khz(&self) -> u32 {
         let Some(slot) = self.slots().first() else { return 0 };
         slot.hold().fd().ok().and_then(|fd| fd.get_tsc_khz().ok()).unwrap_or(0)
+    }
+
+    /// What the first vCPU's TSC reads.
+    fn tsc(&self) -> u64 {
+        self.slots().first().and_then(|slot| slot.hold().msr(TSC).ok().flatten()).unwrap_or(0)
+    }
+
+    /// The guest's TSC was so much when the host's monotonic clock showed so much.
+    fn set_tsc(&self, tsc: u64, at_ns: i64) -> SysResult<()> {
+        let since_ns = monotonic().as_nanos().saturating_sub(at_ns.max(0).unsigned_abs().into());
+        let ticks = since_ns * u128::from(self.tsc_khz()) / 1_000_000;
+        for slot in self.slots().iter().filter(|slot| slot.is_active()) {
+            slot.hold().set_msr(TSC, tsc.wrapping_add(ticks as u64))?;
+        }
+        Ok(())
     }
 
     fn restore(&self, call: &Call<'_>, class: u16, core: Option<&mut Core>, content: &[u8]) -> SysResult<()> {
@@ -361,14 +379,19 @@ impl Vm {
             }
             (VDC_VMM_TIME, _) => {
                 let state: vdi_time_info_v1 = read(content);
-                if i128::from(state.vt_boot_hrtime) > monotonic().as_nanos().cast_signed() {
-                    let detail = format!("boot at {} ns", state.vt_boot_hrtime);
+                let now = monotonic().as_nanos().cast_signed();
+                if [state.vt_boot_hrtime, state.vt_hrtime].iter().any(|&time| i128::from(time) > now) {
+                    let detail = format!("boot at {} ns, now {} ns", state.vt_boot_hrtime, state.vt_hrtime);
                     return Err(call.refuse(&rules::DATA_TIME, Errno::EINVAL, detail));
+                }
+                if state.vt_guest_freq == 0 {
+                    return Err(bad(call, "a TSC that stands still"));
                 }
                 if state.vt_guest_freq != u64::from(self.tsc_khz()) * 1000 {
                     // Without hardware to scale it.
                     return Err(Errno::EPERM);
                 }
+                self.set_tsc(state.vt_guest_tsc, state.vt_hrtime)?;
             }
             // Timers of the timer chip go on as they are.
             (VDC_ATPIT, _) => {}

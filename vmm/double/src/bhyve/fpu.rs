@@ -12,10 +12,9 @@ use crate::node::Call;
 impl Vm {
     /// The state components of XSAVE's standard format: feature bit, size, offset.
     fn fpu_parts(&self) -> Vec<vm_fpu_desc_entry> {
-        let mut parts = vec![
-            vm_fpu_desc_entry { vfde_feature: 1, vfde_size: 160, vfde_off: 0 },
-            vm_fpu_desc_entry { vfde_feature: 2, vfde_size: 256, vfde_off: 160 },
-        ];
+        // x87 and SSE share FXSAVE's 512 bytes, and each is told as the whole of them.
+        let legacy = |vfde_feature| vm_fpu_desc_entry { vfde_feature, vfde_size: 512, vfde_off: 0 };
+        let mut parts = vec![legacy(1), legacy(2)];
         let area = |index| move |entry: &&kvm_bindings::kvm_cpuid_entry2| entry.function == 0xd && entry.index == index;
         for index in 2..63 {
             // In the area that the old interface of KVM reaches.

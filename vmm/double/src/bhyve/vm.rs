@@ -499,7 +499,7 @@ impl Vm {
                 Ok(0)
             }
             VM_GET_TOPOLOGY => {
-                put(bytes, &self.topology());
+                put(bytes, &vm_cpu_topology { maxcpus: self.slots.len() as u16, ..self.topology() });
                 Ok(0)
             }
             VM_GET_CPUS => self.cpus(call, &get(bytes)),
