@@ -29,7 +29,7 @@ const MODULES: [&str; 6] = ["irqbypass", "kvm", "kvm-intel", "tun", "ata_piix", 
 const INIT: &str = include_str!("../../files/vmx-init.sh");
 
 /// The whole boot is cut off after this time.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// The runner gives a sign of life every five seconds of the emulated machine's time; before it starts, a loaded machine
 /// takes minutes.
