@@ -10,11 +10,11 @@ use kvm_bindings::{
 };
 use zvmm::hypervisor::bhyve::abi::*;
 
-use super::{msr, rules};
 use super::slot::{Hindrance, Slot};
 use super::user::copy_out;
 use super::vcpu::{Core, MsrExit};
 use super::vm::Vm;
+use super::{msr, rules};
 use crate::node::Call;
 
 /// A return of KVM_RUN.
