@@ -222,8 +222,8 @@ fn rtc(register: u8, value: u8) -> [u8; 8] {
 fn the_clock_takes_the_guests_time_and_rolls_over_to_noon() {
     // In 12 hours and BCD: one second to noon.
     let set = [rtc(0x0b, 0), rtc(4, 0x11), rtc(2, 0x59), rtc(0, 0x59)].concat();
-    // again: mov al, 0; out 0x70; in al, 0x71; test al, al; jne again
-    let wait = [0xb0, 0, 0xe6, 0x70, 0xe4, 0x71, 0x84, 0xc0, 0x75, 0xf6];
+    // again: mov al, 4; out 0x70; in al, 0x71; cmp al, 0x11; je again, which a slow host cannot miss
+    let wait = [0xb0, 4, 0xe6, 0x70, 0xe4, 0x71, 0x3c, 0x11, 0x74, 0xf6];
     // mov al, register; out 0x70; in al, 0x71; out 0x80, al
     let tell = |register| [0xb0, register, 0xe6, 0x70, 0xe4, 0x71, 0xe6, 0x80];
     let mut guest = Guest::with_code(&[&set, &wait, &tell(2), &tell(4)]);
