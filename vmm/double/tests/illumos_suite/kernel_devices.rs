@@ -183,6 +183,7 @@ fn kvm_keeps_a_tsc() -> bool {
 #[test]
 fn a_guest_that_sets_its_tsc_goes_on_from_there() {
     if !kvm_keeps_a_tsc() {
+        println!("SKIP: this machine's KVM gives a guest no TSC of its own");
         return;
     }
     // mov ecx, 0x10; mov eax, 0; mov edx, 0x1000; wrmsr; rdmsr; out edx
@@ -197,6 +198,7 @@ fn a_guest_that_sets_its_tsc_goes_on_from_there() {
 fn a_tsc_given_with_the_vms_time_is_the_guests() {
     const TSC: u64 = 1 << 60;
     if !kvm_keeps_a_tsc() {
+        println!("SKIP: this machine's KVM gives a guest no TSC of its own");
         return;
     }
     // mov ecx, 0x10; rdmsr; out eax; out edx
