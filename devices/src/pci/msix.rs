@@ -215,20 +215,17 @@ impl Vector {
     /// Brings source and mask in line with the table. Called with the table locked.
     fn update(&self, entry: &mut Entry, control: u16) {
         let open = control & ENABLE != 0 && control & FUNCTION_MASK == 0 && !entry.masked;
-        let wanted = open.then_some(entry.message);
-        if wanted == entry.programmed {
-            return;
-        }
-        entry.programmed = wanted;
-        if open {
-            self.source.set_message(wanted.filter(MsiMessage::is_interrupt));
-            self.masked.store(false, SeqCst);
-            if self.pending.swap(false, SeqCst) {
-                self.source.trigger();
-            }
-        } else {
+        let wanted = open.then_some(entry.message).filter(MsiMessage::is_interrupt);
+        if !open {
             self.masked.store(true, SeqCst);
-            self.source.set_message(None);
+        }
+        let changed = wanted != entry.programmed;
+        if changed {
+            entry.programmed = wanted;
+            self.source.set_message(wanted);
+        }
+        if open && (self.masked.swap(false, SeqCst) || changed) && self.pending.swap(false, SeqCst) {
+            self.source.trigger();
         }
     }
 }
@@ -378,6 +375,21 @@ pub(crate) mod tests {
         program(&msix, 0, 0x4041);
         msix.trigger(0);
         assert_eq!(*sources[0].sent.lock().unwrap(), [MESSAGE]);
+    }
+
+    #[test]
+    fn a_source_without_a_message_is_not_told_again_that_it_has_none() {
+        let (msix, sources) = msix(1);
+        write32(&msix, 12, 0);
+        msix.set_control(0x8000);
+        write32(&msix, 0, 0xfec0_0000);
+        msix.set_control(0);
+        assert_eq!(*sources[0].messages.lock().unwrap(), []);
+        program(&msix, 0, 0x4041);
+        msix.set_control(0x8000);
+        write32(&msix, 0, 0xfec0_0000);
+        msix.set_control(0);
+        assert_eq!(*sources[0].messages.lock().unwrap(), [Some(MESSAGE), None]);
     }
 
     #[test]
