@@ -1,0 +1,48 @@
+//! The fuzz targets of zvmm.
+//!
+//! A target is a module with two functions: `run` judges one input and panics on a finding, `explain` says what the
+//! input means, a line a step. Nothing here knows a fuzzer: libFuzzer calls `run` from the small programs in
+//! `fuzz_targets/`, `cargo test` replays the inputs of `regressions/`, and `cargo xtask fuzz` drives campaigns.
+
+pub mod replay;
+pub mod targets;
+
+/// One thing that is fuzzed.
+pub struct Target {
+    /// Its name: of its program, and of its folders of seeds and regressions.
+    pub name: &'static str,
+    /// Judges one input. Panics on a finding.
+    pub run: fn(&[u8]),
+    /// What the input means, a line a step. Runs nothing, so it also explains an input that crashes.
+    pub explain: fn(&[u8]) -> String,
+}
+
+/// Lines of [`TARGETS`]: the module is the name.
+macro_rules! targets {
+    ($($name:ident),* $(,)?) => {
+        &[$(Target { name: stringify!($name), run: targets::$name::run, explain: targets::$name::explain }),*]
+    };
+}
+
+/// Every target, by name.
+pub const TARGETS: &[Target] = targets![config];
+
+/// Finds a target.
+#[must_use]
+pub fn target(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.name == name)
+}
+
+/// The program of a target: libFuzzer's in a fuzzing build, else one that explains and runs the files it is given.
+#[macro_export]
+macro_rules! fuzz_bin {
+    ($name:ident) => {
+        #[cfg(fuzzing)]
+        libfuzzer_sys::fuzz_target!(|data: &[u8]| $crate::targets::$name::run(data));
+
+        #[cfg(not(fuzzing))]
+        fn main() -> std::process::ExitCode {
+            $crate::replay::main(stringify!($name))
+        }
+    };
+}

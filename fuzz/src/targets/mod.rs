@@ -1,0 +1,3 @@
+//! One module a target.
+
+pub mod config;
