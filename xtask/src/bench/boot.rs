@@ -24,6 +24,8 @@ const OUTER_MEMORY_MIB: u64 = 3072;
 
 /// Of the same boot's q35, in time and in CPU time.
 const TIME_LIMIT: f64 = 0.8;
+/// Of zvmm's two profiles.
+const RETURN_LIMITS: [f64; 2] = [1450.0, 700.0];
 const PAGE_FAULT_LIMIT: f64 = 60.0;
 const PSS_LIMIT_KIB: f64 = 4608.0;
 
@@ -41,7 +43,7 @@ fn counter(outcome: &Outcome, name: &str) -> Option<f64> {
     at_init(outcome)?.kvm.get(name).map(|&count| count as f64)
 }
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 8] = [
     Figure { name: "exec to init, ms", of: |o| at_init(o).map(|s| s.at_ms as f64) },
     Figure { name: "CPU to init, ms", of: |o| at_init(o).map(|s| s.cpu_ms as f64) },
     Figure { name: "port exits to init", of: |o| counter(o, "io_exits") },
@@ -49,6 +51,7 @@ const FIGURES: [Figure; 7] = [
     Figure { name: "page faults to init", of: |o| counter(o, "pf_taken") },
     Figure { name: "all exits to init", of: |o| counter(o, "exits") },
     Figure { name: "PSS, KiB, drivers loaded", of: |o| o.samples.get("ready").map(|s| s.pss_kib as f64) },
+    Figure { name: "returns to the process to init", of: |o| Some(at_init(o)?.returns? as f64) },
 ];
 
 /// Runs the rounds and prints a row a figure: median (least to most) of each VMM.
@@ -144,6 +147,7 @@ fn beyond_limits(boots: &[Vec<&Outcome>]) -> Vec<String> {
         }
         check(vmm, 4, of(vmm, 4), PAGE_FAULT_LIMIT);
         check(vmm, 6, of(vmm, 6), PSS_LIMIT_KIB);
+        check(vmm, 7, of(vmm, 7), RETURN_LIMITS[vmm]);
     }
     lines
 }
@@ -152,10 +156,10 @@ fn beyond_limits(boots: &[Vec<&Outcome>]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn boot(at_ms: u64, page_faults: u64) -> Outcome {
+    fn boot(at_ms: u64, page_faults: u64, returns: Option<u64>) -> Outcome {
         let mut outcome = Outcome::default();
         for name in ["init", "ready"] {
-            let mut sample = Sample { at_ms, cpu_ms: at_ms, pss_kib: 2000, ..Sample::default() };
+            let mut sample = Sample { at_ms, cpu_ms: at_ms, pss_kib: 2000, returns, ..Sample::default() };
             sample.kvm.insert("pf_taken".to_owned(), page_faults);
             outcome.samples.insert(name.to_owned(), sample);
         }
@@ -164,11 +168,11 @@ mod tests {
 
     #[test]
     fn what_is_slower_than_its_limit_or_not_measured_is_named() {
-        let (fast, slow, nothing) = (boot(700, 50), boot(900, 61), Outcome::default());
-        let control = boot(1000, 300);
+        let (fast, slow, nothing) = (boot(700, 50, Some(700)), boot(900, 61, Some(1451)), Outcome::default());
+        let control = boot(1000, 300, None);
         let boots = |ours| vec![vec![ours], vec![&fast], vec![&control], vec![]];
         assert!(beyond_limits(&boots(&fast)).is_empty());
-        assert_eq!(beyond_limits(&boots(&slow)).len(), 3, "time, CPU time and page faults");
-        assert_eq!(beyond_limits(&boots(&nothing)).len(), 4);
+        assert_eq!(beyond_limits(&boots(&slow)).len(), 4, "time, CPU time, page faults and returns");
+        assert_eq!(beyond_limits(&boots(&nothing)).len(), 5);
     }
 }

@@ -129,6 +129,9 @@ pub struct Outcome {
     pub wall_ms: u64,
 }
 
+/// Where the VMM's control socket is in the outer machine.
+pub const QMP: &str = "/tmp/qmp.sock";
+
 /// The state of a VMM process at one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Sample {
@@ -142,6 +145,8 @@ pub struct Sample {
     pub pss_kib: u64,
     /// Proportional set size of guest memory (mappings of at least 100 MiB), KiB.
     pub guest_kib: u64,
+    /// Returns of vCPUs to the process so far, where the VMM counts them.
+    pub returns: Option<u64>,
     /// KVM's own counters, by name.
     pub kvm: BTreeMap<String, u64>,
 }

@@ -12,12 +12,12 @@ use anyhow::{Context as _, bail, ensure};
 use super::content::at;
 use super::control::Controls;
 use super::images::{self, Initramfs};
-use super::job::{Job, Outcome, Run, Step};
+use super::job::{Job, Outcome, QMP, Run, Step};
 use super::kernel::{self, Which};
 use super::kvm_tests::{KvmTests, all_passed};
 use super::outer::{Guard, Report, RunFolder};
 use super::scenarios::{self, LSCPU, WARNINGS, shows_topology};
-use super::vmm::{Machine, QMP, Vmm};
+use super::vmm::{Machine, Vmm};
 use super::{Lab, keep_log};
 use crate::{debian, paths};
 
@@ -184,6 +184,7 @@ fn stock_machine() -> Machine {
         disks: vec!["/tmp/a.img".to_owned()],
         nics: Vec::new(),
         cpu: "host".to_owned(),
+        packed: false,
         kvmclock: true,
         reset_ends: false,
     }

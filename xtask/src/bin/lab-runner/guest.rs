@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::job::{Outcome, Run, Step, pattern};
+use crate::job::{Outcome, QMP, Run, Step, pattern};
 use crate::{sample, shell};
 
 /// How long a VMM may take to go away after SIGKILL.
@@ -116,7 +116,8 @@ impl Guest {
                 Ok(())
             }
             Step::Sample { name } => {
-                let sample = sample::take(self.child.id(), self.start)?;
+                let mut sample = sample::take(self.child.id(), self.start)?;
+                sample.returns = qmp(QMP, "query-stats").ok().and_then(|stats| returns(&stats));
                 outcome.samples.insert(name.clone(), sample);
                 Ok(())
             }
@@ -288,6 +289,13 @@ fn describe(status: std::process::ExitStatus) -> String {
         (_, Some(signal)) => format!("signal {signal}"),
         _ => "unknown".to_owned(),
     }
+}
+
+/// Returns of all vCPUs to the process in an answer to `query-stats`; qemu knows another command of that name.
+fn returns(stats: &serde_json::Value) -> Option<u64> {
+    let vcpus = stats.pointer("/return/vcpus")?.as_array()?;
+    let kinds = vcpus.iter().filter_map(|vcpu| vcpu.get("exits")?.as_object());
+    Some(kinds.flat_map(|kinds| kinds.values()).filter_map(serde_json::Value::as_u64).sum())
 }
 
 /// One command over a fresh QMP connection; events before the answer are skipped.

@@ -1,9 +1,9 @@
 //! How a scenario's run is put together.
 
 use super::super::content::at;
-use super::super::job::{Run, Step};
+use super::super::job::{QMP, Run, Step};
 use super::super::kernel::Which;
-use super::super::vmm::{Machine, QMP, Vmm};
+use super::super::vmm::{Machine, Vmm};
 
 /// Kernel options of every guest: a panic resets at once. Each line on the serial port costs the nested emulator 40 ms,
 /// hence `quiet`.
@@ -48,6 +48,7 @@ impl Script {
                 disks: Vec::new(),
                 nics: Vec::new(),
                 cpu: CPU.to_owned(),
+                packed: false,
                 kvmclock: true,
                 reset_ends: false,
             },
