@@ -4,6 +4,10 @@
 //! or the bus write) and the completions of its back end all signal that object; control messages lie in a mailbox. A
 //! round is: wait, clear, look into the mailbox, step until there is nothing left to do without waiting.
 
+mod life;
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,9 +16,12 @@ use std::thread::JoinHandle;
 use devices::GuestRam;
 use devices::park::Parked;
 use devices::virtio::counters::QueueCounters;
-use devices::virtio::{Activation, QueueRunner, QueueState, Step, VirtioWorker, WorkerActivation};
+use devices::virtio::queue::{F_IN_ORDER, F_RING_PACKED};
+use devices::virtio::{Activation, F_RING_RESET, QueueRunner, QueueState, Step, VirtioWorker, WorkerActivation};
 use devices_host::event::Event;
 use devices_host::poll::{PollFd, poll};
+
+use life::{Life, Message};
 
 /// A worker with what its thread waits for.
 pub struct WorkerSpec {
@@ -30,9 +37,19 @@ pub struct WorkerSpec {
     pub counters: Vec<Arc<QueueCounters>>,
 }
 
+/// What a device's rings can do beside what every driver knows. A queue can always be reset on its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rings {
+    /// Offer packed virtqueues (virtio 1.3 §2.8).
+    pub packed: bool,
+    /// Offer to use buffers in the order they were made available (virtio 1.3 §2.7.9).
+    pub in_order: bool,
+}
+
 /// All workers of one device: the [`QueueRunner`] of its transport, and the handle by which the machine pauses it.
 pub struct DeviceWorkers {
     workers: Vec<Arc<Shared>>,
+    rings: Rings,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -42,14 +59,6 @@ struct Shared {
     mailbox: Mutex<Vec<Message>>,
     /// Whether the mailbox has something: spares the lock in every round.
     mail: AtomicBool,
-}
-
-enum Message {
-    Start(Vec<(u16, QueueState)>, WorkerActivation),
-    Reset(Countdown),
-    Pause(Countdown),
-    Resume,
-    Exit,
 }
 
 /// Completes a token when the last of several workers has done its part.
@@ -76,7 +85,7 @@ impl DeviceWorkers {
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn spawn(ram: &GuestRam, specs: Vec<WorkerSpec>) -> std::io::Result<Arc<Self>> {
+    pub fn spawn(ram: &GuestRam, rings: Rings, specs: Vec<WorkerSpec>) -> std::io::Result<Arc<Self>> {
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for spec in specs {
@@ -90,15 +99,19 @@ impl DeviceWorkers {
             let ram = ram.clone();
             threads.push(devices_host::thread::spawn(&spec.name, &[], move || {
                 let WorkerSpec { worker, backend_fd, counters, .. } = spec;
-                Loop { shared, worker, ram, backend_fd, counters, state: State::Stopped }.run();
+                Loop { shared, life: Life::new(worker), ram, backend_fd, counters }.run();
             })?);
         }
-        Ok(Arc::new(Self { workers, threads: Mutex::new(threads) }))
+        Ok(Arc::new(Self { workers, rings, threads: Mutex::new(threads) }))
     }
 
     /// The wake-up object behind `queue`'s doorbell.
     pub fn wake_of(&self, queue: u16) -> Option<&Arc<Event>> {
-        self.workers.iter().find(|worker| worker.queues.contains(&queue)).map(|worker| &worker.wake)
+        self.worker_of(queue).map(|worker| &worker.wake)
+    }
+
+    fn worker_of(&self, queue: u16) -> Option<&Arc<Shared>> {
+        self.workers.iter().find(|worker| worker.queues.contains(&queue))
     }
 
     /// Stops touching guest memory, keeping the queues' states; `done` completes when all workers stand still.
@@ -156,6 +169,24 @@ impl QueueRunner for DeviceWorkers {
             wake.wake();
         }
     }
+
+    fn ring_features(&self) -> u64 {
+        let offered = |offer: bool, feature: u64| if offer { feature } else { 0 };
+        F_RING_RESET | offered(self.rings.packed, F_RING_PACKED) | offered(self.rings.in_order, F_IN_ORDER)
+    }
+
+    fn reset_queue(&self, queue: u16, done: Parked) {
+        match self.worker_of(queue) {
+            Some(worker) => worker.post(Message::ResetQueue(queue, done)),
+            None => done.complete(),
+        }
+    }
+
+    fn start_queue(&self, queue: u16, state: QueueState) {
+        if let Some(worker) = self.worker_of(queue) {
+            worker.post(Message::StartQueue(queue, state));
+        }
+    }
 }
 
 impl Shared {
@@ -173,33 +204,13 @@ impl Shared {
     }
 }
 
-/// Where the queues are, from the worker's point of view.
-enum State {
-    Stopped,
-    Running(WorkerActivation),
-    /// Draining: what to do when nothing is in flight any more.
-    Stopping(AfterStop),
-    Paused(Vec<(u16, QueueState)>, WorkerActivation),
-}
-
-enum AfterStop {
-    Reset(Vec<Countdown>),
-    /// `resume`: the pause was undone before it was complete, so the queues start again right after it.
-    Pause {
-        waiting: Vec<Countdown>,
-        activation: WorkerActivation,
-        resume: bool,
-    },
-    Exit,
-}
-
+/// A worker's thread.
 struct Loop {
     shared: Arc<Shared>,
-    worker: Box<dyn VirtioWorker<GuestRam>>,
+    life: Life<GuestRam>,
     ram: GuestRam,
     backend_fd: Option<RawFd>,
     counters: Vec<Arc<QueueCounters>>,
-    state: State,
 }
 
 impl Loop {
@@ -210,20 +221,12 @@ impl Loop {
                 self.wait(step);
             }
             for message in self.shared.take_mail() {
-                if self.handle(message) {
-                    return;
-                }
+                self.life.handle(&self.ram, message);
             }
-            step = match self.state {
-                State::Running(_) => self.worker.step(&self.ram),
-                State::Stopping(_) => {
-                    if self.drain() {
-                        return;
-                    }
-                    Step::default()
-                }
-                State::Stopped | State::Paused(..) => Step::default(),
-            };
+            step = self.life.step(&self.ram);
+            if self.life.has_ended() {
+                return;
+            }
         }
     }
 
@@ -242,93 +245,5 @@ impl Loop {
             }
             Err(error) => log::error!("worker: poll: {error}"),
         }
-    }
-
-    /// Returns `true` when the thread is to end.
-    fn handle(&mut self, message: Message) -> bool {
-        match message {
-            Message::Start(queues, activation) => self.start(&queues, activation),
-            Message::Reset(done) => match &mut self.state {
-                State::Stopped => done.part_done(),
-                State::Paused(..) => {
-                    self.state = State::Stopped;
-                    done.part_done();
-                }
-                State::Running(_) => self.begin_stop(AfterStop::Reset(vec![done])),
-                // A reset overtakes a pause: whoever waits for the pause gets a device that stands still as well.
-                State::Stopping(AfterStop::Pause { waiting, .. }) => {
-                    let mut waiting = std::mem::take(waiting);
-                    waiting.push(done);
-                    self.state = State::Stopping(AfterStop::Reset(waiting));
-                }
-                State::Stopping(AfterStop::Reset(waiting)) => waiting.push(done),
-                State::Stopping(AfterStop::Exit) => done.part_done(),
-            },
-            Message::Pause(done) => match &mut self.state {
-                State::Running(activation) => {
-                    let activation = activation.clone();
-                    self.begin_stop(AfterStop::Pause { waiting: vec![done], activation, resume: false });
-                }
-                State::Stopping(AfterStop::Pause { waiting, resume, .. }) => {
-                    *resume = false;
-                    waiting.push(done);
-                }
-                State::Stopping(AfterStop::Reset(waiting)) => waiting.push(done),
-                State::Stopped | State::Paused(..) | State::Stopping(AfterStop::Exit) => done.part_done(),
-            },
-            Message::Resume => match std::mem::replace(&mut self.state, State::Stopped) {
-                State::Paused(queues, activation) => self.start(&queues, activation),
-                State::Stopping(AfterStop::Pause { waiting, activation, .. }) => {
-                    self.state = State::Stopping(AfterStop::Pause { waiting, activation, resume: true });
-                }
-                other => self.state = other,
-            },
-            Message::Exit => match self.state {
-                State::Running(_) => self.begin_stop(AfterStop::Exit),
-                State::Stopping(_) => self.state = State::Stopping(AfterStop::Exit),
-                State::Stopped | State::Paused(..) => return true,
-            },
-        }
-        false
-    }
-
-    fn start(&mut self, queues: &[(u16, QueueState)], activation: WorkerActivation) {
-        for (index, state) in queues {
-            self.worker.start(&self.ram, *index, *state, &activation);
-        }
-        self.state = State::Running(activation);
-    }
-
-    fn begin_stop(&mut self, then: AfterStop) {
-        self.worker.begin_stop(&self.ram);
-        self.state = State::Stopping(then);
-    }
-
-    /// Finishes a stop if nothing is in flight; returns `true` when the thread is to end.
-    fn drain(&mut self) -> bool {
-        let abandon = !matches!(self.state, State::Stopping(AfterStop::Pause { .. }));
-        if !self.worker.poll_stopped(&self.ram, abandon) {
-            return false;
-        }
-        let queues: Vec<_> = self
-            .shared
-            .queues
-            .iter()
-            .filter_map(|&queue| self.worker.take_state(queue).map(|state| (queue, state)))
-            .collect();
-        match std::mem::replace(&mut self.state, State::Stopped) {
-            State::Stopping(AfterStop::Pause { waiting, activation, resume }) => {
-                if resume {
-                    self.start(&queues, activation);
-                } else {
-                    self.state = State::Paused(queues, activation);
-                }
-                waiting.iter().for_each(Countdown::part_done);
-            }
-            State::Stopping(AfterStop::Reset(waiting)) => waiting.iter().for_each(Countdown::part_done),
-            State::Stopping(AfterStop::Exit) => return true,
-            other => self.state = other,
-        }
-        false
     }
 }

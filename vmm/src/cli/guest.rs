@@ -86,12 +86,14 @@ pub struct GuestArgs {
     /// Disk (virtio-blk) with raw contents: a file or block device. Again for more disks
     ///
     /// Keys: ro (the guest cannot write), slot=DEVICE[.FUNCTION] (place on the PCI bus), serial=TEXT (up to 20
-    /// characters), queues=N (1 to 32; the vCPUs up to 4), queue_size=N (256), id=NAME (disk0, disk1, …).
+    /// characters), queues=N (1 to 32; the vCPUs up to 4), queue_size=N (256), packed, in_order (ring
+    /// features to offer, as with qemu), id=NAME (disk0, disk1, …).
     #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Devices")]
     pub disk: Vec<String>,
     /// Network interface (virtio-net) on a TAP device. Again for more interfaces
     ///
-    /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), id=NAME (net0, net1, …).
+    /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
+    /// in_order (ring features to offer, as with qemu), id=NAME (net0, net1, …).
     #[arg(long, value_name = "tap=NAME,mac=ADDRESS[,KEY=VALUE…]", help_heading = "Devices")]
     pub net: Vec<String>,
     /// COM port on stdio, file:PATH, socket:PATH, pty or null. Again for COM2 to COM4; com3=… names one
@@ -296,7 +298,7 @@ fn switch(option: &str, text: &Option<String>) -> Result<Option<bool>, ConfigErr
 }
 
 fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
-    let keys = ["ro", "slot", "serial", "queues", "queue_size", "id"];
+    let keys = ["ro", "slot", "serial", "queues", "queue_size", "packed", "in_order", "id"];
     let given = Options::read("--disk", text, Some("path"), &keys)?;
     let defaults = DiskConfig::new(given.required("path", "--disk root.img")?);
     Ok(DiskConfig {
@@ -306,12 +308,15 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         serial: given.text("serial")?,
         queues: given.number("queues")?,
         queue_size: given.number("queue_size")?.unwrap_or(defaults.queue_size),
+        packed: given.flag("packed")?,
+        in_order: given.flag("in_order")?,
         path: defaults.path,
     })
 }
 
 fn net(text: &str) -> Result<NetConfig, ConfigError> {
-    let given = Options::read("--net", text, None, &["tap", "mac", "slot", "queue_size", "id"])?;
+    let keys = ["tap", "mac", "slot", "queue_size", "packed", "in_order", "id"];
+    let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
     let tap = given.required("tap", example)?;
     given.required("mac", example)?;
@@ -322,6 +327,8 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
         id: given.text("id")?.unwrap_or_default(),
         slot: given.value("slot")?,
         queue_size: given.number("queue_size")?.unwrap_or(NetConfig::DEFAULT_QUEUE_SIZE),
+        packed: given.flag("packed")?,
+        in_order: given.flag("in_order")?,
     })
 }
 

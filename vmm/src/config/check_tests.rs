@@ -23,6 +23,8 @@ fn with_nets(nets: &[(&str, [u8; 6])]) -> VmConfig {
         id: String::new(),
         slot: None,
         queue_size: 256,
+        packed: false,
+        in_order: false,
     };
     let mut config = VmConfig { nets: nets.iter().map(net).collect(), ..good() };
     config.name_devices();

@@ -38,6 +38,12 @@ pub struct DiskConfig {
     /// Descriptors a queue, a power of two.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
+    /// Offer packed virtqueues (virtio 1.3 §2.8). Off by default, as with qemu.
+    #[serde(default)]
+    pub packed: bool,
+    /// Offer to use buffers in the order they were made available (virtio 1.3 §2.7.9). Off by default, as with qemu.
+    #[serde(default)]
+    pub in_order: bool,
 }
 
 impl DiskConfig {
@@ -51,6 +57,8 @@ impl DiskConfig {
             serial: None,
             queues: None,
             queue_size: default_queue_size(),
+            packed: false,
+            in_order: false,
         }
     }
 
@@ -77,6 +85,12 @@ pub struct NetConfig {
     /// Descriptors a queue, a power of two.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
+    /// Offer packed virtqueues (virtio 1.3 §2.8). Off by default, as with qemu.
+    #[serde(default)]
+    pub packed: bool,
+    /// Offer to use buffers in the order they were made available (virtio 1.3 §2.7.9). Off by default, as with qemu.
+    #[serde(default)]
+    pub in_order: bool,
 }
 
 impl NetConfig {

@@ -103,7 +103,15 @@ mod tests {
     use crate::config::{ConsoleConfig, DiskConfig, Mac, NetConfig, RngConfig, SerialBackend};
 
     fn net(tap: &str) -> NetConfig {
-        NetConfig { tap: tap.into(), mac: Mac([2, 0, 0, 0, 0, 1]), id: tap.into(), slot: None, queue_size: 256 }
+        NetConfig {
+            tap: tap.into(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            id: tap.into(),
+            slot: None,
+            queue_size: 256,
+            packed: false,
+            in_order: false,
+        }
     }
 
     fn with_disks(slots: &[Option<&str>]) -> VmConfig {

@@ -23,7 +23,7 @@ use super::adapters::{ConsoleEnd, ConsolePipe, HostRandom, PoolDisk, TapLink};
 use super::chipset::{Chipset, ChipsetError};
 use crate::config::{DiskConfig, NetConfig, Profile, Slot, VmConfig};
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
-use crate::worker::{DeviceWorkers, WorkerSpec};
+use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 
 /// Threads of one disk's engine, shared out among its queues.
 const DISK_THREADS: usize = 8;
@@ -111,6 +111,14 @@ pub struct Builder<'a> {
     pub devices: Vec<Device>,
 }
 
+/// How a device's queues run.
+struct Queues {
+    rings: Rings,
+    workers: Vec<WorkerSpec>,
+    /// By queue.
+    counters: Vec<Arc<QueueCounters>>,
+}
+
 impl Builder<'_> {
     /// A disk, with a worker and an engine a queue.
     pub fn disk(&mut self, config: &DiskConfig, disk: Arc<Disk>, slot: Slot, vcpus: u8) -> Result<(), DeviceError> {
@@ -149,7 +157,8 @@ impl Builder<'_> {
             specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()] });
             counters.push(count);
         }
-        self.add("disk", &config.id, Arc::new(device), specs, counters, slot)
+        let rings = Rings { packed: config.packed, in_order: config.in_order };
+        self.add("disk", &config.id, Arc::new(device), Queues { rings, workers: specs, counters }, slot)
     }
 
     /// A network interface: one worker to send and one to receive, as two directions of one link never wait for each
@@ -178,7 +187,8 @@ impl Builder<'_> {
                 counters: vec![counters[1].clone()],
             },
         ];
-        self.add("net", &config.id, Arc::new(device), specs, counters, slot)
+        let rings = Rings { packed: config.packed, in_order: config.in_order };
+        self.add("net", &config.id, Arc::new(device), Queues { rings, workers: specs, counters }, slot)
     }
 
     /// An entropy source.
@@ -191,7 +201,8 @@ impl Builder<'_> {
             backend_fd: None,
             counters: vec![counters.clone()],
         };
-        self.add("rng", "rng", Arc::new(RngDevice), vec![spec], vec![counters], slot)
+        let queues = Queues { rings: Rings::default(), workers: vec![spec], counters: vec![counters] };
+        self.add("rng", "rng", Arc::new(RngDevice), queues, slot)
     }
 
     /// A console with one port; the main loop's end of it is returned.
@@ -208,7 +219,8 @@ impl Builder<'_> {
             backend_fd: None,
             counters: counters.clone(),
         };
-        self.add("console", "console", Arc::new(device), vec![spec], counters, slot)?;
+        let queues = Queues { rings: Rings::default(), workers: vec![spec], counters };
+        self.add("console", "console", Arc::new(device), queues, slot)?;
         Ok(pipe)
     }
 
@@ -217,21 +229,17 @@ impl Builder<'_> {
         kind: &'static str,
         id: &str,
         device: Arc<dyn VirtioDevice>,
-        specs: Vec<WorkerSpec>,
-        queues: Vec<Arc<QueueCounters>>,
+        queues: Queues,
         slot: Slot,
     ) -> Result<(), DeviceError> {
         let pci = |source| DeviceError::Pci { id: id.to_owned(), source };
         let slot = PciAddress::new(slot.device, slot.function).map_err(pci)?;
-        let workers = DeviceWorkers::spawn(self.vm.ram(), specs).map_err(|source| DeviceError::Host {
-            id: id.to_owned(),
-            what: "cannot start a thread",
-            source,
-        })?;
+        let workers = DeviceWorkers::spawn(self.vm.ram(), queues.rings, queues.workers)
+            .map_err(|source| DeviceError::Host { id: id.to_owned(), what: "cannot start a thread", source })?;
         let (pin, intx, interrupt_line) = self.chipset.interrupt_pin(slot);
         let function = VirtioPci::new(VirtioPciParts {
             name: id.to_owned(),
-            msix: (0..=queues.len()).map(|_| self.vm.msi_source()).collect(),
+            msix: (0..=queues.counters.len()).map(|_| self.vm.msi_source()).collect(),
             device,
             runner: workers.clone(),
             intx: Arc::new(intx),
@@ -244,7 +252,7 @@ impl Builder<'_> {
         })
         .map_err(pci)?;
         self.chipset.pci.add(slot, id, function).map_err(pci)?;
-        self.devices.push(Device { id: id.to_owned(), kind, workers, queues });
+        self.devices.push(Device { id: id.to_owned(), kind, workers, queues: queues.counters });
         Ok(())
     }
 

@@ -75,6 +75,8 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "--disk=@root.img,queue_size=100",
         "disk0: queue size 100 is not possible; it is a power of two from 2 to 1024",
     ),
+    ("--disk packed", "--disk=@root.img,packed=yes", "--disk: packed='yes' is neither on nor off"),
+    ("--disk in_order", "--disk=@root.img,in_order=1", "--disk: in_order='1' is neither on nor off"),
     (
         "--disk id",
         "--disk=@root.img,id=a b",
@@ -98,6 +100,8 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "net0: slot 0 belongs to the host bridge; choose another slot",
     ),
     ("--net queue_size", "--net=tap=t,mac=52:54:00:12:34:56,queue_size=65536", "--net: queue_size=65536 is too large"),
+    ("--net packed", "--net=tap=t,mac=52:54:00:12:34:56,packed=maybe", "--net: packed='maybe' is neither on nor off"),
+    ("--net in_order", "--net=tap=t,mac=52:54:00:12:34:56,in_order=", "--net: in_order='' is neither on nor off"),
     (
         "--net id",
         "--net=tap=t,mac=52:54:00:12:34:56,id=é",
@@ -221,6 +225,8 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("disks[].serial", r#""été""#, "disk0: serial 'été' does not fit; it has at most 20 printable characters"),
     ("disks[].queues", "0", "disk0: 0 queues are not possible; a disk has 1 to 32"),
     ("disks[].queue_size", "2048", "disk0: queue size 2048 is not possible; it is a power of two from 2 to 1024"),
+    ("disks[].packed", "1", "disks[0].packed: invalid type: integer '1', expected a boolean"),
+    ("disks[].in_order", r#""on""#, "disks[0].in_order: invalid type: string \"on\", expected a boolean"),
     ("nets[].tap", r#""""#, "net0: tap '' is not a link name; it has 1 to 15 letters, no blank or '/'"),
     (
         "nets[].mac",
@@ -231,6 +237,8 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("nets[].id", r#"".,""#, "id: '.,' is not an id; it has 1 to 64 letters, digits, '-', '_' and '.'"),
     ("nets[].slot", r#""1""#, "net0: slot 1 belongs to the PIIX of profile i440fx; choose another slot"),
     ("nets[].queue_size", "0", "net0: queue size 0 is not possible; it is a power of two from 2 to 1024"),
+    ("nets[].packed", "[]", "nets[0].packed: invalid type: sequence, expected a boolean"),
+    ("nets[].in_order", "0", "nets[0].in_order: invalid type: integer '0', expected a boolean"),
     ("rng.slot", r#""0x""#, "rng.slot: '0x' is not a PCI slot; write device or device.function, 0 to 31 and 0 to 7"),
     (
         "console.backend",

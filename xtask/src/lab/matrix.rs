@@ -28,6 +28,7 @@ const GATE: [(Vmm, &[&str]); 7] = [
             "memory-5120",
             "disk-root",
             "tcp-100mb",
+            "packed-rings",
             "two-disks-two-nics",
             "serial-input",
             "sigterm",

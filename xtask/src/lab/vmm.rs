@@ -3,6 +3,8 @@
 use anyhow::ensure;
 use clap::ValueEnum;
 
+use super::job::QMP;
+
 /// The programs a scenario can run with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Program {
@@ -40,9 +42,6 @@ pub struct Vmm {
     pub profile: Profile,
 }
 
-/// Where the VMM's control socket is in the outer machine.
-pub const QMP: &str = "/tmp/qmp.sock";
-
 /// A guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Machine {
@@ -64,6 +63,8 @@ pub struct Machine {
     pub disks: Vec<String>,
     /// TAP device and MAC address of each network interface.
     pub nics: Vec<(String, String)>,
+    /// Offer packed virtqueues.
+    pub packed: bool,
     /// CPU model and changes to it.
     pub cpu: String,
     /// Offer KVM's clock.
@@ -159,11 +160,12 @@ impl Vmm {
         line.option("--kernel", &machine.kernel);
         line.option("--initrd", &machine.initrd);
         line.option("--cmdline", &machine.cmdline);
+        let packed = if machine.packed { ",packed=on" } else { "" };
         for disk in &machine.disks {
-            line.option("--disk", disk);
+            line.option("--disk", format!("{disk}{packed}"));
         }
         for (tap, mac) in &machine.nics {
-            line.option("--net", format!("tap={tap},mac={mac}"));
+            line.option("--net", format!("tap={tap},mac={mac}{packed}"));
         }
         line.option("--serial", "stdio");
         line.option("--qmp", QMP);
@@ -215,14 +217,15 @@ impl Vmm {
         line.option("-initrd", &machine.initrd);
         // microvm has neither a keyboard controller nor a reset register.
         line.option("-append", format!("{}{}", machine.cmdline, if microvm { " reboot=t" } else { "" }));
+        let packed = if machine.packed { ",packed=on" } else { "" };
         for (n, disk) in machine.disks.iter().enumerate() {
             line.option("-drive", format!("file={disk},format=raw,if=none,id=d{n},cache=writeback,aio=threads"));
-            line.option("-device", format!("{block},drive=d{n}"));
+            line.option("-device", format!("{block},drive=d{n}{packed}"));
         }
         for (n, (tap, mac)) in machine.nics.iter().enumerate() {
             line.option("-netdev", format!("tap,id=n{n},ifname={tap},script=no,downscript=no,vhost=off"));
             let rom = if microvm { "" } else { ",romfile=" };
-            line.option("-device", format!("{net},netdev=n{n},mac={mac}{rom}"));
+            line.option("-device", format!("{net},netdev=n{n},mac={mac}{rom}{packed}"));
         }
         if microvm {
             line.option("-global", "virtio-mmio.force-legacy=false");
@@ -270,6 +273,7 @@ mod tests {
             disks: vec!["d".into()],
             nics: vec![("tap0".into(), "52:54:00:00:00:01".into())],
             cpu: "host".into(),
+            packed: false,
             kvmclock: true,
             reset_ends: true,
         }
@@ -304,6 +308,7 @@ mod tests {
             Machine { topology: Some([1, 1, 2]), ..plain.clone() },
             Machine { low_split_mib: Some(256), ..plain.clone() },
             Machine { kvmclock: false, ..plain.clone() },
+            Machine { packed: true, ..plain.clone() },
             Machine { reset_ends: false, ..plain.clone() },
             Machine { cpu: "x86-64-v2".to_owned(), ..plain.clone() },
         ];

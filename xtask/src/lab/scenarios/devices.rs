@@ -8,7 +8,7 @@ use super::{Scenario, Script, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![disk_root(), tcp(10), tcp(100), names(), serial_input()]
+    vec![disk_root(), tcp(10), tcp(100), packed_rings(), names(), serial_input()]
 }
 
 const ROOT: &str = "findmnt -n -o SOURCE,FSTYPE,OPTIONS /";
@@ -67,6 +67,46 @@ fn tcp(megabytes: u64) -> Scenario {
             for command in [called.as_str(), SERVED] {
                 let text = output(outcome, command)?;
                 ensure!(text.contains(&format!("received {bytes} bytes")), "not everything arrived: {text}");
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Bit 34 of what each driver accepted is `VIRTIO_F_RING_PACKED`.
+const ACCEPTED: &str = "cut -c35 /sys/bus/virtio/devices/*/features";
+const FILL_DISK: &str = "lab-peer pattern /dev/vda 16777216";
+
+fn packed_rings() -> Scenario {
+    const BYTES: u64 = 10_000_000;
+    let call = format!("lab-peer call 10.0.0.1:5001 {BYTES}");
+    let called = call.clone();
+    Scenario::new(
+        "packed-rings",
+        "drivers that are offered packed rings use them, for 16 MiB each way on a disk and 10 MB each way over TCP",
+        move |_| {
+            Script::new()
+                .with(|machine| machine.packed = true)
+                .nic()
+                .disk(16)
+                .limit(240)
+                .before(&format!("lab-peer serve 10.0.0.1:5001 {BYTES} > /tmp/served 2>&1 &"))
+                .ready()
+                .guest(ACCEPTED)
+                .guest_within(FILL_DISK, 60)
+                .guest("ip addr add 10.0.0.2/24 dev eth0 && ip link set eth0 up && ping -c 3 10.0.0.1")
+                .guest_within(&call, 100)
+                .shell(SERVED)
+                .power_off()
+        },
+        move |outcome, _| {
+            let accepted = output(outcome, ACCEPTED)?;
+            let bits: Vec<&str> = accepted.split_whitespace().collect();
+            ensure!(bits == ["1", "1"], "the drivers of disk and network accepted packed rings: {bits:?}");
+            ensure!(output(outcome, FILL_DISK)?.contains("as it was written"), "the disk was not filled");
+            for command in [called.as_str(), SERVED] {
+                let text = output(outcome, command)?;
+                ensure!(text.contains(&format!("received {BYTES} bytes")), "not everything arrived: {text}");
             }
             Ok(())
         },

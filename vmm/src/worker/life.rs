@@ -1,0 +1,227 @@
+//! What a queue worker's thread does with its messages, without the thread: a state machine from start to exit.
+
+use devices::park::Parked;
+use devices::virtio::{QueueState, Step, VirtioWorker, WorkerActivation};
+
+use super::Countdown;
+
+/// What the transport and the machine ask of a worker.
+pub enum Message {
+    /// Run these queues: the device goes live.
+    Start(Vec<(u16, QueueState)>, WorkerActivation),
+    /// Stop all queues and forget them.
+    Reset(Countdown),
+    /// Stop one queue and forget it, while the others go on.
+    ResetQueue(u16, Parked),
+    /// Run one queue that was reset on its own.
+    StartQueue(u16, QueueState),
+    /// Stand still with the queues' states kept.
+    Pause(Countdown),
+    /// Undo a pause.
+    Resume,
+    /// Stop for good.
+    Exit,
+}
+
+/// A worker and where its queues are.
+pub struct Life<M> {
+    worker: Box<dyn VirtioWorker<M>>,
+    state: State,
+    /// Queues whose own reset waits for the back end to let go of guest memory.
+    resetting: Vec<(u16, Parked)>,
+}
+
+enum State {
+    Stopped,
+    Running(WorkerActivation),
+    /// Draining: what to do when nothing is in flight any more.
+    Stopping(AfterStop),
+    Paused(Vec<(u16, QueueState)>, WorkerActivation),
+    Ended,
+}
+
+enum AfterStop {
+    Reset(Vec<Countdown>),
+    Pause {
+        waiting: Vec<Countdown>,
+        activation: WorkerActivation,
+        /// Queues the driver enabled while the others drained.
+        enabled: Vec<(u16, QueueState)>,
+        /// The pause was undone before it was complete, so the queues start again right after it.
+        resume: bool,
+    },
+    /// Whoever waits for a reset or pause is told only now, too.
+    Exit(Vec<Countdown>),
+}
+
+impl<M> Life<M> {
+    /// A worker none of whose queues run.
+    pub fn new(worker: Box<dyn VirtioWorker<M>>) -> Self {
+        Self { worker, state: State::Stopped, resetting: Vec::new() }
+    }
+
+    /// Whether the worker has stopped for good: nothing of it touches guest memory any more.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// Takes in a message. What it asks for may need further [`step`](Self::step)s.
+    pub fn handle(&mut self, mem: &M, message: Message) {
+        match message {
+            Message::Start(queues, activation) => self.start(mem, &queues, activation),
+            Message::Reset(done) => self.reset(mem, done),
+            Message::ResetQueue(queue, done) => self.reset_queue(queue, done),
+            Message::StartQueue(queue, at) => self.start_queue(mem, queue, at),
+            Message::Pause(done) => self.pause(mem, done),
+            Message::Resume => self.resume(mem),
+            Message::Exit => self.exit(mem),
+        }
+    }
+
+    /// Does what can be done without waiting; to be called after messages, kicks and whatever the back end says.
+    pub fn step(&mut self, mem: &M) -> Step {
+        match self.state {
+            State::Running(_) => {
+                self.poll_resets(mem);
+                self.worker.step(mem)
+            }
+            State::Stopping(_) => {
+                self.drain(mem);
+                Step { again: matches!(self.state, State::Running(_)), ..Step::default() }
+            }
+            State::Stopped | State::Paused(..) | State::Ended => Step::default(),
+        }
+    }
+
+    fn start(&mut self, mem: &M, queues: &[(u16, QueueState)], activation: WorkerActivation) {
+        for (index, state) in queues {
+            self.worker.start(mem, *index, *state, &activation);
+        }
+        self.state = State::Running(activation);
+    }
+
+    fn start_queue(&mut self, mem: &M, queue: u16, at: QueueState) {
+        match &mut self.state {
+            State::Running(activation) => self.worker.start(mem, queue, at, activation),
+            State::Paused(queues, _) => queues.push((queue, at)),
+            State::Stopping(AfterStop::Pause { enabled, .. }) => enabled.push((queue, at)),
+            // A reset of the device, or the end, overtook it.
+            State::Stopping(AfterStop::Reset(_) | AfterStop::Exit(_)) | State::Stopped | State::Ended => {}
+        }
+    }
+
+    fn reset(&mut self, mem: &M, done: Countdown) {
+        match &mut self.state {
+            State::Stopped | State::Ended => done.part_done(),
+            State::Paused(..) => {
+                self.state = State::Stopped;
+                done.part_done();
+            }
+            State::Running(_) => self.begin_stop(mem, AfterStop::Reset(vec![done])),
+            // A reset overtakes a pause: whoever waits for the pause gets a device that stands still as well.
+            State::Stopping(AfterStop::Pause { waiting, .. }) => {
+                let mut waiting = std::mem::take(waiting);
+                waiting.push(done);
+                self.state = State::Stopping(AfterStop::Reset(waiting));
+            }
+            State::Stopping(AfterStop::Reset(waiting) | AfterStop::Exit(waiting)) => waiting.push(done),
+        }
+    }
+
+    fn reset_queue(&mut self, queue: u16, done: Parked) {
+        match &mut self.state {
+            // The worker gives it up in the next step; while it drains, when everything has stopped.
+            State::Running(_) | State::Stopping(_) => self.resetting.push((queue, done)),
+            State::Paused(queues, _) => {
+                queues.retain(|(paused, _)| *paused != queue);
+                done.complete();
+            }
+            State::Stopped | State::Ended => done.complete(),
+        }
+    }
+
+    fn pause(&mut self, mem: &M, done: Countdown) {
+        match &mut self.state {
+            State::Running(activation) => {
+                let activation = activation.clone();
+                let (waiting, enabled) = (vec![done], Vec::new());
+                self.begin_stop(mem, AfterStop::Pause { waiting, activation, enabled, resume: false });
+            }
+            State::Stopping(AfterStop::Pause { waiting, resume, .. }) => {
+                *resume = false;
+                waiting.push(done);
+            }
+            State::Stopping(AfterStop::Reset(waiting) | AfterStop::Exit(waiting)) => waiting.push(done),
+            State::Stopped | State::Paused(..) | State::Ended => done.part_done(),
+        }
+    }
+
+    fn resume(&mut self, mem: &M) {
+        match std::mem::replace(&mut self.state, State::Stopped) {
+            State::Paused(queues, activation) => self.start(mem, &queues, activation),
+            State::Stopping(AfterStop::Pause { waiting, activation, enabled, .. }) => {
+                self.state = State::Stopping(AfterStop::Pause { waiting, activation, enabled, resume: true });
+            }
+            other => self.state = other,
+        }
+    }
+
+    fn exit(&mut self, mem: &M) {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Running(_) => self.begin_stop(mem, AfterStop::Exit(Vec::new())),
+            State::Stopping(
+                AfterStop::Reset(waiting) | AfterStop::Pause { waiting, .. } | AfterStop::Exit(waiting),
+            ) => self.state = State::Stopping(AfterStop::Exit(waiting)),
+            State::Stopped | State::Paused(..) | State::Ended => {}
+        }
+    }
+
+    fn begin_stop(&mut self, mem: &M, then: AfterStop) {
+        self.worker.begin_stop(mem);
+        self.state = State::Stopping(then);
+    }
+
+    fn poll_resets(&mut self, mem: &M) {
+        let worker = &mut self.worker;
+        self.resetting.retain(|(queue, done)| {
+            let stopped = worker.reset_queue(mem, *queue);
+            if stopped {
+                done.complete();
+            }
+            !stopped
+        });
+    }
+
+    /// Finishes a stop if nothing is in flight.
+    fn drain(&mut self, mem: &M) {
+        let abandon = !matches!(self.state, State::Stopping(AfterStop::Pause { .. }));
+        if !self.worker.poll_stopped(mem, abandon) {
+            return;
+        }
+        let resetting = std::mem::take(&mut self.resetting);
+        let mut stopped = Vec::new();
+        for queue in self.worker.queues().to_vec() {
+            let state = self.worker.take_state(queue);
+            let kept = resetting.iter().all(|(reset, _)| *reset != queue);
+            stopped.extend(state.filter(|_| kept).map(|state| (queue, state)));
+        }
+        resetting.iter().for_each(|(_, done)| done.complete());
+        match std::mem::replace(&mut self.state, State::Stopped) {
+            State::Stopping(AfterStop::Pause { waiting, activation, enabled, resume }) => {
+                stopped.extend(enabled);
+                if resume {
+                    self.start(mem, &stopped, activation);
+                } else {
+                    self.state = State::Paused(stopped, activation);
+                }
+                waiting.iter().for_each(Countdown::part_done);
+            }
+            State::Stopping(AfterStop::Reset(waiting)) => waiting.iter().for_each(Countdown::part_done),
+            State::Stopping(AfterStop::Exit(waiting)) => {
+                self.state = State::Ended;
+                waiting.iter().for_each(Countdown::part_done);
+            }
+            other => self.state = other,
+        }
+    }
+}
