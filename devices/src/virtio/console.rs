@@ -1,11 +1,12 @@
 //! virtio-console: one port (virtio 1.3 §5.3).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::GuestMemory;
 
 use super::counters::QueueCounters;
+use super::generation::Generation;
 use super::queue::{Chain, F_EVENT_IDX, F_INDIRECT_DESC};
 use super::worker::WorkerQueue;
 use super::{QueueState, Step, VirtioDevice, VirtioWorker, WorkerActivation};
@@ -46,7 +47,7 @@ struct Shared {
     sized: bool,
     /// Columns in the low half, rows in the high one, so that both change at once.
     size: AtomicU32,
-    generation: AtomicU8,
+    generation: Generation,
 }
 
 impl ConsoleDevice {
@@ -54,18 +55,16 @@ impl ConsoleDevice {
     pub fn new(size: Option<(u16, u16)>) -> Self {
         let (cols, rows) = size.unwrap_or_default();
         let shared =
-            Shared { sized: size.is_some(), size: AtomicU32::new(pack(cols, rows)), generation: AtomicU8::new(0) };
+            Shared { sized: size.is_some(), size: AtomicU32::new(pack(cols, rows)), generation: Generation::default() };
         Self { shared: Arc::new(shared) }
     }
 
     /// Changes the size. The caller tells the driver where this returns `true`, through
     /// [`VirtioInterrupt::config_changed`](super::VirtioInterrupt::config_changed).
     pub fn set_size(&self, cols: u16, rows: u16) -> bool {
-        let changed = self.shared.size.swap(pack(cols, rows), Ordering::AcqRel) != pack(cols, rows);
-        if changed {
-            self.shared.generation.fetch_add(1, Ordering::AcqRel);
-        }
-        changed && self.shared.sized
+        let size = pack(cols, rows);
+        let Shared { sized, size: shown, generation } = &*self.shared;
+        generation.change(|| shown.swap(size, Ordering::AcqRel) != size) && *sized
     }
 
     /// The worker of both queues.
@@ -115,7 +114,7 @@ impl VirtioDevice for ConsoleDevice {
     }
 
     fn config_generation(&self) -> u8 {
-        self.shared.generation.load(Ordering::Acquire)
+        self.shared.generation.show()
     }
 }
 

@@ -9,6 +9,7 @@
 pub mod blk;
 pub mod console;
 pub mod counters;
+mod generation;
 pub mod net;
 pub mod pci;
 pub mod queue;
@@ -68,7 +69,8 @@ pub trait VirtioDevice: Send + Sync {
     /// Length of the device configuration space in bytes.
     fn config_len(&self) -> u32;
 
-    /// Changes whenever a multi-byte configuration field may have changed (virtio 1.3 §2.5).
+    /// Differs from what it was at the last call where the configuration space has changed since (virtio 1.3 §2.5,
+    /// §4.1.4.3.1).
     fn config_generation(&self) -> u8 {
         0
     }

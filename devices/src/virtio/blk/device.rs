@@ -1,11 +1,12 @@
 //! virtio-blk as the registers see it: features and configuration space.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::worker::BlkWorker;
 use crate::virtio::VirtioDevice;
 use crate::virtio::counters::QueueCounters;
+use crate::virtio::generation::Generation;
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 
 /// Feature bits of virtio 1.3 §5.2.3.
@@ -86,7 +87,7 @@ impl Default for BlkConfig {
 pub(super) struct Shared {
     pub config: BlkConfig,
     pub capacity_sectors: AtomicU64,
-    pub generation: AtomicU8,
+    pub generation: Generation,
     /// `writeback` of the configuration space.
     pub writeback: AtomicBool,
 }
@@ -104,7 +105,7 @@ impl BlkDevice {
         let queue_sizes = vec![config.queue_size; usize::from(config.queues)];
         let shared = Shared {
             capacity_sectors: AtomicU64::new(config.capacity_sectors),
-            generation: AtomicU8::new(0),
+            generation: Generation::default(),
             writeback: AtomicBool::new(true),
             config,
         };
@@ -120,8 +121,8 @@ impl BlkDevice {
     /// [`VirtioInterrupt::config_changed`](crate::virtio::VirtioInterrupt::config_changed). Requests in flight keep
     /// the bounds they were checked against, so a disk is made smaller only after its requests have drained.
     pub fn set_capacity(&self, sectors: u64) {
-        self.shared.capacity_sectors.store(sectors, Ordering::Release);
-        self.shared.generation.fetch_add(1, Ordering::AcqRel);
+        let Shared { capacity_sectors, generation, .. } = &*self.shared;
+        generation.change(|| capacity_sectors.swap(sectors, Ordering::AcqRel) != sectors);
     }
 
     fn config_space(&self) -> [u8; CONFIG_BYTES] {
@@ -205,7 +206,7 @@ impl VirtioDevice for BlkDevice {
     }
 
     fn config_generation(&self) -> u8 {
-        self.shared.generation.load(Ordering::Acquire)
+        self.shared.generation.show()
     }
 
     fn features_accepted(&self, features: u64) {

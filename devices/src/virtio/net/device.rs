@@ -1,13 +1,14 @@
 //! virtio-net as the registers see it: features and configuration space.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::rx::Rx;
 use super::tx::Tx;
 use super::worker::NetWorker;
 use crate::virtio::VirtioDevice;
 use crate::virtio::counters::QueueCounters;
+use crate::virtio::generation::Generation;
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 use crate::virtio::worker::WorkerQueue;
 
@@ -59,24 +60,20 @@ pub struct NetDevice {
 #[derive(Debug)]
 struct Link {
     up: AtomicBool,
-    generation: AtomicU8,
+    generation: Generation,
 }
 
 impl NetDevice {
     /// A card that looks like `config`, with its link up.
     pub fn new(config: NetConfig) -> Self {
-        let link = Link { up: AtomicBool::new(true), generation: AtomicU8::new(0) };
+        let link = Link { up: AtomicBool::new(true), generation: Generation::default() };
         Self { queue_sizes: [config.queue_size; 2], config, link: Arc::new(link) }
     }
 
     /// Plugs the cable or pulls it. The caller tells the driver where this returns `true`, through
     /// [`VirtioInterrupt::config_changed`](crate::virtio::VirtioInterrupt::config_changed).
     pub fn set_link(&self, up: bool) -> bool {
-        let changed = self.link.up.swap(up, Ordering::AcqRel) != up;
-        if changed {
-            self.link.generation.fetch_add(1, Ordering::AcqRel);
-        }
-        changed
+        self.link.generation.change(|| self.link.up.swap(up, Ordering::AcqRel) != up)
     }
 
     /// The worker of the receive queue, over its own handle to the link.
@@ -146,6 +143,6 @@ impl VirtioDevice for NetDevice {
     }
 
     fn config_generation(&self) -> u8 {
-        self.link.generation.load(Ordering::Acquire)
+        self.link.generation.show()
     }
 }
