@@ -75,8 +75,9 @@ pub trait VirtioDevice: Send + Sync {
         0
     }
 
-    /// The driver has settled its features (FEATURES_OK; on the legacy interface each write of the guest features): the
-    /// configuration space may look different from now on. Called with 0 at reset.
+    /// The driver has settled its features (FEATURES_OK): the configuration space may look different from now on. Called
+    /// with 0 at reset, and by legacy drivers never else: what they see does not change by their features (virtio 1.3
+    /// §5.2.5.3).
     fn features_accepted(&self, features: u64) {
         let _ = features;
     }

@@ -213,9 +213,9 @@ impl Core {
             }
             match (interface, registers.driver_feature_select) {
                 (Interface::Legacy, _) => {
+                    // There is no FEATURES_OK here: what was written last counts. The device is not told, because its
+                    // configuration may not change by it (§5.2.5.3).
                     registers.driver_features = u64::from(value) & self.offered(Interface::Legacy);
-                    // There is no FEATURES_OK here: what was written last counts.
-                    self.device.features_accepted(registers.driver_features);
                 }
                 (Interface::Modern, 0) => {
                     registers.driver_features = registers.driver_features & !0xffff_ffff | u64::from(value);

@@ -174,3 +174,23 @@ fn a_page_number_of_zero_takes_a_queue_away_before_the_start() {
     rig.outp(base + STATUS, 1, 7);
     assert_eq!(rig.runner.starts.lock().unwrap()[0].iter().map(|queue| queue.0).collect::<Vec<_>>(), [1]);
 }
+
+#[test]
+fn a_legacy_drivers_features_and_status_leave_the_device_configuration_as_the_driver_wrote_it() {
+    // §5.2.5.3: a legacy driver may switch a disk's cache before it writes its features, and finds it as it left it.
+    let mut rig = rig(Shape::default());
+    rig.enable();
+    let base = rig.bar(0);
+    rig.outp(base + STATUS, 1, 0);
+    rig.device.accepted.lock().unwrap().clear();
+    rig.outp(base + 20 + 32, 1, 0);
+    for (register, width, value) in
+        [(STATUS, 1, 1), (STATUS, 1, 3), (GUEST_FEATURES, 4, INDIRECT), (GUEST_FEATURES, 4, 0), (STATUS, 1, 7)]
+    {
+        rig.outp(base + register, width, value);
+        assert!(rig.device.accepted.lock().unwrap().is_empty(), "told by {register:#x}");
+    }
+    assert_eq!(rig.inp(base + 20 + 32, 1), 0);
+    rig.outp(base + STATUS, 1, 0);
+    assert_eq!(*rig.device.accepted.lock().unwrap(), [0], "a reset is one");
+}

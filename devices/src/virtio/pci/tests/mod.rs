@@ -26,6 +26,8 @@ struct FakeDevice {
     features: u64,
     queues: Vec<u16>,
     config: Mutex<Vec<u8>>,
+    /// What it was told of the driver's features, since the test last looked.
+    accepted: Mutex<Vec<u64>>,
 }
 
 impl VirtioDevice for FakeDevice {
@@ -51,6 +53,9 @@ impl VirtioDevice for FakeDevice {
     }
     fn config_generation(&self) -> u8 {
         0x5a
+    }
+    fn features_accepted(&self, features: u64) {
+        self.accepted.lock().unwrap().push(features);
     }
 }
 
@@ -243,6 +248,7 @@ fn rig(shape: Shape) -> Rig {
         features: INDIRECT | EVENT_IDX | 1 << 24 | 1 << 38 | 1 << 40 | 0b101,
         queues: shape.queues,
         config: Mutex::new((0..shape.config_len).map(|byte| byte as u8).collect()),
+        accepted: Mutex::default(),
     });
     let runner = Arc::new(FakeRunner { rings: shape.rings, ..FakeRunner::default() });
     let msis: Vec<_> = (0..shape.vectors).map(|_| Arc::new(FakeMsi::default())).collect();
