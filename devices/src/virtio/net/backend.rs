@@ -64,8 +64,8 @@ pub enum NetError {
 ///
 /// `M` is the guest memory the ranges point into; all of them lie inside it.
 pub trait NetBackend<M: ?Sized>: Send {
-    /// Sends one frame. `header` is the driver's, copied once and brought to the 12-byte layout; it is not validated
-    /// beyond its layout. At most [`MAX_FRAME_RANGES`] ranges.
+    /// Sends one frame. `header` is the driver's, copied once and brought to the 12-byte layout; of its flags only
+    /// `NEEDS_CSUM` is left, and nothing else of it is validated. At most [`MAX_FRAME_RANGES`] ranges.
     fn send(&mut self, mem: &M, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError>;
 
     /// Receives one frame: its header into `header`, its bytes into `into`, and what does not fit there into `spill`.

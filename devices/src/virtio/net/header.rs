@@ -11,6 +11,8 @@ pub(super) const MAX_FRAME_BYTES: usize = 65536 + 18;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`.
 const FLAG_NEEDS_CSUM: u8 = 1;
+/// `VIRTIO_NET_HDR_F_DATA_VALID`.
+const FLAG_DATA_VALID: u8 = 2;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
@@ -44,22 +46,38 @@ impl Framing {
     }
 
     /// Brings the header of a received frame to what the driver may see (virtio 1.3 §5.1.6.4.1). `false` where the
-    /// frame needs an offload the driver has not accepted, so it cannot be delivered.
+    /// frame needs an offload the driver has not accepted, or is a segment that no driver could complete, so it cannot
+    /// be delivered.
     pub fn admit(&self, header: &mut Header) -> bool {
-        let [flags, gso_type, ..] = header;
+        let [flags, gso_type, _, _, gso_size @ .., _, _, _, _, _, _] = header;
+        // RSC_INFO would turn csum_start into a count for a driver that knows it, and RSC_EXT is not offered.
+        *flags &= FLAG_NEEDS_CSUM | FLAG_DATA_VALID;
         if !self.offloads.csum {
             if *flags & FLAG_NEEDS_CSUM != 0 {
                 return false;
             }
             *flags = 0;
         }
-        match *gso_type & !GSO_ECN {
-            GSO_NONE => true,
+        let accepted = match *gso_type & !GSO_ECN {
+            GSO_NONE => {
+                *gso_type = GSO_NONE;
+                return true;
+            }
             GSO_TCPV4 => self.offloads.tso4,
             GSO_TCPV6 => self.offloads.tso6,
             _ => false,
-        }
+        };
+        let complete = *flags & FLAG_NEEDS_CSUM != 0 && *gso_size != [0, 0];
+        accepted && complete && (*gso_type & GSO_ECN == 0 || self.offloads.ecn)
     }
+}
+
+/// Leaves of a sent frame's header what the link may go by: flags this device does not know, and `num_buffers`, are not
+/// for it to interpret (virtio 1.3 §5.1.6.2.2).
+pub(super) fn for_the_link(header: &mut Header) {
+    let [flags, ..] = header;
+    *flags &= FLAG_NEEDS_CSUM;
+    set_num_buffers(header, 0);
 }
 
 /// Fills in `num_buffers`.

@@ -1,3 +1,5 @@
+mod offloads;
+
 use std::sync::Arc;
 
 use super::*;

@@ -3,7 +3,7 @@
 use vm_memory::GuestMemory;
 
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Sent};
-use super::header::{Framing, MAX_FRAME_BYTES, set_num_buffers};
+use super::header::{Framing, MAX_FRAME_BYTES, for_the_link};
 use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 
@@ -71,8 +71,7 @@ impl Tx {
         if frame.read(driver_header).is_err() {
             return Verdict::Malformed;
         }
-        // Drivers set it to zero (§5.1.6.2.1); what they leave there is none of the link's business.
-        set_num_buffers(&mut header, 0);
+        for_the_link(&mut header);
         let len_bytes = frame.remaining();
         if len_bytes == 0 {
             return Verdict::Malformed;

@@ -1,0 +1,144 @@
+//! What the header in front of a frame may say, whatever the link or the driver wrote there (virtio 1.3 §5.1.6.2,
+//! §5.1.6.4).
+
+use super::*;
+
+const CSUM: u64 = 1;
+const GUEST_TSO6: u64 = 1 << 8;
+const GUEST_ECN: u64 = 1 << 9;
+const HOST_TSO4: u64 = 1 << 11;
+const HOST_TSO6: u64 = 1 << 12;
+const HOST_ECN: u64 = 1 << 13;
+const RSC_INFO: u8 = 4;
+const ECN: u8 = 0x80;
+
+/// What becomes of a frame that arrives with this header: its header at the driver, or `None` where it is dropped.
+fn delivered(features: u64, arriving: Header) -> Option<Header> {
+    let mut rig = rig(features);
+    let posted = rig.post_rx(&[200]);
+    rig.link.arrive(arriving, &frame(60));
+    rig.step();
+    let received = rig.received(&posted);
+    assert_eq!(received.len() as u64 + rig.rx_counters.dropped.get(), 1);
+    received.first().map(|bytes| bytes[..12].try_into().unwrap())
+}
+
+#[test]
+fn flags_nobody_negotiated_do_not_reach_the_driver() {
+    // Without RSC_EXT the driver would take csum_start for a checksum's place where it is a count of segments.
+    for flags in 0..=255u8 {
+        let header = delivered(V1 | GUEST_CSUM, header(flags, 0)).unwrap();
+        assert_eq!(header[0], flags & 3, "{flags:#x}");
+        assert_eq!(header[0] & RSC_INFO, 0);
+    }
+}
+
+#[test]
+fn no_segment_comes_without_its_checksum_to_complete_or_without_its_size() {
+    let features = V1 | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6;
+    for gso_type in [1, 4] {
+        assert!(delivered(features, header(1, gso_type)).is_some());
+        for flags in [0, 2] {
+            assert_eq!(delivered(features, header(flags, gso_type)), None, "no NEEDS_CSUM, type {gso_type}");
+        }
+        let mut sizeless = header(1, gso_type);
+        sizeless[4..6].fill(0);
+        assert_eq!(delivered(features, sizeless), None, "no gso_size, type {gso_type}");
+    }
+}
+
+#[test]
+fn each_kind_of_segment_comes_only_to_a_driver_that_accepted_it() {
+    for (features, accepted) in [
+        (0, [false; 6]),
+        (GUEST_CSUM, [false; 6]),
+        (GUEST_CSUM | GUEST_TSO4, [true, false, false, false, false, false]),
+        (GUEST_CSUM | GUEST_TSO6, [false, true, false, false, false, false]),
+        (GUEST_CSUM | GUEST_TSO4 | GUEST_ECN, [true, false, true, false, false, false]),
+        (GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN, [true, true, true, true, false, false]),
+    ] {
+        // TCP over IPv4 and IPv6, both with ECN, UDP fragments, UDP segments.
+        for (gso_type, accepted) in [1, 4, 1 | ECN, 4 | ECN, 3, 5].into_iter().zip(accepted) {
+            let found = delivered(V1 | features, header(1, gso_type));
+            assert_eq!(found.map(|header| header[1]), accepted.then_some(gso_type), "{features:#x} {gso_type:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_is_no_segment_has_no_congestion_bit() {
+    for features in [V1, V1 | GUEST_CSUM, V1 | GUEST_CSUM | GUEST_TSO4 | GUEST_ECN] {
+        assert_eq!(delivered(features, header(0, ECN)).unwrap()[1], 0);
+    }
+}
+
+#[test]
+fn flags_the_device_does_not_know_are_not_the_links_to_interpret() {
+    let mut rig = rig(V1 | CSUM);
+    for flags in 0..=255u8 {
+        rig.send(&[Buf::Read(header(flags, 0).into()), Buf::Read(frame(60))]);
+        assert_eq!(rig.link.take_sent(), [(header(flags & 1, 0), frame(60))], "{flags:#x}");
+        assert_eq!(rig.tx.used().len(), 1);
+    }
+}
+
+#[test]
+fn wrong_lengths_and_offsets_in_a_sent_header_change_no_byte_of_the_frame() {
+    // §5.1.6.2.2: hdr_len is a hint at most, and without NEEDS_CSUM the checksum's place means nothing.
+    let mut rig = rig(V1 | CSUM | HOST_TSO4);
+    for (flags, gso_type) in [(0, 0), (1, 0), (1, 1)] {
+        for value in [0, 1, 59, 60, 61, 0x7fff, 0xffff_u16] {
+            let mut wrong = header(flags, gso_type);
+            for field in [2, 6, 8] {
+                wrong[field..field + 2].copy_from_slice(&value.to_le_bytes());
+            }
+            rig.send(&[Buf::Read(wrong.into()), Buf::Read(frame(60))]);
+            let sent = rig.link.take_sent();
+            assert_eq!((sent.len(), &sent[0].1), (1, &frame(60)), "{value:#x}");
+            assert_eq!(rig.tx.used().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_segment_the_driver_had_no_leave_for_is_answered_like_any_frame() {
+    let mut rig = rig(V1);
+    for gso_type in 0..=255 {
+        rig.send(&[Buf::Read(header(0xff, gso_type).into()), Buf::Read(frame(60))]);
+        assert_eq!(rig.tx.used().len(), 1, "{gso_type:#x}");
+    }
+    assert!(rig.interrupt.take_needs_reset().is_empty());
+}
+
+#[test]
+fn no_offload_is_offered_without_the_one_it_needs() {
+    for offloads in [false, true] {
+        let features = NetDevice::new(NetConfig { offloads, ..config() }).features();
+        for (feature, needs) in [
+            (GUEST_TSO4, GUEST_CSUM),
+            (GUEST_TSO6, GUEST_CSUM),
+            (GUEST_ECN, GUEST_TSO4 | GUEST_TSO6),
+            (HOST_TSO4, CSUM),
+            (HOST_TSO6, CSUM),
+            (HOST_ECN, HOST_TSO4 | HOST_TSO6),
+        ] {
+            assert_eq!(features & feature != 0, offloads);
+            assert!(features & feature == 0 || features & needs != 0, "{feature:#x}");
+        }
+    }
+}
+
+#[test]
+fn nothing_that_needs_a_control_queue_is_offered() {
+    // CTRL_VQ, CTRL_RX, CTRL_VLAN, CTRL_RX_EXTRA, GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR, CTRL_GUEST_OFFLOADS.
+    let control = [17, 18, 19, 20, 21, 22, 23, 2];
+    // Hashes, coalescing, USO, GUEST_HDRLEN, RSS, RSC_EXT, STANDBY and SPEED_DUPLEX.
+    let others = 50..=63;
+    // UFO both ways.
+    let udp = [10, 14];
+    let features = NetDevice::new(NetConfig { mtu: Some(1500), ..config() }).features();
+    for bit in control.into_iter().chain(others).chain(udp) {
+        assert_eq!(features & 1 << bit, 0, "bit {bit}");
+    }
+    assert_eq!(NetDevice::new(config()).queue_max_sizes().len(), 2, "and there is no such queue");
+}
