@@ -36,12 +36,16 @@ pub const TX_QUEUE: u16 = 1;
 /// Bytes of configuration space: mac, status, max_virtqueue_pairs and mtu (virtio 1.3 §5.1.4).
 const CONFIG_BYTES: usize = 12;
 
+/// The least MTU that may be offered (virtio 1.3 §5.1.4.1).
+const LEAST_MTU: u16 = 68;
+
 /// What a network card looks like to its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// Its address; not a multicast one.
     pub mac: [u8; 6],
-    /// The largest packet of the link without its Ethernet header, where the guest shall be told (`VIRTIO_NET_F_MTU`).
+    /// The largest packet of the link without its Ethernet header, where the guest shall be told (`VIRTIO_NET_F_MTU`). One
+    /// below 68 is none.
     pub mtu: Option<u16>,
     /// Offer checksum and segmentation offloads both ways: the link understands the virtio-net header.
     pub offloads: bool,
@@ -78,17 +82,17 @@ impl NetDevice {
 
     /// The worker of the receive queue, over its own handle to the link.
     pub fn rx_worker<B>(&self, backend: B, counters: Arc<QueueCounters>) -> NetWorker<B> {
-        NetWorker::new(backend, Some(self.rx(counters)), None)
+        NetWorker::new(backend, self.mtu(), Some(self.rx(counters)), None)
     }
 
     /// The worker of the transmit queue, over its own handle to the link.
     pub fn tx_worker<B>(&self, backend: B, counters: Arc<QueueCounters>) -> NetWorker<B> {
-        NetWorker::new(backend, None, Some(self.tx(counters)))
+        NetWorker::new(backend, self.mtu(), None, Some(self.tx(counters)))
     }
 
     /// One worker for both queues.
     pub fn worker<B>(&self, backend: B, rx: Arc<QueueCounters>, tx: Arc<QueueCounters>) -> NetWorker<B> {
-        NetWorker::new(backend, Some(self.rx(rx)), Some(self.tx(tx)))
+        NetWorker::new(backend, self.mtu(), Some(self.rx(rx)), Some(self.tx(tx)))
     }
 
     fn rx(&self, counters: Arc<QueueCounters>) -> Rx {
@@ -99,12 +103,17 @@ impl NetDevice {
         Tx::new(WorkerQueue::new(TX_QUEUE, self.config.queue_size, counters))
     }
 
+    /// The MTU the guest is told: no smaller one may be (§5.1.4.1).
+    fn mtu(&self) -> Option<u16> {
+        self.config.mtu.filter(|mtu| *mtu >= LEAST_MTU)
+    }
+
     fn config_space(&self) -> [u8; CONFIG_BYTES] {
         let [m0, m1, m2, m3, m4, m5] = self.config.mac;
         // Bit 0 of status is VIRTIO_NET_S_LINK_UP.
         let [s0, s1] = u16::from(self.link.up.load(Ordering::Acquire)).to_le_bytes();
         let [p0, p1] = 1u16.to_le_bytes();
-        let [t0, t1] = self.config.mtu.unwrap_or_default().to_le_bytes();
+        let [t0, t1] = self.mtu().unwrap_or_default().to_le_bytes();
         [m0, m1, m2, m3, m4, m5, s0, s1, p0, p1, t0, t1]
     }
 }
@@ -116,7 +125,7 @@ impl VirtioDevice for NetDevice {
 
     fn features(&self) -> u64 {
         let mut features = feature::MAC | feature::STATUS | feature::MRG_RXBUF | F_INDIRECT_DESC | F_EVENT_IDX;
-        if self.config.mtu.is_some() {
+        if self.mtu().is_some() {
             features |= feature::MTU;
         }
         if self.config.offloads {

@@ -28,11 +28,13 @@ pub(super) struct Framing {
     pub mergeable: bool,
     /// What received frames may leave unfinished.
     pub offloads: Offloads,
+    /// The largest packet without its Ethernet header, where the driver knows one.
+    pub mtu: Option<u16>,
 }
 
 impl Framing {
-    /// What the driver's features come to.
-    pub fn new(activation: &WorkerActivation) -> Self {
+    /// What the driver's features come to, on a card with this MTU.
+    pub fn new(activation: &WorkerActivation, mtu: Option<u16>) -> Self {
         let has = |bit| activation.features & bit != 0;
         let mergeable = has(feature::MRG_RXBUF);
         // §5.1.3.1: the segmentation features require the checksum one.
@@ -42,7 +44,17 @@ impl Framing {
             header_bytes: if activation.legacy && !mergeable { LEGACY_HEADER_BYTES } else { HEADER_BYTES },
             mergeable,
             offloads: Offloads { csum, tso4, tso6, ecn: (tso4 || tso6) && has(feature::GUEST_ECN) },
+            mtu: mtu.filter(|_| has(feature::MTU)),
         }
+    }
+
+    /// Whether a received frame is larger than the driver was told (virtio 1.3 §5.1.4.1). `ethertype` reads the two bytes
+    /// at [`ETHERTYPE`]: it is asked only where they decide.
+    pub fn exceeds_mtu(&self, header: &Header, len_bytes: usize, ethertype: impl FnOnce() -> [u8; 2]) -> bool {
+        let [_, gso_type, ..] = header;
+        let Some(mtu) = self.mtu.filter(|_| *gso_type == GSO_NONE) else { return false };
+        let beyond = len_bytes.saturating_sub(usize::from(mtu).saturating_add(ETHERNET_BYTES));
+        beyond > TAG_BYTES || beyond > 0 && !TAGGED.contains(&ethertype())
     }
 
     /// Brings the header of a received frame to what the driver may see (virtio 1.3 §5.1.6.4.1). `false` where the
@@ -71,6 +83,14 @@ impl Framing {
         accepted && complete && (*gso_type & GSO_ECN == 0 || self.offloads.ecn)
     }
 }
+
+/// Bytes of an Ethernet header: two addresses and the type of the payload.
+const ETHERNET_BYTES: usize = 14;
+/// Where that type is.
+pub(super) const ETHERTYPE: u64 = 12;
+/// Bytes of a VLAN tag, and the types that say there is one (802.1Q, 802.1ad).
+const TAG_BYTES: usize = 4;
+const TAGGED: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 
 /// Leaves of a sent frame's header what the link may go by: flags this device does not know, and `num_buffers`, are not
 /// for it to interpret (virtio 1.3 §5.1.6.2.2).

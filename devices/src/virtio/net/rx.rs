@@ -7,10 +7,10 @@
 
 use std::collections::VecDeque;
 
-use vm_memory::GuestMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Received};
-use super::header::{Framing, MAX_FRAME_BYTES, set_num_buffers};
+use super::header::{ETHERTYPE, Framing, MAX_FRAME_BYTES, set_num_buffers};
 use crate::virtio::queue::{Chain, ChainError, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 
@@ -123,7 +123,9 @@ impl Rx {
                 }
             };
             let fits = len_bytes <= if direct { room } else { self.bounce.len() };
-            if !self.framing.admit(&mut header) || !fits {
+            let admitted = self.framing.admit(&mut header)
+                && !self.framing.exceeds_mtu(&header, len_bytes, || self.ethertype(mem, direct));
+            if !admitted || !fits {
                 self.queue.counters().dropped.count();
                 if !fits && !self.framing.mergeable {
                     // The next frame gets the next buffer: one that is too small must not stay in everybody's way.
@@ -199,6 +201,29 @@ impl Rx {
             room = room.saturating_add(len as usize);
         }
         room
+    }
+
+    /// The type of the payload of the frame that was received last: in the driver's buffers, or in our own.
+    fn ethertype<M: GuestMemory>(&self, mem: &M, direct: bool) -> [u8; 2] {
+        let mut found = [0; 2];
+        if !direct {
+            let bytes = self.bounce.get(ETHERTYPE as usize..).unwrap_or_default();
+            found.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            return found;
+        }
+        let mut skip = ETHERTYPE;
+        let mut rest = found.as_mut_slice();
+        for range in &self.ranges {
+            let cut = skip.min(range.len.into());
+            skip = skip.saturating_sub(cut);
+            let left = u64::from(range.len).saturating_sub(cut);
+            let here = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let Some((here, after)) = rest.split_at_mut_checked(here) else { break };
+            // A guest that takes the memory away while its frame is being looked at has an unknown type.
+            let _ = mem.read_slice(here, GuestAddress(range.addr.saturating_add(cut)));
+            rest = after;
+        }
+        found
     }
 
     /// Copies the frame in `bounce` to the driver. `false` where it has to wait for more buffers.

@@ -1,3 +1,4 @@
+mod mtu;
 mod offloads;
 
 use std::sync::Arc;
@@ -32,10 +33,14 @@ struct Rig {
 }
 
 fn rig(features: u64) -> Rig {
+    rig_of(config(), features)
+}
+
+fn rig_of(config: NetConfig, features: u64) -> Rig {
     let mem = guest_ram(0x40_0000);
     let link = MemoryLink::default();
     let (rx_counters, tx_counters) = (Arc::<QueueCounters>::default(), Arc::<QueueCounters>::default());
-    let worker = NetDevice::new(config()).worker(link.clone(), rx_counters.clone(), tx_counters.clone());
+    let worker = NetDevice::new(config).worker(link.clone(), rx_counters.clone(), tx_counters.clone());
     let mut rig = Rig {
         rx: DriverQueue::new(&mem, 0x10_0000, SIZE, features),
         tx: DriverQueue::new(&mem, 0x20_0000, SIZE, features),

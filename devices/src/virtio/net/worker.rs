@@ -14,6 +14,7 @@ use crate::virtio::{QueueState, Step, VirtioWorker, WorkerActivation};
 /// counted, what it cannot take now waits in the ring.
 pub struct NetWorker<B> {
     backend: B,
+    mtu: Option<u16>,
     indices: Vec<u16>,
     rx: Option<Rx>,
     tx: Option<Tx>,
@@ -21,9 +22,9 @@ pub struct NetWorker<B> {
 }
 
 impl<B> NetWorker<B> {
-    pub(super) fn new(backend: B, rx: Option<Rx>, tx: Option<Tx>) -> Self {
+    pub(super) fn new(backend: B, mtu: Option<u16>, rx: Option<Rx>, tx: Option<Tx>) -> Self {
         let queues = [rx.as_ref().map(|rx| rx.queue.index()), tx.as_ref().map(|tx| tx.queue.index())];
-        Self { backend, indices: queues.into_iter().flatten().collect(), rx, tx, stopping: false }
+        Self { backend, mtu, indices: queues.into_iter().flatten().collect(), rx, tx, stopping: false }
     }
 
     /// The link.
@@ -62,7 +63,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
 
     fn start(&mut self, mem: &M, queue: u16, state: QueueState, activation: &WorkerActivation) {
         self.stopping = false;
-        let framing = Framing::new(activation);
+        let framing = Framing::new(activation, self.mtu);
         let Self { backend, rx, tx, .. } = self;
         if let Some(rx) = rx.as_mut().filter(|rx| rx.queue.index() == queue) {
             rx.release();
