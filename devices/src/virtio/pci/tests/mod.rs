@@ -4,6 +4,7 @@ mod attacks;
 mod legacy;
 mod modern;
 mod queue_reset;
+mod rules;
 
 use std::sync::{Arc, Mutex};
 
@@ -141,8 +142,11 @@ impl QueueRunner for FakeRunner {
     }
 }
 
+/// What a test looks at when an interrupt arrives.
+type Look = Mutex<Option<Arc<dyn Fn() + Send + Sync>>>;
+
 #[derive(Default)]
-struct FakeMsi(Mutex<(Option<MsiMessage>, u32)>);
+struct FakeMsi(Mutex<(Option<MsiMessage>, u32)>, Look);
 
 impl MsiSource for FakeMsi {
     fn set_message(&self, message: Option<MsiMessage>) {
@@ -152,16 +156,21 @@ impl MsiSource for FakeMsi {
         let mut state = self.0.lock().unwrap();
         if state.0.is_some() {
             state.1 += 1;
+            drop(state);
+            self.1.lock().unwrap().iter().for_each(|look| look());
         }
     }
 }
 
 #[derive(Default)]
-struct Line(Mutex<bool>);
+struct Line(Mutex<bool>, Look);
 
 impl IrqLine for Line {
     fn set(&self, asserted: bool) {
         *self.0.lock().unwrap() = asserted;
+        if asserted {
+            self.1.lock().unwrap().iter().for_each(|look| look());
+        }
     }
 }
 
