@@ -4,6 +4,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod exit;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hypervisor;
 mod logging;
 pub mod machine;

@@ -10,7 +10,17 @@ use crate::config::LogRule;
 
 /// Says one thing on stderr, in one line. Nobody reading is no reason to end a guest, as `eprintln!` would.
 pub fn say(what: impl Display) {
-    let _ = writeln!(stderr(), "zvmm: {}", what.to_string().replace('\n', " "));
+    let _ = writeln!(stderr(), "zvmm: {}", line(what));
+}
+
+/// The text as one line that does nothing to a terminal: a configuration may come from somebody else, and its keys,
+/// names and paths are in messages about it.
+pub(crate) fn line(what: impl Display) -> String {
+    let mut text = what.to_string().replace('\n', " ");
+    if text.contains(char::is_control) {
+        text = text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.into() }).collect();
+    }
+    text
 }
 
 /// Writes a result to stdout. A reader that has seen enough (`| head`) is no failure.
@@ -38,7 +48,7 @@ fn builder(rules: &[LogRule]) -> Builder {
     }
     builder.format(|out, record| {
         let level = record.level().as_str().to_ascii_lowercase();
-        writeln!(out, "zvmm: {level}: {}: {}", record.target(), record.args())
+        writeln!(out, "zvmm: {level}: {}: {}", record.target(), line(record.args()))
     });
     builder
 }
@@ -47,6 +57,12 @@ fn builder(rules: &[LogRule]) -> Builder {
 mod tests {
     use super::*;
     use log::{Level, Log, Metadata};
+
+    #[test]
+    fn a_message_about_hostile_text_is_one_line_without_control_characters() {
+        assert_eq!(line("unknown key 'a\n\u{1b}[2Jb\rc'"), r"unknown key 'a \u{1b}[2Jb\rc'");
+        assert_eq!(line("'é, ß' stays"), "'é, ß' stays");
+    }
 
     #[test]
     fn rules_decide_by_module_and_warnings_are_the_default() {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use zvmm::config::VmConfig;
+use zvmm::config::{ConfigError, VmConfig};
 
 const FILE: &str = "vm.json";
 
@@ -18,15 +18,22 @@ pub fn run(data: &[u8]) {
             let again = VmConfig::from_json(Path::new(FILE), &printed);
             assert_eq!(again.as_ref().ok(), Some(&config), "{again:?} from {printed}");
             for problem in config.problems() {
-                assert!(!problem.to_string().is_empty());
+                judge_message(&problem);
             }
         }
         Err(error) => {
-            let line = error.to_string();
+            let line = judge_message(&error);
             assert!(line.starts_with("vm.json:"), "'{line}' names no place");
-            assert!(!line.contains('\n'), "'{line}' has more than one line");
         }
     }
+}
+
+/// A message is one line that does nothing to a terminal, and says something.
+fn judge_message(error: &ConfigError) -> String {
+    let line = zvmm::fuzzing::said(error);
+    assert!(!line.contains(char::is_control), "{line:?} is no plain line");
+    assert!(!line.trim().is_empty());
+    line
 }
 
 /// The text, and what becomes of it.
