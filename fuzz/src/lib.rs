@@ -5,6 +5,7 @@
 //! `fuzz_targets/`, `cargo test` replays the inputs of `regressions/`, and `cargo xtask fuzz` drives campaigns.
 
 pub mod replay;
+pub mod stats;
 pub mod targets;
 
 /// One thing that is fuzzed.
@@ -38,7 +39,10 @@ pub fn target(name: &str) -> Option<&'static Target> {
 macro_rules! fuzz_bin {
     ($name:ident) => {
         #[cfg(fuzzing)]
-        libfuzzer_sys::fuzz_target!(|data: &[u8]| $crate::targets::$name::run(data));
+        libfuzzer_sys::fuzz_target!(init: $crate::replay::if_asked(stringify!($name)), |data: &[u8]| {
+            $crate::stats::program();
+            $crate::targets::$name::run(data)
+        });
 
         #[cfg(not(fuzzing))]
         fn main() -> std::process::ExitCode {

@@ -1,31 +1,68 @@
-//! Explains inputs, and runs them outside a fuzzer.
+//! Explains inputs, and runs them outside a campaign.
 
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::Target;
+
+/// The variable that holds the input to replay in place of fuzzing.
+const REPLAY: &str = "ZVMM_FUZZ_REPLAY";
+
+/// In a fuzzing build: replays one input and ends the process, when the environment asks for that.
+pub fn if_asked(name: &str) {
+    let Some(file) = std::env::var_os(REPLAY) else { return };
+    let replayed = find(name).and_then(|target| one(target, Path::new(&file)));
+    std::process::exit(i32::from(said(replayed).is_err()));
+}
+
 /// The program of the target `name` outside a fuzzer: for every file it is given, says what the input means and runs it.
+/// After `--quiet` it says nothing, and runs all files of a folder.
 #[must_use]
 pub fn main(name: &str) -> ExitCode {
-    let Some(target) = crate::target(name) else {
-        eprintln!("there is no target {name}");
-        return ExitCode::FAILURE;
-    };
-    let files: Vec<_> = std::env::args_os().skip(1).collect();
-    if files.is_empty() {
-        eprintln!("usage: {name} FILE...: says what each input means, and runs it");
-        return ExitCode::FAILURE;
+    let mut arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let quiet = arguments.first().is_some_and(|first| first == Path::new("--quiet"));
+    if quiet {
+        arguments.remove(0);
     }
-    for file in files {
-        let data = match std::fs::read(&file) {
-            Ok(data) => data,
-            Err(error) => {
-                eprintln!("{}: {error}", file.display());
-                return ExitCode::FAILURE;
-            }
-        };
-        println!("{} ({} bytes):\n{}", file.display(), data.len(), (target.explain)(&data).trim_end());
-        // A finding panics, so this line is printed only where there is none.
-        (target.run)(&data);
-        println!("no finding");
+    let replayed = find(name).and_then(|target| match (quiet, arguments.is_empty()) {
+        (false, true) => Err(format!("usage: {name} [--quiet] FILE...: says what each input means, and runs it")),
+        (false, false) => arguments.iter().try_for_each(|file| one(target, file)),
+        (true, _) => arguments.iter().try_for_each(|path| all(target, path)),
+    });
+    match said(replayed) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(()) => ExitCode::FAILURE,
     }
-    ExitCode::SUCCESS
+}
+
+fn said(result: Result<(), String>) -> Result<(), ()> {
+    result.map_err(|problem| eprintln!("{problem}"))
+}
+
+fn find(name: &str) -> Result<&'static Target, String> {
+    crate::target(name).ok_or_else(|| format!("there is no target {name}"))
+}
+
+/// A finding panics, so that what is said last is the finding.
+fn one(target: &Target, file: &Path) -> Result<(), String> {
+    let data = read(file, |file| fs::read(file))?;
+    println!("{} ({} bytes):\n{}", file.display(), data.len(), (target.explain)(&data).trim_end());
+    (target.run)(&data);
+    println!("no finding");
+    Ok(())
+}
+
+fn all(target: &Target, path: &Path) -> Result<(), String> {
+    if !path.is_dir() {
+        (target.run)(&read(path, |file| fs::read(file))?);
+        return Ok(());
+    }
+    let entries = read(path, |path| fs::read_dir(path)?.collect::<io::Result<Vec<_>>>())?;
+    entries.into_iter().map(|entry| entry.path()).filter(|path| path.is_file()).try_for_each(|file| all(target, &file))
+}
+
+fn read<T>(path: &Path, how: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, String> {
+    how(path).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod debian;
 mod demo;
+mod fuzz;
 mod guests;
 mod illumos;
 mod lab;
@@ -28,6 +29,8 @@ enum Command {
     Test(test::Options),
     /// Run lab scenarios: real guests under an emulated machine with nested virtualization
     Lab(lab::Options),
+    /// Fuzz a target: a campaign with progress, the replay of a finding, line coverage
+    Fuzz(fuzz::Options),
     /// Build the bare-metal guests that run on any /dev/kvm
     Guests(guests::Options),
     /// Measure: start-up against its floor, system calls, memory
@@ -44,6 +47,7 @@ fn main() -> std::process::ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Test(options) => test::run(options),
         Command::Lab(options) => lab::run(options),
+        Command::Fuzz(options) => fuzz::run(options),
         Command::Guests(options) => guests::run(options),
         Command::Bench(options) => bench::run(options),
         Command::IllumosCheck(options) => illumos::run(options),

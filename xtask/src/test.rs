@@ -10,7 +10,7 @@ use crate::lab::kvm_tests::PACKAGES;
 use crate::lab::vmm::Vmm;
 use crate::lab::{self, Case, kvm_tests, matrix, place, scenarios};
 use crate::times::Times;
-use crate::{guests, illumos, paths};
+use crate::{fuzz, guests, illumos, paths};
 
 /// What the gate lane may take in all.
 const GATE_LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -45,10 +45,11 @@ struct Part {
     full_only: bool,
 }
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     Part { name: "unit", run: unit, full_only: false },
     Part { name: "kvm", run: kvm, full_only: false },
     Part { name: "illumos", run: illumos, full_only: false },
+    Part { name: "fuzz", run: fuzz, full_only: false },
     Part { name: "lab", run: lab, full_only: false },
     Part { name: "micro", run: micro, full_only: true },
     Part { name: "bhyve", run: bhyve, full_only: true },
@@ -144,6 +145,16 @@ fn kvm(options: &Options) -> anyhow::Result<&'static str> {
 fn illumos(_options: &Options) -> anyhow::Result<&'static str> {
     illumos::run(illumos::Options::default())?;
     Ok("illumos")
+}
+
+/// What was found once, and every fuzz target for a while: with AddressSanitizer where there is time for it.
+fn fuzz(options: &Options) -> anyhow::Result<&'static str> {
+    if options.full {
+        fuzz::all(Duration::from_secs(600), fuzz::Build::Asan)?;
+        return Ok("fuzz at length");
+    }
+    fuzz::all(Duration::from_secs(20), fuzz::Build::Fuzz)?;
+    Ok("fuzz")
 }
 
 fn lab(options: &Options) -> anyhow::Result<&'static str> {

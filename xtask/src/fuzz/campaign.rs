@@ -1,0 +1,156 @@
+//! A campaign: processes that share a corpus, told about as they go.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use super::job::Job;
+use super::{Target, files, finding, folder, sources};
+
+/// How often progress is told.
+const TELL: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
+/// What a process may take beyond its time: it reads the corpus first, and looks at its clock between inputs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How targets are fuzzed.
+pub struct Campaign<'a> {
+    /// Folder of the programs.
+    pub programs: &'a Path,
+    /// How long.
+    pub time: Duration,
+    /// Processes a target.
+    pub jobs: u32,
+}
+
+/// What the processes of a target have done together.
+#[derive(Default)]
+struct Sum {
+    programs: u64,
+    operations: u64,
+    edges: u64,
+    corpus: u64,
+    new: u64,
+}
+
+impl Sum {
+    fn of<'a>(jobs: impl Iterator<Item = &'a Job>) -> Self {
+        jobs.fold(Self::default(), |sum, job| {
+            let said = job.said();
+            Self {
+                programs: sum.programs + said.programs,
+                operations: sum.operations + said.operations,
+                // The processes know much of the same: there is no sum of these.
+                edges: sum.edges.max(said.edges),
+                corpus: sum.corpus.max(said.corpus),
+                new: sum.new + said.new,
+            }
+        })
+    }
+}
+
+impl Campaign<'_> {
+    /// Fuzzes every target, `at_once` at a time; returns what went wrong, a line a target.
+    pub fn run_all(&self, targets: &[Target], at_once: usize) -> Vec<String> {
+        let (queue, failures) = (Mutex::new(targets.iter()), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..at_once {
+                scope.spawn(|| {
+                    while let Some(target) = { queue.lock().unwrap_or_else(PoisonError::into_inner).next() } {
+                        if let Err(error) = self.run(target) {
+                            let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
+                            failures.push(format!("{}: {error:#}", target.name));
+                        }
+                    }
+                });
+            }
+        });
+        failures.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fuzzes one target. The first finding ends the campaign: it is made smaller, explained, and kept.
+    ///
+    /// # Errors
+    /// When there is a finding, or a process cannot be run.
+    pub fn run(&self, target: &Target) -> anyhow::Result<()> {
+        let name = &target.name;
+        let start = Instant::now();
+        let mut jobs = (0..self.jobs).map(|number| self.start(name, number)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut told = start;
+        let mut before = 0;
+        loop {
+            sleep(POLL);
+            let ended = jobs.iter_mut().map(Job::ended).collect::<anyhow::Result<Vec<_>>>()?;
+            if let Some(which) = ended.iter().position(|end| end.is_some_and(|status| !status.success())) {
+                self.tell(name, start, &Sum::of(jobs.iter()));
+                let said = jobs.swap_remove(which).take_said();
+                // The others stop here: making the finding smaller has the machine for itself.
+                drop(jobs);
+                return Err(finding::report(&self.programs.join(name), target, said));
+            }
+            if ended.iter().all(Option::is_some) {
+                break;
+            }
+            if start.elapsed() > self.time + PATIENCE {
+                bail!("does not end after {} s", start.elapsed().as_secs());
+            }
+            if told.elapsed() >= TELL {
+                let sum = Sum::of(jobs.iter());
+                let rate = (sum.programs - before) as f64 / told.elapsed().as_secs_f64();
+                println!(
+                    "{name:<14} {:>5} s  {rate:>8.0} execs/s  {:>6} edges  corpus {:>5}  new {:>5}  findings 0",
+                    start.elapsed().as_secs(),
+                    sum.edges,
+                    sum.corpus,
+                    sum.new
+                );
+                (told, before) = (Instant::now(), sum.programs);
+            }
+        }
+        self.tell(name, start, &Sum::of(jobs.iter()));
+        Ok(())
+    }
+
+    fn start(&self, name: &str, number: u32) -> anyhow::Result<Job> {
+        let [corpus, findings, logs] = ["corpus", "findings", "logs"].map(|kind| folder().join(kind).join(name));
+        for folder in [&corpus, &findings, &logs] {
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        let mut command = finding::command(&self.programs.join(name));
+        command
+            .arg(format!("-max_total_time={}", self.time.as_secs()))
+            .arg(format!("-artifact_prefix={}/", findings.display()))
+            .args(["-timeout=10", "-rss_limit_mb=2048", "-max_len=4096", "-print_final_stats=1"]);
+        let dictionary = sources().join("dictionaries").join(format!("{name}.dict"));
+        if dictionary.is_file() {
+            command.arg(format!("-dict={}", dictionary.display()));
+        }
+        command.arg(corpus);
+        // What was found once stays in reach: bugs come in families.
+        for start in ["seeds", "regressions"].map(|kind| sources().join(kind).join(name)) {
+            if !files(&start).is_empty() {
+                command.arg(start);
+            }
+        }
+        Job::start(&mut command, &logs.join(format!("{number}.log")))
+    }
+
+    fn tell(&self, name: &str, start: Instant, sum: &Sum) {
+        let took = start.elapsed().as_secs_f64();
+        let operations = match sum.operations {
+            0 => String::new(),
+            operations => format!("  {:.1} operations a program", operations as f64 / sum.programs.max(1) as f64),
+        };
+        println!(
+            "{name:<14} ran {} programs in {took:.0} s: {:.0} execs/s  {} edges  corpus {}{operations}",
+            sum.programs,
+            sum.programs as f64 / took,
+            sum.edges,
+            sum.corpus
+        );
+    }
+}
