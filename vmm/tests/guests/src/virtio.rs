@@ -31,6 +31,7 @@ pub mod common {
     pub const DRIVER_FEATURE_SELECT: u64 = 0x08;
     pub const DRIVER_FEATURE: u64 = 0x0c;
     pub const CONFIG_VECTOR: u64 = 0x10;
+    pub const NUM_QUEUES: u64 = 0x12;
     pub const STATUS: u64 = 0x14;
     pub const QUEUE_SELECT: u64 = 0x16;
     pub const QUEUE_SIZE: u64 = 0x18;
@@ -238,6 +239,12 @@ impl Device {
         store(descriptor + 14, next);
     }
 
+    /// How many queues it has.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        load(self.common + common::NUM_QUEUES)
+    }
+
     /// Rings the doorbell.
     pub fn notify(&self) {
         fence(Ordering::SeqCst);
@@ -322,6 +329,12 @@ impl Msix {
         const MASK_ALL: u32 = 1 << 30;
         let before = self.access.read(self.function, self.capability) & !(ENABLE | MASK_ALL);
         self.access.write(self.function, self.capability, before | if on { ENABLE } else { 0 });
+    }
+
+    /// Entries of the table.
+    #[must_use]
+    pub fn entries(&self) -> u16 {
+        (self.access.read(self.function, self.capability) >> 16) as u16 % 0x800 + 1
     }
 
     /// Sends an entry to a vector of this CPU, unmasked.

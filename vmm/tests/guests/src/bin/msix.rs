@@ -24,6 +24,8 @@ fn main() {
 
     let mut device = Device::find(access);
     let msix = device.msix();
+    // One for each queue and one for configuration changes; more would be of no use (virtio 1.3 §4.1.5.1.2.1).
+    assert!(msix.entries() == device.queues() + 1, "{} vectors for {} queues", msix.entries(), device.queues());
     device.set_command(command::INTX_OFF, true);
     msix.set(0, FIRST);
     msix.enable(true);
