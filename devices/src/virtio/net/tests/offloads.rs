@@ -103,9 +103,14 @@ fn wrong_lengths_and_offsets_in_a_sent_header_change_no_byte_of_the_frame() {
 #[test]
 fn a_segment_the_driver_had_no_leave_for_is_answered_like_any_frame() {
     let mut rig = rig(V1);
-    for gso_type in 0..=255 {
-        rig.send(&[Buf::Read(header(0xff, gso_type).into()), Buf::Read(frame(60))]);
+    for (gso_type, flags, gso_size) in
+        (0..=255).flat_map(|gso_type| [(gso_type, 0xff, 5), (gso_type, 0, 5), (gso_type, 1, 0)])
+    {
+        let mut header = header(flags, gso_type);
+        header[5] = gso_size;
+        rig.send(&[Buf::Read(header.into()), Buf::Read(frame(60))]);
         assert_eq!(rig.tx.used().len(), 1, "{gso_type:#x}");
+        assert_eq!(rig.link.take_sent()[0].1, frame(60));
     }
     assert!(rig.interrupt.take_needs_reset().is_empty());
 }

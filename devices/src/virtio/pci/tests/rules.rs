@@ -295,3 +295,29 @@ fn device_configuration_through_ports_is_the_same_by_any_width_and_follows_the_h
     assert_eq!(rig.bar(0) & 3, 0);
     assert_eq!(rig.config_read(0x10, 1) & 1, 1, "BAR 0 is the first I/O region");
 }
+
+#[test]
+fn no_capability_can_be_written_but_the_window_of_the_configuration_access_and_the_control_of_msix() {
+    let mut rig = rig(Shape::default());
+    let (access, ..) = rig.structure(5).unwrap();
+    let msix = rig.capabilities(0x11)[0];
+    let writable = |at: u64| at == access + 4 || (access + 8..access + 20).contains(&at) || at == msix + 3;
+    for at in (0x40..0x100).filter(|at| !writable(*at)) {
+        let before = rig.config_read(at, 1);
+        for value in [0, 0xff] {
+            rig.config_write(at, 1, value);
+            assert_eq!(rig.config_read(at, 1), before, "{at:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_packed_queue_may_have_any_size_but_none() {
+    let mut rig = rig(Shape { rings: F_RING_PACKED, ..Default::default() });
+    rig.enable();
+    assert!(rig.negotiate(VERSION_1 | F_RING_PACKED));
+    for (size, reads) in [(100, 100), (0, 100), (129, 100), (1, 1), (0, 1), (128, 128)] {
+        rig.set(field::SIZE, 2, size);
+        assert_eq!(rig.get(field::SIZE, 2), reads, "{size}");
+    }
+}
