@@ -8,6 +8,7 @@ mod guests;
 mod illumos;
 mod lab;
 mod paths;
+mod spec;
 mod test;
 mod times;
 mod toolchain;
@@ -35,6 +36,8 @@ enum Command {
     Guests(guests::Options),
     /// Measure: start-up against its floor, system calls, memory
     Bench(bench::Options),
+    /// Say which rules of virtio 1.3 are shown to be kept, and by what
+    SpecReport(spec::Options),
     /// Type-check, lint and link the workspace for x86_64-unknown-illumos
     IllumosCheck(illumos::Options),
     /// What illumos-check has rustc link with
@@ -50,6 +53,7 @@ fn main() -> std::process::ExitCode {
         Command::Fuzz(options) => fuzz::run(options),
         Command::Guests(options) => guests::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::SpecReport(options) => spec::run(options),
         Command::IllumosCheck(options) => illumos::run(options),
         Command::IllumosLink(options) => illumos::link::run(options),
     };
