@@ -107,6 +107,9 @@ pub mod at {
         format!("/tools/initrd-{}", which.name())
     }
 
+    /// That of the attacker: not on the tools disk, so that a change of it costs no new disk.
+    pub const ATTACKER: &str = "/initrd-attacker";
+
     /// That of Debian's own kernel with `lscpu` in it.
     #[must_use]
     pub fn initrd_with_lscpu() -> String {
@@ -179,6 +182,21 @@ impl Content {
         }
         fs.finish()
     }
+}
+
+/// The initial RAM file system whose init is the attacker, made anew.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn attacker_initrd(attacker: &Path) -> anyhow::Result<PathBuf> {
+    let path = paths::lab().join("initrd-attacker");
+    let mut archive = Initramfs::new()?;
+    archive.file("init", &fs::read(attacker)?)?;
+    // Whole or not at all: another lab may be reading it.
+    let fresh = path.with_extension(format!("new{}", std::process::id()));
+    fs::write(&fresh, archive.finish()?)?;
+    fs::rename(fresh, &path)?;
+    Ok(path)
 }
 
 /// What decides what guests' kernels say, in a few lines of text.

@@ -34,6 +34,7 @@ const GATE: [(Vmm, &[&str]); 7] = [
             "sigterm",
             "panic-exit",
             "pause",
+            "attacker",
         ],
     ),
     (Vmm::MICRO, &["boot-6.1-elf"]),

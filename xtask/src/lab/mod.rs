@@ -1,5 +1,6 @@
 //! The lab: stock guests inside an emulated machine with nested virtualization.
 
+pub mod attacks;
 mod content;
 mod control;
 mod direct;
@@ -110,7 +111,8 @@ const RETRIES: u32 = 2;
 /// # Errors
 /// When something cannot be built or started at all, or with the names of those that failed.
 pub fn run_cases(name: &str, cases: &[Case]) -> anyhow::Result<()> {
-    let lab = Lab::prepare(&cases.iter().map(|case| case.vmm).collect::<Vec<_>>())?;
+    let mut lab = Lab::prepare(&cases.iter().map(|case| case.vmm).collect::<Vec<_>>())?;
+    lab.add_what_guests_need(cases.iter().map(|case| case.scenario.machine(case.vmm)))?;
     println!("lab: guests run {}", lab.place.describe());
     let guests = cases.iter().map(|case| (case.vmm, case.scenario.machine(case.vmm)));
     let controls = Controls::of(&lab.identity()?, guests, |job| lab.run("control", (OUTER_CPUS, 2048), job, false))?;
@@ -192,6 +194,18 @@ impl Lab {
             programs.push((format!("bin/{name}"), binary));
         }
         Ok(Self { content, runner, programs, place: Place::find() })
+    }
+
+    /// Adds what these guests are made of and is not on the tools disk.
+    ///
+    /// # Errors
+    /// When it does not build.
+    fn add_what_guests_need(&mut self, guests: impl IntoIterator<Item = vmm::Machine>) -> anyhow::Result<()> {
+        if guests.into_iter().any(|guest| guest.initrd == content::at::ATTACKER) {
+            let initrd = content::attacker_initrd(&outer::build_static("xtask", "lab-attacker")?)?;
+            self.programs.push((content::at::ATTACKER.trim_start_matches('/').to_owned(), initrd));
+        }
+        Ok(())
     }
 
     /// Everything outside the guest that what its kernel says depends on.

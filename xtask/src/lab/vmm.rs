@@ -65,6 +65,10 @@ pub struct Machine {
     pub nics: Vec<(String, String)>,
     /// Offer packed virtqueues.
     pub packed: bool,
+    /// A console of virtio's own, which nobody reads.
+    pub console: bool,
+    /// An entropy source.
+    pub rng: bool,
     /// CPU model and changes to it.
     pub cpu: String,
     /// Offer KVM's clock.
@@ -167,6 +171,12 @@ impl Vmm {
         for (tap, mac) in &machine.nics {
             line.option("--net", format!("tap={tap},mac={mac}{packed}"));
         }
+        if machine.console {
+            line.option("--console", "null");
+        }
+        if machine.rng {
+            line.word("--rng");
+        }
         line.option("--serial", "stdio");
         line.option("--qmp", QMP);
         if !machine.kvmclock {
@@ -227,6 +237,15 @@ impl Vmm {
             let rom = if microvm { "" } else { ",romfile=" };
             line.option("-device", format!("{net},netdev=n{n},mac={mac}{rom}{packed}"));
         }
+        let bus = if microvm { "device" } else { "pci" };
+        if machine.console {
+            line.option("-chardev", "null,id=c0");
+            line.option("-device", format!("virtio-serial-{bus}"));
+            line.option("-device", "virtconsole,chardev=c0");
+        }
+        if machine.rng {
+            line.option("-device", format!("virtio-rng-{bus}"));
+        }
         if microvm {
             line.option("-global", "virtio-mmio.force-legacy=false");
         }
@@ -272,6 +291,8 @@ mod tests {
             cmdline: "console=ttyS0".into(),
             disks: vec!["d".into()],
             nics: vec![("tap0".into(), "52:54:00:00:00:01".into())],
+            console: false,
+            rng: false,
             cpu: "host".into(),
             packed: false,
             kvmclock: true,
@@ -307,6 +328,8 @@ mod tests {
         let changed = [
             Machine { topology: Some([1, 1, 2]), ..plain.clone() },
             Machine { low_split_mib: Some(256), ..plain.clone() },
+            Machine { console: true, ..plain.clone() },
+            Machine { rng: true, ..plain.clone() },
             Machine { kvmclock: false, ..plain.clone() },
             Machine { packed: true, ..plain.clone() },
             Machine { reset_ends: false, ..plain.clone() },

@@ -75,7 +75,8 @@ pub fn run(names: &[String], vmm: Vmm, list: bool) -> anyhow::Result<()> {
         }
         ensure!(!tests.is_empty(), "no such test; `cargo xtask lab --vmx --list` shows them");
     }
-    let lab = Lab::prepare(&[vmm])?;
+    let mut lab = Lab::prepare(&[vmm])?;
+    lab.add_what_guests_need(scenarios::all().iter().filter(|s| wanted(&s.name)).map(|s| s.machine(vmm)))?;
     println!("lab: {} tests with {}, in an emulated outer machine with VMX and EPT", tests.len(), vmm.name());
     let job = Job { runs: tests.iter().map(|test| test.run.clone()).collect() };
     let identity = format!("bochs {:x} {}", crc32fast::hash(MODEL.as_bytes()), lab.content.identity);
@@ -183,6 +184,8 @@ fn stock_machine() -> Machine {
         cmdline: "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests".to_owned(),
         disks: vec!["/tmp/a.img".to_owned()],
         nics: Vec::new(),
+        console: false,
+        rng: false,
         cpu: "host".to_owned(),
         packed: false,
         kvmclock: true,

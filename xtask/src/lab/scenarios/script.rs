@@ -47,6 +47,8 @@ impl Script {
                 cmdline: CMDLINE.to_owned(),
                 disks: Vec::new(),
                 nics: Vec::new(),
+                console: false,
+                rng: false,
                 cpu: CPU.to_owned(),
                 packed: false,
                 kvmclock: true,

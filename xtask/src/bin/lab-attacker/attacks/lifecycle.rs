@@ -1,0 +1,106 @@
+//! Resets of the device and of one queue, at the worst times.
+
+use std::time::Duration;
+
+use crate::arena::{DATA, QUEUE};
+use crate::check;
+use crate::device::{Device, LIMIT, QUEUE_SIZE, Trouble, Verdict, feature};
+use crate::machine::{sleep_ms, spin, wait};
+use crate::registers::{common, status};
+
+/// Requests in flight, then a reset: once the status reads 0 the memory is the driver's.
+pub fn reset_under_load(device: &mut Device) -> Verdict {
+    for delay_us in [0, 0, 50, 200, 500, 1000, 2000] {
+        device.start(device.features())?;
+        device.load();
+        device.notify(device.target());
+        spin(Duration::from_micros(delay_us));
+        device.reset()?;
+        device.check_is_quiet(3)?;
+    }
+    Ok(())
+}
+
+/// A reset while one is under way, and a status write into it.
+pub fn reset_twice(device: &mut Device) -> Verdict {
+    for _ in 0..4 {
+        device.start(device.features())?;
+        device.load();
+        device.notify(device.target());
+        device.registers.set_status(0);
+        device.registers.set_status(0);
+        device.registers.set_status(status::ACKNOWLEDGE);
+        device.registers.set_status(0);
+        device.reset()?;
+        device.check_is_quiet(3)?;
+    }
+    Ok(())
+}
+
+/// Started and stopped as fast as it goes.
+pub fn start_stop(device: &mut Device) -> Verdict {
+    for round in 0..25 {
+        device.start(device.features())?;
+        if round % 2 == 0 {
+            device.load();
+            device.notify(device.target());
+        }
+        device.reset()?;
+    }
+    Ok(())
+}
+
+/// A queue's own reset (virtio 1.3 §2.6.1) under load, where it is offered; where it is not negotiated the register does
+/// nothing.
+pub fn queue_reset(device: &mut Device) -> Verdict {
+    let target = device.target();
+    device.start(device.features() & !feature::RING_RESET)?;
+    reset_queue(device, target)?;
+    check!(device.registers.is_enabled(target), "a queue was reset that nobody had negotiated to reset");
+    device.request()?;
+    if device.offered & feature::RING_RESET == 0 {
+        return Ok(());
+    }
+    for delay_us in [0, 50, 500] {
+        device.start(device.features())?;
+        device.load();
+        device.notify(target);
+        spin(Duration::from_micros(delay_us));
+        reset_queue(device, target)?;
+        check!(!device.registers.is_enabled(target), "a queue that was reset is enabled");
+        // Its memory is the driver's again: what it was may not be looked at or written to any more.
+        let base = device.queues[usize::from(target)].base;
+        device.arena.put(base, &[0x5a; QUEUE]);
+        device.arena.put(DATA, &[0x5a; 0x3_0000]);
+        device.arena.watch();
+        sleep_ms(3);
+        device.notify(target);
+        sleep_ms(3);
+        let others: Vec<_> = device
+            .queues
+            .iter()
+            .filter(|queue| queue.index != target)
+            .map(|queue| queue.base..queue.base + QUEUE)
+            .collect();
+        let changed = device.arena.first_change(&others);
+        check!(changed.is_none(), "memory at {changed:x?} changed after its queue was reset");
+        device.set_up_queue(target, QUEUE_SIZE);
+        device.request()?;
+    }
+    // Of queues that do not exist.
+    for queue in [device.maximum.len() as u64, 0xffff] {
+        device.modern().write(common::QUEUE_SELECT, 2, queue);
+        device.modern().write(common::QUEUE_RESET, 2, 1);
+    }
+    device.request()
+}
+
+fn reset_queue(device: &Device, queue: u16) -> Verdict {
+    let modern = device.modern();
+    modern.write(common::QUEUE_SELECT, 2, queue.into());
+    modern.write(common::QUEUE_RESET, 2, 1);
+    match wait(LIMIT, || modern.read(common::QUEUE_RESET, 2) == 0) {
+        true => Ok(()),
+        false => Err(Trouble::Wedged("the reset of a queue never ends".to_owned())),
+    }
+}
