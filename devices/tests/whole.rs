@@ -195,6 +195,26 @@ fn a_queue_is_reset_and_resized_while_its_disk_has_requests() {
 }
 
 #[test]
+fn a_queue_enabled_again_without_being_set_up_does_no_harm_beyond_the_next_reset() {
+    let mut machine = machine();
+    for features in features() {
+        machine.start(features);
+        machine.set(RESET, 2, 1);
+        assert!(machine.runner.step(100));
+        assert_eq!((machine.get(RESET, 2), machine.get(ENABLE, 2)), (0, 0));
+        // Rings of the largest size at address 0, whatever is there.
+        machine.set(ENABLE, 2, 1);
+        machine.set(NOTIFY, 2, 0);
+        assert!(machine.runner.step(100));
+        machine.set(STATUS, 1, 0);
+        assert!(machine.runner.step(100));
+        assert_eq!(machine.get(STATUS, 1), 0);
+        machine.start(features);
+        machine.read_sectors(3);
+    }
+}
+
+#[test]
 fn a_paused_disk_goes_on_in_another_machine_in_every_format() {
     for features in features() {
         let mut one = machine();

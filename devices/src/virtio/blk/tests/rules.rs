@@ -155,6 +155,20 @@ fn a_read_puts_nothing_into_a_buffer_the_driver_marked_readable() {
 }
 
 #[test]
+fn a_legacy_request_may_be_framed_in_any_way() {
+    let mut rig = rig(BlkConfig::default(), FLUSH);
+    rig.disk.fill(512, &[7; 512]);
+    let Buf::Read(head) = header(0, 1) else { unreachable!() };
+    for cut in [1, 8, 15] {
+        let (a, b) = head.split_at(cut);
+        let bufs = [Buf::Read(a.into()), Buf::Read(b.into()), Buf::Write(500), Buf::Write(13)];
+        let (posted, _, len) = rig.request(&bufs);
+        assert_eq!((len, rig.driver.read(posted.buffers[2])), (513, vec![7; 500]));
+        assert_eq!(rig.driver.read(posted.buffers[3])[11..], [7, 0], "the last byte is the status");
+    }
+}
+
+#[test]
 fn a_write_is_stable_when_it_completes_while_the_cache_is_switched_off() {
     let mut rig = rig(BlkConfig { config_wce: true, ..Default::default() }, MODERN | FLUSH | CONFIG_WCE);
     for (writeback, durable) in [(1, false), (0, true), (1, false)] {

@@ -69,6 +69,17 @@ fn packets_as_large_as_the_mtu_are_sent_whole() {
 }
 
 #[test]
+fn a_packet_larger_than_the_mtu_is_answered_and_the_next_one_sent() {
+    let mut rig = card(V1 | MTU);
+    for len in [PACKET + HEADER + 1, 9000, 65536, 0x2_0000] {
+        rig.send(&[Buf::Read(header(0, 0).into()), Buf::Read(vec![1; len])]);
+        rig.link.take_sent();
+        rig.send(&[Buf::Read(header(0, 0).into()), Buf::Read(frame(60))]);
+        assert_eq!((rig.tx.used().len(), rig.link.take_sent()), (2, vec![(header(0, 0), frame(60))]), "{len}");
+    }
+}
+
+#[test]
 fn an_mtu_below_68_is_never_offered_and_nothing_changes_it() {
     for mtu in [0, 1, 67] {
         let device = NetDevice::new(NetConfig { mtu: Some(mtu), ..config() });

@@ -85,8 +85,8 @@ fn flags_the_device_does_not_know_are_not_the_links_to_interpret() {
 #[test]
 fn wrong_lengths_and_offsets_in_a_sent_header_change_no_byte_of_the_frame() {
     // §5.1.6.2.2: hdr_len is a hint at most, and without NEEDS_CSUM the checksum's place means nothing.
-    let mut rig = rig(V1 | CSUM | HOST_TSO4);
-    for (flags, gso_type) in [(0, 0), (1, 0), (1, 1)] {
+    let mut rig = rig(V1 | CSUM | HOST_TSO4 | HOST_TSO6 | HOST_ECN);
+    for (flags, gso_type) in [(0, 0), (1, 0), (1, 1), (1, 4), (1, 1 | ECN), (1, 4 | ECN)] {
         for value in [0, 1, 59, 60, 61, 0x7fff, 0xffff_u16] {
             let mut wrong = header(flags, gso_type);
             for field in [2, 6, 8] {
@@ -95,6 +95,7 @@ fn wrong_lengths_and_offsets_in_a_sent_header_change_no_byte_of_the_frame() {
             rig.send(&[Buf::Read(wrong.into()), Buf::Read(frame(60))]);
             let sent = rig.link.take_sent();
             assert_eq!((sent.len(), &sent[0].1), (1, &frame(60)), "{value:#x}");
+            assert_eq!(sent[0].0[..2], [flags, gso_type], "what is asked of the link is left to it");
             assert_eq!(rig.tx.used().len(), 1);
         }
     }
@@ -113,6 +114,22 @@ fn a_segment_the_driver_had_no_leave_for_is_answered_like_any_frame() {
         assert_eq!(rig.link.take_sent()[0].1, frame(60));
     }
     assert!(rig.interrupt.take_needs_reset().is_empty());
+}
+
+#[test]
+fn a_legacy_driver_may_have_its_header_and_its_frame_in_any_descriptors() {
+    let mut rig = rig(0);
+    let whole = [header(1, 1)[..10].to_vec(), frame(60)].concat();
+    for cut in [3, 10, 40, 70] {
+        let (before, after) = whole.split_at(cut);
+        rig.send(&[Buf::Read(before.into()), Buf::Read(after.into())]);
+        assert_eq!(rig.link.take_sent(), [(header(1, 1), frame(60))], "cut at {cut}");
+        let posted = vec![rig.rx.post(&[Buf::Write(cut as u32), Buf::Write(200)])];
+        rig.rx.publish();
+        rig.link.arrive(header(0, 0), &frame(60));
+        rig.step();
+        assert_eq!(rig.received(&posted)[0][10..], frame(60), "cut at {cut}");
+    }
 }
 
 #[test]

@@ -321,3 +321,25 @@ fn a_packed_queue_may_have_any_size_but_none() {
         assert_eq!(rig.get(field::SIZE, 2), reads, "{size}");
     }
 }
+
+#[test]
+fn fields_that_are_the_devices_cannot_be_written() {
+    let mut rig = rig(Shape::default());
+    rig.start();
+    rig.set(field::SELECT, 2, 1);
+    let image = |rig: &mut Rig| (0..0x3c).map(|at| rig.get(at, 1)).collect::<Vec<_>>();
+    let before = image(&mut rig);
+    let config_data = 0x38;
+    for (field, width) in [
+        (field::DEVICE_FEATURE, 4),
+        (field::NUM_QUEUES, 2),
+        (field::GENERATION, 1),
+        (field::NOTIFY_OFF, 2),
+        (config_data, 2),
+    ] {
+        for value in [0, 1, 2, 3, 4, 8, 64, 0x80, 0xffff_ffff] {
+            rig.set(field, width, value);
+            assert_eq!(image(&mut rig), before, "{field:#x} = {value:#x}");
+        }
+    }
+}
