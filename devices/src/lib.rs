@@ -23,6 +23,7 @@ pub mod interrupt;
 pub mod legacy;
 pub mod park;
 pub mod pci;
+pub mod planted;
 pub mod virtio;
 pub mod wake;
 

@@ -10,6 +10,7 @@ use super::generation::Generation;
 use super::queue::{Chain, F_EVENT_IDX, F_INDIRECT_DESC};
 use super::worker::WorkerQueue;
 use super::{QueueState, Step, VirtioDevice, VirtioWorker, WorkerActivation};
+use crate::planted::{Defect, is_planted};
 
 /// `VIRTIO_CONSOLE_F_SIZE` (virtio 1.3 §5.3.3).
 const F_SIZE: u64 = 1;
@@ -139,6 +140,13 @@ impl Bytes {
         self.start = self.start.saturating_add(count).min(self.end);
     }
 
+    /// The bug that [`Defect::OutputUnbounded`] stands for: room for what is to come, and nothing that was there is let go.
+    fn grow(&mut self) {
+        let mut larger = vec![0; self.buffer.len().saturating_add(CHUNK_BYTES)].into_boxed_slice();
+        larger.iter_mut().zip(&self.buffer).for_each(|(to, from)| *to = *from);
+        self.buffer = larger;
+    }
+
     /// Replaces the content: `fill` gets the whole buffer and says how much of it it used.
     fn refill(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) {
         self.start = 0;
@@ -216,14 +224,18 @@ impl<B: ConsoleBackend> ConsoleWorker<B> {
                 break (true, false);
             }
             if !self.flush() {
-                break (false, true);
+                if !is_planted(Defect::OutputUnbounded) {
+                    break (false, true);
+                }
+                self.output.grow();
             }
             let Some(mut partial) = self.next_output(mem) else {
                 break (self.tx.enable_kicks(mem), false);
             };
             let count = self.load_output(mem, &mut partial, CHUNK_BYTES);
             budget = budget.saturating_sub(count.max(64));
-            if partial.taken_bytes < partial.chain.readable_bytes() {
+            let endless = partial.chain.readable_bytes() == 0 && is_planted(Defect::EmptyChainSpins);
+            if partial.taken_bytes < partial.chain.readable_bytes() || endless {
                 self.partial = Some(partial);
             } else {
                 // The rest is in our buffer; the driver's is free.

@@ -8,6 +8,7 @@ use super::counters::QueueCounters;
 use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 use super::worker::WorkerQueue;
 use super::{QueueState, Step, VirtioDevice, VirtioWorker, WorkerActivation};
+use crate::planted::{Defect, is_planted};
 
 /// Entries of the request queue.
 const QUEUE_SIZE: u16 = 64;
@@ -95,7 +96,14 @@ impl<M: GuestMemory, B: RngBackend> VirtioWorker<M> for RngWorker<B> {
                 break;
             };
             let wanted = usize::try_from(chain.writable_bytes()).unwrap_or(usize::MAX).min(MAX_BYTES);
-            let bytes = self.buffer.get_mut(..wanted).unwrap_or_default();
+            let mut grown;
+            let bytes = match is_planted(Defect::EntropyUnbounded) {
+                true => {
+                    grown = vec![0; usize::try_from(chain.writable_bytes()).unwrap_or_default()];
+                    grown.get_mut(..wanted).unwrap_or_default()
+                }
+                false => self.buffer.get_mut(..wanted).unwrap_or_default(),
+            };
             if wanted == 0 {
                 // §5.4.6.1: nothing to write to, so nothing can be said but that the buffer is free again.
                 self.queue.counters().malformed.count();

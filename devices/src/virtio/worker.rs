@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::counters::QueueCounters;
 use super::queue::{Chain, Queue, QueueError, RingMem};
 use super::{NeedsReset, QueueState, VirtioInterrupt, WorkerActivation};
+use crate::planted::{Defect, is_planted};
 
 /// A queue a worker serves, running or not.
 pub struct WorkerQueue {
@@ -150,7 +151,7 @@ impl WorkerQueue {
         if let Some(running) = &mut self.running
             && !running.broken
         {
-            running.broken = true;
+            running.broken = !is_planted(Defect::RefusedRingSpins);
             running.interrupt.needs_reset(&NeedsReset { queue: self.index, reason: error.to_string() });
         }
     }

@@ -6,6 +6,7 @@ use vm_memory::GuestMemory;
 
 use super::backend::{BlkOp, SECTOR_BYTES};
 use super::device::{EraseLimits, ID_BYTES, Shared, feature};
+use crate::planted::{Defect, is_planted};
 use crate::virtio::queue::{Chain, ChainError, GuestRange};
 
 /// The status byte (virtio 1.3 §5.2.6).
@@ -173,9 +174,15 @@ fn writable(shared: &Shared) -> Result<(), Status> {
 fn extent(shared: &Shared, sector: u64, len_bytes: u64) -> Result<u64, Status> {
     let sectors = len_bytes.checked_div(SECTOR_BYTES).unwrap_or_default();
     let whole = sectors.checked_mul(SECTOR_BYTES) == Some(len_bytes);
-    let end = sector.checked_add(sectors).ok_or(Status::IoErr)?;
+    let end = match is_planted(Defect::SectorsWrap) {
+        true => sector.wrapping_add(sectors),
+        false => sector.checked_add(sectors).ok_or(Status::IoErr)?,
+    };
     if !whole || end > shared.capacity_sectors.load(Ordering::Acquire) {
         return Err(Status::IoErr);
+    }
+    if is_planted(Defect::SectorsWrap) {
+        return Ok(sector.wrapping_mul(SECTOR_BYTES));
     }
     sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoErr)
 }

@@ -7,6 +7,7 @@ use vm_memory::GuestMemory;
 use super::backend::{BlkBackend, BlkError, BlkRequest, RequestToken};
 use super::device::Shared;
 use super::request::{Mode, Outcome, Status, parse};
+use crate::planted::{Defect, is_planted};
 use crate::virtio::counters::QueueCounters;
 use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
@@ -172,9 +173,14 @@ fn finish<M: GuestMemory>(queue: &mut WorkerQueue, mem: &M, chain: Chain, status
         // No byte for the status: the request cannot be answered, but its buffer goes back, or the queue would fill up
         // with such chains.
         queue.counters().malformed.count();
+        if is_planted(Defect::HeadLeaks) {
+            return chain.abandon();
+        }
         return queue.push(mem, chain, 0);
     };
-    let written = chain.writer(mem).split_at(data_bytes).and_then(|(_, mut byte)| byte.write(&[status as u8]));
+    let alone = chain.writable().last().is_none_or(|last| last.len == 1);
+    let at = if is_planted(Defect::StatusMisplaced) && !alone { 0 } else { data_bytes };
+    let written = chain.writer(mem).split_at(at).and_then(|(_, mut byte)| byte.write(&[status as u8]));
     debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
     // §2.7.8.2: `len` counts from the start of the writable part without gaps, so it includes the status byte only
     // where all data before it was written.

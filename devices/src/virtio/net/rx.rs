@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Received};
 use super::header::{ETHERTYPE, Framing, MAX_FRAME_BYTES, set_num_buffers};
+use crate::planted::{Defect, is_planted};
 use crate::virtio::queue::{Chain, ChainError, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 
@@ -122,7 +123,7 @@ impl Rx {
                     return Stop::Broken;
                 }
             };
-            let fits = len_bytes <= if direct { room } else { self.bounce.len() };
+            let fits = len_bytes <= if direct { room } else { self.bounce.len() } || is_planted(Defect::FrameTooLarge);
             let admitted = self.framing.admit(&mut header)
                 && !self.framing.exceeds_mtu(&header, len_bytes, || self.ethertype(mem, direct));
             if !admitted || !fits {

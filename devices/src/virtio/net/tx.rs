@@ -4,6 +4,7 @@ use vm_memory::GuestMemory;
 
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Sent};
 use super::header::{Framing, MAX_FRAME_BYTES, for_the_link};
+use crate::planted::{Defect, is_planted};
 use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 
@@ -37,6 +38,9 @@ impl Tx {
     /// One round: up to a ring of frames. Returns whether to come back at once, and whether to wait for the link.
     pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> (bool, bool) {
         if !self.queue.is_live() {
+            return (false, false);
+        }
+        if self.blocked.is_some() && is_planted(Defect::StalledForGood) {
             return (false, false);
         }
         self.queue.disable_kicks(mem);

@@ -7,6 +7,7 @@ use super::core::{Core, Interface, QueueReset};
 use super::layout::{COMMON_BYTES, DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER, config_bytes};
 use crate::bus::{Access, BusDevice};
 use crate::pci::bytes;
+use crate::planted::{Defect, panic_if_planted};
 
 const DEVICE_FEATURE_SELECT: u64 = 0x00;
 const DEVICE_FEATURE: u64 = 0x04;
@@ -95,6 +96,7 @@ impl ModernBar {
             (QUEUE_DESC..ADDRESSES_END, 4) if offset.is_multiple_of(4) => {
                 self.write_address(offset & !7, !0xffff_ffff, value << 32);
             }
+            (CONFIG_VECTOR | QUEUE_SIZE | QUEUE_VECTOR | QUEUE_ENABLE, 1) => panic_if_planted(Defect::NarrowAccess),
             _ => {}
         }
         Access::Done
@@ -158,6 +160,9 @@ pub(super) fn read_config(core: &Core, offset: u64, data: &mut [u8]) {
 pub(super) fn write_config(core: &Core, offset: u64, data: &[u8]) {
     let len = u64::from(config_bytes(core.device.config_len()));
     let inside = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+    if inside < data.len() {
+        panic_if_planted(Defect::ConfigWriteUnchecked);
+    }
     if let (Ok(offset), Some(part @ [_, ..])) = (u32::try_from(offset), data.get(..inside)) {
         core.device.write_config(offset, part);
     }

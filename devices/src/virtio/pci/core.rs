@@ -15,6 +15,7 @@ use super::interrupts::{Interrupts, NO_VECTOR, status};
 use crate::bus::Access;
 use crate::park::Parked;
 use crate::pci::{BarListener, StateError};
+use crate::planted::{Defect, is_planted, panic_if_planted};
 use crate::virtio::queue::{F_IN_ORDER, F_RING_PACKED};
 use crate::virtio::{Activation, F_RING_RESET, QueueRunner, QueueState, VirtioDevice};
 use crate::wake::Wake;
@@ -197,7 +198,9 @@ impl Core {
             let select = usize::from(registers.queue_select);
             let queue = registers.queues.get_mut(select).zip(maximum(select));
             let running = self.running.load(SeqCst);
-            let open = |queue: &QueueRegisters| !queue.enabled && (!running || queue.reset == QueueReset::Done);
+            let open = |queue: &QueueRegisters| {
+                !queue.enabled && (!running || queue.reset == QueueReset::Done) || is_planted(Defect::RegistersStayOpen)
+            };
             if let Some((queue, maximum)) = queue.filter(|(queue, _)| open(queue)) {
                 edit(queue, maximum);
             }
@@ -354,7 +357,7 @@ impl Core {
         let negotiable = modern && new & status::DRIVER != 0 && !self.running.load(SeqCst);
         add(status::FEATURES_OK, negotiable && self.acceptable(&registers), &mut new);
         add(status::FAILED, true, &mut new);
-        let negotiated = new & status::FEATURES_OK != 0 || !modern;
+        let negotiated = new & status::FEATURES_OK != 0 || !modern || is_planted(Defect::StatusUnchecked);
         let startable = new & status::DRIVER != 0 && negotiated && new & status::FAILED == 0;
         add(status::DRIVER_OK, startable, &mut new);
         if new & !old & status::FEATURES_OK != 0 {
@@ -413,6 +416,9 @@ impl Core {
         drop(registers);
         // Registered outside the lock: it fires at once where the queues have stopped already.
         stopped.wake_on_complete(Arc::new(Stopped(self.this.clone())));
+        if is_planted(Defect::ResetDoesNotWait) {
+            self.finish_reset();
+        }
         if waiting.is_complete() { Access::Done } else { Access::Parked(waiting) }
     }
 
@@ -463,6 +469,7 @@ impl Core {
             return refuse("its version is not 1");
         }
         if state.queues.len() != maximum.len() || state.queue_vectors.len() != maximum.len() {
+            panic_if_planted(Defect::StateTrusted);
             return refuse("the number of queues differs");
         }
         if state.queues.iter().zip(maximum).any(|(queue, maximum)| queue.size > *maximum) {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::layout;
+use crate::planted::{Defect, is_planted};
 
 /// The address a driver writes to when a queue has new buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,9 @@ impl Placer {
 
     /// A BAR has moved.
     pub(super) fn bar_placed(&self, bar: u8, at: Option<u64>) {
+        if is_planted(Defect::DoorbellsStay) && self.lock().ringing.is_some() {
+            return;
+        }
         let mut placement = self.lock();
         match bar {
             layout::MODERN_BAR => placement.notify = at.and_then(|at| at.checked_add(layout::NOTIFY)),

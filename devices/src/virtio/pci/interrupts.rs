@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::interrupt::IrqLine;
 use crate::pci::Msix;
+use crate::planted::{Defect, panic_if_planted};
 use crate::virtio::{NeedsReset, VirtioInterrupt};
 
 /// The vector that stands for "none" (virtio 1.3 §4.1.4.3).
@@ -116,6 +117,8 @@ impl Interrupts {
     pub(super) fn set_queue_vector(&self, queue: u16, vector: u16) {
         if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
             slot.store(self.mapped(vector), SeqCst);
+        } else {
+            panic_if_planted(Defect::QueueSelectUnchecked);
         }
     }
 

@@ -15,6 +15,7 @@ use super::error::QueueError;
 use super::mem::{Descriptor, OutsideMemory, RingMem};
 use super::ring::{F_EVENT_IDX, F_INDIRECT_DESC};
 use super::walk::{InFlight, Parser, Walked};
+use crate::planted::{Defect, is_planted, panic_if_planted};
 use crate::virtio::QueueState;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no interrupts (virtio 1.3 §2.7.6).
@@ -140,7 +141,7 @@ impl Split {
         if self.seen_avail == next {
             // Acquire: the entries and descriptors behind the index are read after it (virtio 1.3 §2.7.13.3.1).
             let index = mem.load_u16(self.ring.avail_ring().wrapping_add(RING_INDEX), Ordering::Acquire)?;
-            if index.wrapping_sub(next) > size {
+            if index.wrapping_sub(next) > size && !is_planted(Defect::IndexJump) {
                 return Err(QueueError::IndexJump { index, next, size });
             }
             self.seen_avail = index;
@@ -151,9 +152,10 @@ impl Split {
         let entry = self.entry(self.ring.avail_ring(), next, AVAIL_ENTRY);
         let head = mem.load_u16(entry, Ordering::Relaxed)?;
         if head >= size {
+            panic_if_planted(Defect::HeadAsserted);
             return Err(QueueError::BadHead { head, size });
         }
-        if self.in_flight.contains(head) {
+        if self.in_flight.contains(head) && !is_planted(Defect::DuplicateHead) {
             return Err(QueueError::HeadInFlight { head });
         }
         let mut walked = self.parser.begin();
@@ -287,8 +289,16 @@ impl Split {
             if desc.flags & Descriptor::INDIRECT != 0 {
                 return self.check_indirect(table, desc).map(Some);
             }
-            self.parser.add(mem, walked, desc.addr, desc.len, desc.flags & Descriptor::WRITE != 0)?;
+            let write = desc.flags & Descriptor::WRITE != 0;
+            let desc = match is_planted(Defect::DescriptorReadTwice) {
+                true => mem.read_descriptor(table.addr.wrapping_add(offset))?,
+                false => desc,
+            };
+            self.parser.add(mem, walked, desc.addr, desc.len, write)?;
             if desc.flags & Descriptor::NEXT == 0 {
+                return Ok(None);
+            }
+            if desc.next >= entries && is_planted(Defect::ChainCutShort) {
                 return Ok(None);
             }
             if desc.next >= entries {

@@ -3,6 +3,7 @@
 use super::chain::{Chain, GuestRange};
 use super::error::QueueError;
 use super::mem::{Descriptor, OutsideMemory, RingMem};
+use crate::planted::{Defect, is_planted};
 
 /// The most bytes a chain may describe (virtio 1.3 §2.7.5.2).
 const MAX_CHAIN_BYTES: u64 = 1 << 32;
@@ -89,6 +90,8 @@ impl Parser {
         if write {
             walked.writable_seen = true;
             walked.writable_bytes = walked.writable_bytes.saturating_add(bytes);
+        } else if walked.writable_seen && is_planted(Defect::OrderUnchecked) {
+            walked.writable_bytes = walked.writable_bytes.saturating_add(bytes);
         } else if walked.writable_seen {
             return Err(QueueError::ReadableAfterWritable);
         } else {
@@ -145,7 +148,11 @@ impl Parser {
     #[inline]
     fn check_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
         let outside = OutsideMemory { addr, len };
-        let last = addr.checked_add(len.wrapping_sub(1)).ok_or(outside)?;
+        let last = addr.checked_add(len.wrapping_sub(1));
+        if last.is_none() && is_planted(Defect::AddressWraps) {
+            return Ok(());
+        }
+        let last = last.ok_or(outside)?;
         let [first, second] = self.stretches;
         let within = |(start, end): (u64, u64)| start <= addr && last <= end;
         if within(first) || within(second) {
@@ -156,7 +163,8 @@ impl Parser {
 
     #[cold]
     fn find_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
-        if !mem.contains(addr, len) {
+        let checked = if is_planted(Defect::FirstByteChecked) { 1 } else { len };
+        if !mem.contains(addr, checked) {
             return Err(OutsideMemory { addr, len }.into());
         }
         let [first, _] = self.stretches;
