@@ -339,7 +339,7 @@ impl Core {
         if value == 0 {
             return self.reset();
         }
-        let registers = self.registers();
+        let mut registers = self.registers();
         let old = self.interrupts.status();
         if registers.resetting.is_some() {
             return Access::Done;
@@ -365,7 +365,7 @@ impl Core {
         }
         self.interrupts.add_status(new);
         if new & !old & status::DRIVER_OK != 0 && !self.running.load(SeqCst) {
-            self.start(&registers, new & status::FEATURES_OK == 0);
+            self.start(&mut registers, new & status::FEATURES_OK == 0);
         }
         Access::Done
     }
@@ -379,9 +379,12 @@ impl Core {
 
     /// Starts the enabled queues, with the registers locked: a reset on another vCPU comes before or after, never
     /// between.
-    fn start(&self, registers: &Registers, legacy: bool) {
+    fn start(&self, registers: &mut Registers, legacy: bool) {
         let interface = if legacy { Interface::Legacy } else { Interface::Modern };
-        let features = registers.driver_features & self.offered(interface);
+        // The modern register takes what nobody has offered, until FEATURES_OK; a driver that starts the legacy way
+        // never asks for that. What stayed would make a saved state that no device takes back.
+        registers.driver_features &= self.offered(interface);
+        let features = registers.driver_features;
         let enabled = (0u16..=u16::MAX).zip(&registers.queues).filter(|(_, queue)| queue.enabled);
         let queues = enabled.map(|(index, queue)| (index, queue.start_state(features)));
         self.start_queues(features, legacy, queues.collect());

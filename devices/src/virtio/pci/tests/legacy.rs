@@ -194,3 +194,22 @@ fn a_legacy_drivers_features_and_status_leave_the_device_configuration_as_the_dr
     rig.outp(base + STATUS, 1, 0);
     assert_eq!(*rig.device.accepted.lock().unwrap(), [0], "a reset is one");
 }
+
+#[test]
+fn features_written_by_the_modern_way_do_not_stick_to_a_device_that_starts_the_legacy_way() {
+    let mut one = rig(Shape::default());
+    one.enable();
+    let (_, common, _) = one.structure(1).unwrap();
+    // The legacy interface offers neither of them, and nobody checks them before FEATURES_OK.
+    one.store(common + field::DRIVER_FEATURE, 4, EVENT_IDX | 1 << 1);
+    let base = one.bar(0);
+    one.outp(base + STATUS, 1, 3);
+    one.outp(base + STATUS, 1, 7);
+    assert_eq!(one.runner.active.lock().unwrap().as_ref().unwrap().features, 0);
+    assert_eq!(one.inp(base + GUEST_FEATURES, 4), 0, "what the driver reads is what it gets");
+    // A state that was saved has to come back.
+    let mut two = rig(Shape::default());
+    two.enable();
+    two.function.restore(&one.function.save(), &[]).unwrap();
+    assert!(two.runner.is_active());
+}
