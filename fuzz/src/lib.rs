@@ -4,6 +4,10 @@
 //! input means, a line a step. Nothing here knows a fuzzer: libFuzzer calls `run` from the small programs in
 //! `fuzz_targets/`, `cargo test` replays the inputs of `regressions/`, and `cargo xtask fuzz` drives campaigns.
 
+pub mod lone;
+pub mod machine;
+pub mod oracle;
+pub mod program;
 pub mod replay;
 pub mod stats;
 pub mod targets;
@@ -26,7 +30,7 @@ macro_rules! targets {
 }
 
 /// Every target, by name.
-pub const TARGETS: &[Target] = targets![config];
+pub const TARGETS: &[Target] = targets![blk, config];
 
 /// Finds a target.
 #[must_use]

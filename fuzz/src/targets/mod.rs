@@ -1,3 +1,4 @@
 //! One module a target.
 
+pub mod blk;
 pub mod config;

@@ -1,0 +1,257 @@
+//! What virtio 1.3 §5.2.6 makes of a request, and what the disk holds then.
+
+use super::ring::{Flying, Range};
+use crate::finding;
+use crate::machine::ram::Ram;
+use devices::virtio::blk::{BlkConfig, BlkOp};
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+
+const F_FLUSH: u64 = 1 << 9;
+const F_CONFIG_WCE: u64 = 1 << 11;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// What becomes of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// The disk has to be asked for this, once.
+    Ask(Ask),
+    /// The disk works on it, under this token.
+    Working(Ask, u64),
+    /// It ends with this status; `filled` bytes of its data area are written from its start.
+    Ends {
+        /// Status byte.
+        status: u8,
+        /// Bytes of data.
+        filled: u64,
+        /// Digest of the disk's bytes when they were read, where they come from there.
+        content: Option<u64>,
+        /// The answer is the serial number.
+        serial: bool,
+    },
+    /// There is no byte for a status.
+    Mute,
+}
+
+/// An operation on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// What.
+    pub op: BlkOp,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A disk and the driver's view of it.
+#[derive(Debug)]
+pub struct Blk {
+    /// What the device was made to look like.
+    pub config: BlkConfig,
+    /// Features of the running driver.
+    pub features: u64,
+    /// Whether it is a legacy one.
+    pub legacy: bool,
+    /// The cache is write-back.
+    pub writeback: bool,
+    /// Sectors as of now.
+    pub capacity: u64,
+    /// What a reader of the disk gets.
+    pub bytes: Vec<u8>,
+}
+
+/// Bytes `from..from + to.len()` of a list of ranges.
+pub(super) fn gather(ram: &Ram, ranges: &[Range], mut from: u64, to: &mut [u8]) -> bool {
+    let mut done = 0;
+    for &(addr, len) in ranges {
+        let len = u64::from(len);
+        if from >= len {
+            from -= len;
+            continue;
+        }
+        let here = ((len - from) as usize).min(to.len() - done);
+        ram.peek(addr + from, &mut to[done..done + here]);
+        done += here;
+        from = 0;
+        if done == to.len() {
+            return true;
+        }
+    }
+    done == to.len()
+}
+
+/// Calls `each` for every piece of `ranges` from byte `skip` on, `len` bytes in all.
+pub(super) fn pieces(ranges: &[Range], mut skip: u64, mut len: u64, mut each: impl FnMut(u64, u64)) {
+    for &(addr, size) in ranges {
+        let size = u64::from(size);
+        let cut = skip.min(size);
+        skip -= cut;
+        let here = (size - cut).min(len);
+        if here > 0 {
+            each(addr + cut, here);
+            len -= here;
+        }
+    }
+}
+
+const fn ends(status: u8) -> Plan {
+    Plan::Ends { status, filled: 0, content: None, serial: false }
+}
+
+impl Blk {
+    fn plan(&self, ram: &Ram, chain: &Flying) -> Plan {
+        let Some(room) = chain.writable_bytes.checked_sub(1) else { return Plan::Mute };
+        let mut header = [0; 16];
+        if !gather(ram, &chain.readable, 0, &mut header) {
+            return ends(IOERR);
+        }
+        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let sector = u64::from_le_bytes(header[8..].try_into().unwrap_or_default());
+        let data = chain.readable_bytes - 16;
+        let durable = self.features & F_FLUSH == 0 || (self.features & F_CONFIG_WCE != 0 && !self.writeback);
+        match kind {
+            0 => self.ask(BlkOp::Read, sector, room),
+            1 if self.config.read_only => ends(IOERR),
+            1 => self.ask(BlkOp::Write { durable }, sector, data),
+            4 => Plan::Ask(Ask { op: BlkOp::Flush, offset: 0, len: 0 }),
+            5 if self.legacy => Plan::Ask(Ask { op: BlkOp::Flush, offset: 0, len: 0 }),
+            8 => Plan::Ends { status: OK, filled: room.min(20), content: None, serial: true },
+            11 => self.erase(ram, chain, data, durable, true),
+            13 => self.erase(ram, chain, data, durable, false),
+            _ => ends(UNSUPP),
+        }
+    }
+
+    fn ask(&self, op: BlkOp, sector: u64, len: u64) -> Plan {
+        let end = sector.checked_add(len / 512).filter(|_| len.is_multiple_of(512));
+        match end {
+            Some(end) if end <= self.capacity => {
+                if len == 0 {
+                    ends(OK)
+                } else {
+                    Plan::Ask(Ask { op, offset: sector * 512, len })
+                }
+            }
+            _ => ends(IOERR),
+        }
+    }
+
+    fn erase(&self, ram: &Ram, chain: &Flying, data: u64, durable: bool, discard: bool) -> Plan {
+        let (limits, bit) = match discard {
+            true => (self.config.discard, F_DISCARD),
+            false => (self.config.write_zeroes, F_WRITE_ZEROES),
+        };
+        let Some(limits) = limits.filter(|_| self.features & bit != 0) else { return ends(UNSUPP) };
+        let mut segment = [0; 16];
+        if data != 16 || !gather(ram, &chain.readable, 16, &mut segment) {
+            return ends(IOERR);
+        }
+        let sector = u64::from_le_bytes(segment[..8].try_into().unwrap_or_default());
+        let sectors = u32::from_le_bytes(segment[8..12].try_into().unwrap_or_default());
+        let flags = u32::from_le_bytes(segment[12..].try_into().unwrap_or_default());
+        if flags & !u32::from(!discard) != 0 {
+            return ends(UNSUPP);
+        }
+        if sectors > limits.max_sectors || self.config.read_only {
+            return ends(IOERR);
+        }
+        let op = if discard { BlkOp::Discard } else { BlkOp::WriteZeroes { unmap: flags & 1 != 0, durable } };
+        self.ask(op, sector, u64::from(sectors) * 512)
+    }
+
+    pub(super) fn popped(&self, ram: &Ram, chain: &mut Flying) {
+        let plan = self.plan(ram, chain);
+        chain.leaving = !matches!(plan, Plan::Ask(_));
+        chain.plan = super::ring::Plan::Blk(plan);
+    }
+
+    /// The disk is asked for something: for the request of the chain popped last.
+    pub fn asked(&mut self, chains: &mut [Flying], ask: Ask, token: u64, ranges: impl Fn() -> Vec<Range>) {
+        let last = chains.last_mut();
+        let Some(chain) = last.filter(|chain| chain.plan == super::ring::Plan::Blk(Plan::Ask(ask))) else {
+            let plans: Vec<_> = chains.iter().map(|chain| chain.plan).collect();
+            finding!("spec", "the disk is asked for {ask:?}, which is not what the driver's request means: {plans:?}")
+        };
+        let mut expected = Vec::new();
+        match ask.op {
+            BlkOp::Read => pieces(&chain.writable, 0, ask.len, |addr, len| expected.push((addr, len as u32))),
+            BlkOp::Write { .. } => pieces(&chain.readable, 16, ask.len, |addr, len| expected.push((addr, len as u32))),
+            _ => {}
+        }
+        let found = ranges();
+        if found != expected {
+            finding!("spec", "the disk gets guest ranges {found:x?} where the request has {expected:x?}");
+        }
+        chain.plan = super::ring::Plan::Blk(Plan::Working(ask, token));
+    }
+
+    /// The disk refuses or ends request `token`; `content` is the digest of what it read, if that is still there.
+    pub fn answered(&mut self, chains: &mut [Flying], token: u64, status: u8, content: Option<u64>) {
+        for chain in chains {
+            if let super::ring::Plan::Blk(Plan::Working(ask, own)) = chain.plan
+                && own == token
+            {
+                let read = ask.op == BlkOp::Read && status == OK;
+                let (filled, content) = if read { (ask.len, content) } else { (0, None) };
+                chain.plan = super::ring::Plan::Blk(Plan::Ends { status, filled, content, serial: false });
+                chain.leaving = true;
+            }
+        }
+    }
+
+    pub(super) fn used(&self, ram: &Ram, chain: &Flying, len: u32) {
+        let super::ring::Plan::Blk(plan) = chain.plan else { return };
+        let (status, filled, content, serial) = match plan {
+            Plan::Mute if len == 0 => return,
+            Plan::Ends { status, filled, content, serial } => (status, filled, content, serial),
+            _ => finding!("spec", "a request is answered with {len} bytes while it stands at {plan:?}"),
+        };
+        let room = chain.writable_bytes - 1;
+        let expected = if filled == room { room + 1 } else { filled };
+        if u64::from(len) != expected {
+            finding!("spec", "used length {len} where {filled} of {room} bytes and the status are written");
+        }
+        if chain.shared {
+            return;
+        }
+        let mut byte = [0];
+        gather(ram, &chain.writable, room, &mut byte);
+        if byte[0] != status {
+            finding!("spec", "status {} of a request that ends with {status}", byte[0]);
+        }
+        if serial {
+            let mut id = [0; 20];
+            let id = &mut id[..filled as usize];
+            gather(ram, &chain.writable, 0, id);
+            let expected = self.config.serial.bytes().chain(std::iter::repeat(0));
+            if !id.iter().copied().eq(expected.take(filled as usize)) {
+                finding!("spec", "the serial number reads {id:?}");
+            }
+        }
+        let Some(content) = content else { return };
+        let mut found = 0;
+        pieces(&chain.writable, 0, filled, |addr, len| {
+            let mut here = [0; 512];
+            let mut done = 0;
+            while done < len as usize {
+                let count = (len as usize - done).min(512);
+                ram.peek(addr + done as u64, &mut here[..count]);
+                found = digest(found, &here[..count]);
+                done += count;
+            }
+        });
+        if found != content {
+            finding!("spec", "a read is acknowledged whose buffer does not hold what the disk gave");
+        }
+    }
+}
+
+/// Digest of bytes after others.
+#[must_use]
+pub fn digest(before: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(before, |hash, byte| hash.wrapping_mul(0x100_0000_01b3).wrapping_add(u64::from(*byte) + 1))
+}

@@ -1,0 +1,150 @@
+//! What must hold whatever a guest does, as executable models beside the machine.
+//!
+//! | Oracle | Here |
+//! |---|---|
+//! | double fetch | [`fetch`]: a second read within one pop is answered differently; the models go by the first answer |
+//! | spec model | [`ring`] (both formats), one file a device, [`transport`] (registers and status) |
+//! | wedge | [`Machine::revive`](crate::machine::Machine::revive): a reset and one valid request after every program |
+//! | resources | [`resources`] |
+//! | restore equivalence, two wirings | [`pairs`](crate::program::pairs): the same program in two machines |
+//!
+//! Panics and overflows are their own oracle. A finding is a panic whose message starts with the oracle's name.
+
+pub mod blk;
+pub mod console;
+pub mod fetch;
+pub mod net;
+pub mod packed;
+pub mod resources;
+pub mod ring;
+pub mod rng;
+pub mod split;
+pub mod transport;
+
+use std::sync::Arc;
+
+use crate::lone::Lone;
+use crate::machine::ram::Ram;
+use fetch::Fetches;
+use ring::{Flying, Rings};
+
+/// Ends the run with a finding of an oracle.
+#[macro_export]
+macro_rules! finding {
+    ($oracle:literal, $($what:tt)+) => {
+        panic!("[{}] {}", $oracle, format_args!($($what)+))
+    };
+}
+
+/// What is behind the queues, for those oracles that know more than rings.
+#[derive(Debug, Default)]
+pub enum Device {
+    /// Nothing is known: rings only.
+    #[default]
+    Any,
+    /// A disk.
+    Blk(blk::Blk),
+    /// A network card.
+    Net(net::Net),
+    /// A console.
+    Console(console::Console),
+    /// A random generator.
+    Rng(rng::Rng),
+}
+
+/// All models of one machine.
+#[derive(Debug, Default)]
+pub struct Oracles {
+    /// The memory they look into.
+    pub ram: Option<Ram>,
+    /// The virtqueues.
+    pub rings: Rings,
+    /// What was read in this pop.
+    pub fetches: Fetches,
+    /// The device.
+    pub device: Device,
+    /// Counts the guest's operations: it may write over anything between two of them.
+    pub moment: u64,
+}
+
+impl Oracles {
+    /// The model of a machine without queues, before anything has happened.
+    pub fn reset(&mut self, device: Device) {
+        self.rings.reset();
+        self.fetches.reset();
+        self.device = device;
+    }
+
+    /// The device model asks for `len` bytes at `addr`, to read or to write. What every byte of the answer is to be
+    /// altered with, where the guest has "changed" it meanwhile.
+    #[inline]
+    pub(crate) fn touched(cell: &Arc<Lone<Self>>, addr: u64, len: usize) -> Option<u8> {
+        let _quiet = resources::Quiet::begin();
+        let this = &mut *cell.open();
+        let Self { ram: Some(ram), rings, fetches, device, .. } = this else { return None };
+        rings.read(ram, fetches, device, addr, len);
+        if let Device::Console(console) = device {
+            console.read(ram, rings, addr, len);
+        }
+        fetches.again(addr, len)
+    }
+
+    /// The device model has written `len` bytes at `addr`.
+    #[inline]
+    pub(crate) fn written(cell: &Arc<Lone<Self>>, addr: u64, len: usize) {
+        let _quiet = resources::Quiet::begin();
+        let this = &mut *cell.open();
+        let Self { ram: Some(ram), rings, device, .. } = this else { return };
+        rings.wrote(ram, device, addr, len);
+    }
+}
+
+impl Device {
+    /// A chain was popped.
+    pub(crate) fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
+        match self {
+            Self::Any => {}
+            Self::Blk(blk) => blk.popped(ram, chain),
+            Self::Net(net) => net.popped(ram, queue, chain),
+            Self::Console(_) => {}
+            Self::Rng(rng) => rng.popped(chain),
+        }
+    }
+
+    /// A chain is given back with `len` bytes written.
+    pub(crate) fn used(&mut self, ram: &Ram, queue: u16, chain: &Flying, len: u32) {
+        match self {
+            Self::Any => {}
+            Self::Blk(blk) => blk.used(ram, chain, len),
+            Self::Net(net) => net.used(ram, queue, chain, len),
+            Self::Console(console) => console.used(ram, queue, chain, len),
+            Self::Rng(rng) => rng.used(ram, chain, len),
+        }
+    }
+
+    /// The chain popped last went back into the ring.
+    pub(crate) fn unpopped(&mut self, queue: u16) {
+        match self {
+            Self::Net(net) => net.unpopped(queue),
+            Self::Rng(rng) => rng.unpopped(),
+            Self::Any | Self::Blk(_) | Self::Console(_) => {}
+        }
+    }
+
+    /// A driver starts `queue`.
+    pub(crate) fn started(&mut self, queue: u16, features: u64, legacy: bool) {
+        match self {
+            Self::Blk(blk) => (blk.features, blk.legacy) = (features, legacy),
+            Self::Net(net) if queue == 0 => net.started(features, legacy),
+            Self::Net(net) => (net.features, net.legacy) = (features, legacy),
+            Self::Any | Self::Console(_) | Self::Rng(_) => {}
+        }
+    }
+
+    /// `queue` was reset.
+    pub(crate) fn stopped(&mut self, queue: u16) {
+        if let (Self::Net(net), 0) = (self, queue) {
+            net.reset();
+        }
+    }
+}

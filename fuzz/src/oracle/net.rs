@@ -1,0 +1,270 @@
+//! What virtio 1.3 §5.1.6 makes of frames: each sent once and whole, each received into the buffers its header counts.
+
+use std::collections::VecDeque;
+
+use super::blk::{gather, pieces};
+use super::ring::{Flying, Plan, Range};
+use crate::finding;
+use crate::machine::ram::Ram;
+
+const RX: u16 = 0;
+const TX: u16 = 1;
+/// The longest frame: 64 KiB behind an Ethernet header with a VLAN tag.
+pub const MAX_FRAME_BYTES: u64 = 65536 + 18;
+const MAX_FRAME_RANGES: usize = 512;
+const HEADER_BYTES: u64 = 12;
+
+const F_GUEST_CSUM: u64 = 1 << 1;
+const F_GUEST_TSO4: u64 = 1 << 7;
+const F_GUEST_TSO6: u64 = 1 << 8;
+const F_MRG_RXBUF: u64 = 1 << 15;
+
+/// How far the sending of a buffer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// It holds no frame, or one that is too long.
+    Never,
+    /// The link has not taken it yet.
+    Waits,
+    /// The link has it, or has failed over it.
+    Gone,
+}
+
+/// A frame that has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Its number: what its bytes are made of.
+    pub seed: u64,
+    /// Bytes.
+    pub len: u32,
+    /// `flags` of its header.
+    pub flags: u8,
+    /// `gso_type` of its header.
+    pub gso: u8,
+}
+
+impl Frame {
+    /// Byte `at` of it.
+    #[must_use]
+    pub fn byte(&self, at: u64) -> u8 {
+        (self.seed.wrapping_mul(37).wrapping_add(at) % 253) as u8
+    }
+
+    /// Its header as the link gives it.
+    #[must_use]
+    pub fn header(&self) -> [u8; 12] {
+        [self.flags, self.gso, 14, 0, 0, 0, 0, 0, 0, 0, 0xaa, 0xaa]
+    }
+}
+
+/// A card and its driver's view of it.
+#[derive(Debug, Default)]
+pub struct Net {
+    /// Features of the running driver.
+    pub features: u64,
+    /// Whether it is a legacy one.
+    pub legacy: bool,
+    /// The ring is packed: what went back is seen late.
+    pub packed: bool,
+    /// Frames the device has taken from the link and not delivered.
+    taken: VecDeque<(Frame, bool)>,
+    /// The frame whose buffers are going back: bytes with header done, buffers left.
+    progress: Option<(Frame, u64, u16)>,
+}
+
+impl Net {
+    fn header_bytes(&self) -> u64 {
+        if self.legacy && self.features & F_MRG_RXBUF == 0 { 10 } else { HEADER_BYTES }
+    }
+
+    fn mergeable(&self) -> bool {
+        self.features & F_MRG_RXBUF != 0
+    }
+
+    /// Whether the driver has accepted what a received frame leaves unfinished.
+    fn admits(&self, frame: &Frame) -> bool {
+        let csum = self.features & F_GUEST_CSUM != 0;
+        let gso = match frame.gso & 0x7f {
+            0 => true,
+            1 => csum && self.features & F_GUEST_TSO4 != 0,
+            4 => csum && self.features & F_GUEST_TSO6 != 0,
+            _ => false,
+        };
+        gso && (csum || frame.flags & 1 == 0)
+    }
+
+    /// A driver starts or restarts the receive queue.
+    pub fn started(&mut self, features: u64, legacy: bool) {
+        // A frame kept through a pause may not be what another driver takes.
+        for (_, may_drop) in &mut self.taken {
+            *may_drop = true;
+        }
+        (self.features, self.legacy) = (features, legacy);
+        self.packed = features & devices::virtio::queue::F_RING_PACKED != 0;
+    }
+
+    /// The receive queue was reset.
+    pub fn reset(&mut self) {
+        self.taken.clear();
+        self.progress = None;
+    }
+
+    pub(super) fn popped(&mut self, _ram: &Ram, queue: u16, chain: &mut Flying) {
+        if queue != TX {
+            return;
+        }
+        let mut ranges = 0;
+        let data = chain.readable_bytes.saturating_sub(self.header_bytes());
+        pieces(&chain.readable, self.header_bytes(), u64::MAX, |_, _| ranges += 1);
+        let sent = data > 0 && data <= MAX_FRAME_BYTES && ranges <= MAX_FRAME_RANGES;
+        chain.plan = Plan::Send(if sent { Sending::Waits } else { Sending::Never });
+        chain.leaving = !sent;
+    }
+
+    pub(super) fn unpopped(&mut self, _queue: u16) {}
+
+    /// The link is offered a frame, and takes it (or fails) or not.
+    pub fn sends(&self, ram: &Ram, chains: &mut [Flying], header: &[u8; 12], frame: &[Range], takes: bool) {
+        let Some(chain) = chains.iter_mut().find(|chain| chain.plan == Plan::Send(Sending::Waits)) else {
+            finding!("spec", "a frame is sent that no driver gave")
+        };
+        let mut expected: Vec<Range> = Vec::new();
+        pieces(&chain.readable, self.header_bytes(), u64::MAX, |addr, len| expected.push((addr, len as u32)));
+        if frame != expected {
+            finding!("spec", "a frame lies at {frame:x?} where its buffers say {expected:x?}");
+        }
+        let mut own = [0; 12];
+        gather(ram, &chain.readable, 0, &mut own[..self.header_bytes() as usize]);
+        (own[10], own[11]) = (0, 0);
+        if own != *header && !chain.shared {
+            finding!("spec", "a frame is sent with header {header:x?} where the driver wrote {own:x?}");
+        }
+        if takes {
+            chain.plan = Plan::Send(Sending::Gone);
+            chain.leaving = true;
+        }
+    }
+
+    /// The device takes a frame from the link, with chains of `held` writable bytes before it.
+    pub fn receives(&mut self, frame: Frame, held: &[Flying]) {
+        let total: u64 = held.iter().filter(|chain| !chain.leaving).map(|chain| chain.writable_bytes).sum();
+        let needed = u64::from(frame.len) + self.header_bytes();
+        let first = held.iter().find(|chain| chain.writable_bytes >= self.header_bytes());
+        let room = if self.mergeable() { total } else { first.map_or(0, |chain| chain.writable_bytes) };
+        // A frame may be lost where it does not fit now: whether to wait is the device's choice.
+        let may_drop = self.packed || !self.admits(&frame) || needed > room || u64::from(frame.len) > MAX_FRAME_BYTES;
+        self.taken.push_back((frame, may_drop));
+    }
+
+    pub(super) fn used(&mut self, ram: &Ram, queue: u16, chain: &Flying, len: u32) {
+        match queue {
+            TX => {
+                if len != 0 {
+                    finding!("spec", "used length {len} of a sent frame");
+                }
+                if chain.plan == Plan::Send(Sending::Waits) {
+                    finding!("spec", "a buffer goes back before its frame is sent");
+                }
+            }
+            RX => self.received(ram, chain, len),
+            _ => {}
+        }
+    }
+
+    fn received(&mut self, ram: &Ram, chain: &Flying, len: u32) {
+        let len = u64::from(len);
+        let (frame, done, left) = match self.progress.take() {
+            Some(progress) => progress,
+            None if len == 0 => {
+                // A buffer without room for a header, or one that a frame did not fit in.
+                let lost = self.taken.front().is_some_and(|(_, may_drop)| *may_drop);
+                if chain.writable_bytes >= self.header_bytes() && (!lost || self.mergeable()) {
+                    finding!("spec", "a receive buffer goes back empty");
+                }
+                return;
+            }
+            None => {
+                let mut header = [0; 12];
+                let bytes = self.header_bytes() as usize;
+                if !gather(ram, &chain.writable, 0, &mut header[..bytes]) {
+                    finding!("spec", "a frame begins in a buffer of {} bytes", chain.writable_bytes);
+                }
+                // Frames before this one were lost.
+                while let Some((frame, may_drop)) = self.taken.front() {
+                    let fits = u64::from(frame.len) + self.header_bytes();
+                    let matches = self.admits(frame) && (len == fits || (self.mergeable() && len < fits));
+                    if matches || !*may_drop {
+                        break;
+                    }
+                    self.taken.pop_front();
+                }
+                let Some((frame, _)) = self.taken.pop_front() else {
+                    finding!("spec", "a frame is delivered that did not arrive")
+                };
+                if !self.admits(&frame) {
+                    finding!("spec", "a frame is delivered whose header {:x?} the driver cannot take", frame.header());
+                }
+                let counted = u16::from_le_bytes([header[10], header[11]]);
+                let buffers = if bytes == 12 { counted } else { 1 };
+                if !chain.shared {
+                    self.check_header(&frame, &header[..bytes], buffers);
+                }
+                (frame, 0, if self.mergeable() && !chain.shared { buffers } else { 1 })
+            }
+        };
+        let total = u64::from(frame.len) + self.header_bytes();
+        if len != chain.writable_bytes.min(total - done) {
+            finding!(
+                "spec",
+                "{len} bytes of a frame in a buffer of {} bytes, {done} of {total} before",
+                chain.writable_bytes
+            );
+        }
+        if !chain.shared {
+            self.check_bytes(ram, chain, &frame, done, len);
+        }
+        let done = done + len;
+        match left.checked_sub(1) {
+            Some(0) | None if done < total && chain.shared => self.progress = Some((frame, done, 1)),
+            Some(0) | None => {
+                if done != total {
+                    finding!("spec", "{done} bytes of a frame of {total} are in its buffers");
+                }
+            }
+            Some(left) => self.progress = Some((frame, done, left)),
+        }
+    }
+
+    fn check_header(&self, frame: &Frame, header: &[u8], buffers: u16) {
+        let mut expected = frame.header();
+        if self.features & F_GUEST_CSUM == 0 {
+            expected[0] = 0;
+        }
+        if header[..10] != expected[..10] {
+            finding!("spec", "a frame has header {header:x?} where the link gave {expected:x?}");
+        }
+        if buffers == 0 || (buffers != 1 && !self.mergeable()) {
+            finding!("spec", "a frame counts {buffers} buffers");
+        }
+    }
+
+    fn check_bytes(&self, ram: &Ram, chain: &Flying, frame: &Frame, done: u64, len: u64) {
+        let mut at = done;
+        pieces(&chain.writable, 0, len, |addr, size| {
+            let mut here = [0; 256];
+            let mut offset = 0;
+            while offset < size {
+                let count = (size - offset).min(256);
+                ram.peek(addr + offset, &mut here[..count as usize]);
+                for byte in &here[..count as usize] {
+                    let header = self.header_bytes();
+                    if at >= header && *byte != frame.byte(at - header) {
+                        finding!("spec", "byte {} of a received frame is not what arrived", at - header);
+                    }
+                    at += 1;
+                }
+                offset += count;
+            }
+        });
+    }
+}

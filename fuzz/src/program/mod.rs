@@ -1,0 +1,156 @@
+//! What an input means: a typed program, a record of eight bytes an operation.
+//!
+//! ```text
+//! byte 0..8     knobs: what the machine is made of, how its driver starts, which oracle runs twice
+//! byte 8 + 8·n  operation n: code, three small operands, a 32-bit value
+//! ```
+//!
+//! Every input is a program, and zeroes are a valid driver on a healthy device: a mutation changes one decision, not
+//! the meaning of all that follows.
+
+pub mod chain;
+pub mod explain;
+pub mod mutate;
+pub mod ops;
+pub mod pairs;
+pub mod play;
+
+use crate::machine::Setup;
+use crate::machine::vmm::{Kind, Shape};
+use crate::machine::wires::Wiring;
+use ops::Op;
+
+/// Bytes of knobs.
+pub const KNOBS: usize = 8;
+/// Bytes of an operation.
+pub const RECORD: usize = 8;
+/// Operations of the longest program.
+pub const MAX_OPS: usize = 64;
+
+/// Which two machines a program runs in, to be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pair {
+    /// One machine; the models alone judge.
+    Single,
+    /// One is wired as KVM, the other one as bhyve.
+    Wirings,
+    /// One is paused, the other one is saved and restored in another process.
+    Restore,
+}
+
+/// The knobs of a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Knobs<'a>(&'a [u8]);
+
+impl Knobs<'_> {
+    fn at(&self, index: usize) -> u8 {
+        self.0.get(index).copied().unwrap_or(0)
+    }
+
+    /// What the machine is made of.
+    #[must_use]
+    pub fn shape(&self, kind: Kind) -> Shape {
+        Shape::new(kind, self.at(0))
+    }
+
+    /// How the driver sets the device up before the first operation; `None`: not at all.
+    #[must_use]
+    pub fn setup(&self) -> Option<Setup> {
+        (self.at(1) & 7 != 7).then(|| setup(self.at(1), self.at(2), self.at(3)))
+    }
+
+    /// Whether workers run after every operation.
+    #[must_use]
+    pub fn auto(&self) -> bool {
+        self.at(4) & 3 != 3
+    }
+
+    /// Whether the disk holds its requests, and does not end them when they are cancelled.
+    #[must_use]
+    pub fn hold(&self) -> (bool, bool) {
+        (self.at(4) & 0x30 != 0, self.at(4) & 0x40 != 0)
+    }
+
+    /// Which machines the program runs in.
+    #[must_use]
+    pub fn pair(&self) -> Pair {
+        match self.at(5) & 7 {
+            6 => Pair::Wirings,
+            5 | 7 => Pair::Restore,
+            _ => Pair::Single,
+        }
+    }
+
+    /// How a single machine is wired.
+    #[must_use]
+    pub fn wiring(&self) -> Wiring {
+        if self.at(5) & 0x10 == 0 { Wiring::Kvm } else { Wiring::Bhyve }
+    }
+
+    /// What second fetches are altered with.
+    #[must_use]
+    pub fn flip(&self) -> Option<u8> {
+        let flips = [0xff, 0x01, 0x02, 0x10, 0x80, 0x04, 0x20, 0x08];
+        (self.at(6) & 1 == 0).then(|| flips[usize::from(self.at(6) >> 1 & 7)])
+    }
+}
+
+/// A driver's choices from three bytes; zeroes are a modern split driver with everything on.
+#[must_use]
+pub fn setup(a: u8, b: u8, c: u8) -> Setup {
+    let sizes = [16, 8, 4, 2, 1, 128, 7, 32];
+    Setup {
+        legacy: a & 0x18 == 0x18,
+        packed: a & 0x20 != 0,
+        no_event_idx: b & 1 != 0,
+        no_indirect: b & 0x0e == 0x0e,
+        in_order: b & 0x30 == 0x30,
+        without: match b >> 6 {
+            1 => 1 << 9,
+            2 => 1 << 15 | 1 << 11,
+            3 => 0x3fff & !(1 << 9),
+            _ => 0,
+        },
+        size: sizes[usize::from(c & 7)],
+        msix: c & 8 != 0,
+        one_queue: c & 0x70 == 0x70,
+    }
+}
+
+/// A decoded input.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'a> {
+    /// Its knobs.
+    pub knobs: Knobs<'a>,
+    records: &'a [u8],
+}
+
+impl<'a> Program<'a> {
+    /// Any bytes are one.
+    #[must_use]
+    pub fn new(data: &'a [u8]) -> Self {
+        let (knobs, records) = data.split_at(data.len().min(KNOBS));
+        Self { knobs: Knobs(knobs), records: &records[..records.len().min(MAX_OPS * RECORD)] }
+    }
+
+    /// Its operations.
+    pub fn ops(&self) -> impl Iterator<Item = Op> + '_ {
+        self.records.chunks(RECORD).map(|chunk| {
+            let mut record = [0; RECORD];
+            record[..chunk.len()].copy_from_slice(chunk);
+            Op::decode(record)
+        })
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len().div_ceil(RECORD)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+}

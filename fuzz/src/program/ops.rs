@@ -1,0 +1,147 @@
+//! The operations of a program.
+
+/// One operation. `a`, `b`, `c` and `v` are what its bytes said; [`play`](super::play) gives them their meaning, which
+/// depends on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Op {
+    /// What happens.
+    pub code: Code,
+    /// Small operands.
+    pub a: u8,
+    /// See `a`.
+    pub b: u8,
+    /// See `a`.
+    pub c: u8,
+    /// A value.
+    pub v: u32,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $weight:literal),* $(,)?) => {
+        /// What an operation does.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Code {
+            $($(#[$doc])* $name,)*
+        }
+
+        /// Every code as often as its weight says.
+        const TABLE: &[Code] = &{
+            const COUNT: usize = 0 $(+ $weight)*;
+            let mut table = [Code::Request; COUNT];
+            let mut at = 0;
+            $(
+                let mut left = $weight;
+                while left > 0 {
+                    table[at] = Code::$name;
+                    at += 1;
+                    left -= 1;
+                }
+            )*
+            table
+        };
+    };
+}
+
+codes! {
+    /// A request the device's driver would make, valid but for what `c` spoils.
+    Request = 16,
+    /// A chain of descriptors from a palette of good and bad values.
+    Chain = 5,
+    /// A head is made available, whatever it stands for.
+    Offer = 3,
+    /// The available index moves without entries.
+    Jump = 1,
+    /// What was placed is shown; the device is kicked where it asks for that.
+    Publish = 3,
+    /// A kick of any queue, width and way.
+    Kick = 2,
+    /// Workers that are awake take some steps.
+    Run = 4,
+    /// The disk completes the k-th request it holds, or fails it.
+    Complete = 5,
+    /// The driver takes used buffers back.
+    Collect = 4,
+    /// A field of the common configuration is written.
+    Write = 4,
+    /// A field of it is read.
+    Read = 1,
+    /// Any access to any BAR.
+    Access = 2,
+    /// An access to configuration space.
+    Config = 1,
+    /// A device status is written.
+    Status = 2,
+    /// The driver sets the device up (again).
+    SetUp = 2,
+    /// A queue is reset on its own, and perhaps enabled again.
+    ResetQueue = 2,
+    /// The machine is paused and goes on.
+    Pause = 1,
+    /// The machine is saved and goes on in another process.
+    Save = 1,
+    /// The guest rewrites a word of a ring.
+    Rewrite = 3,
+    /// The host changes the device.
+    Change = 1,
+    /// Something arrives from the other end, or it stalls, breaks or recovers.
+    End = 3,
+    /// The driver says which interrupts it wants.
+    Wish = 2,
+    /// The MSI-X table or its masks are written.
+    Vector = 2,
+    /// Second fetches are altered with something else.
+    Flip = 1,
+    /// The disk holds, refuses, or has no room.
+    Disk = 2,
+    /// The configuration-access capability is used.
+    Window = 1,
+    /// A legacy register is written or read.
+    Legacy = 2,
+    /// The function goes back to its power-on state.
+    PowerOn = 1,
+}
+
+impl Op {
+    /// Any eight bytes are one.
+    #[must_use]
+    pub fn decode(record: [u8; 8]) -> Self {
+        let [code, a, b, c, v @ ..] = record;
+        Self { code: TABLE[usize::from(code) % TABLE.len()], a, b, c, v: u32::from_le_bytes(v) }
+    }
+}
+
+/// Numbers that are on some edge.
+#[must_use]
+pub fn edge(v: u32) -> u64 {
+    const EDGES: [u64; 24] = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        7,
+        8,
+        15,
+        16,
+        17,
+        31,
+        64,
+        127,
+        128,
+        255,
+        256,
+        511,
+        512,
+        0x7fff,
+        0x8000,
+        0xffff,
+        0x1_0000,
+        0x8000_0000,
+        0xffff_ffff,
+    ];
+    match v & 3 {
+        0 => u64::from(v >> 2),
+        1 => u64::from(v >> 2 & 0xff),
+        _ => EDGES[(v >> 2) as usize % EDGES.len()],
+    }
+}

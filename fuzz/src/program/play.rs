@@ -1,0 +1,487 @@
+//! Runs a program on a machine, one operation after the other.
+
+use std::fmt::Write;
+
+use devices::virtio::blk::BlkError;
+
+use super::ops::{Code, Op, edge};
+use super::{Pair, Program, chain, setup};
+use crate::finding;
+use crate::machine::vmm::Kind;
+use crate::machine::{Bar, Machine, Setup};
+
+/// Hears of an operation before it runs, and what it did after.
+pub type Listener<'l> = &'l mut dyn FnMut(&Op, Option<&str>);
+
+/// What one run came to.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What the guest had seen after each operation.
+    pub trace: Vec<u64>,
+    /// Guest memory at the end.
+    pub memory: u64,
+    /// What came out at the other end.
+    pub shown: u64,
+}
+
+/// A machine and what its guest remembers.
+pub struct Player {
+    /// The machine.
+    pub machine: Machine,
+    setup: Setup,
+    features: u64,
+    /// Saves are pauses, for the run another one is compared with.
+    save_is_pause: bool,
+    /// Saves reached another process.
+    pub saved: bool,
+}
+
+fn low(v: u32) -> u64 {
+    u64::from(v & 0xffff)
+}
+
+impl Player {
+    /// Builds the machine of `program` and starts its driver.
+    #[must_use]
+    pub fn new(kind: Kind, program: &Program<'_>, wiring: crate::machine::wires::Wiring, save_is_pause: bool) -> Self {
+        let knobs = program.knobs;
+        let machine = Machine::new(knobs.shape(kind), wiring);
+        machine.oracles.open().fetches.change_with(knobs.flip());
+        let (hold, slow_cancel) = knobs.hold();
+        {
+            let mut disk = machine.disk.0.open();
+            (disk.hold, disk.slow_cancel) = (hold, slow_cancel);
+        }
+        let mut player = Self { machine, setup: Setup::default(), features: 0, save_is_pause, saved: false };
+        if let Some(setup) = knobs.setup() {
+            player.set_up(setup);
+        }
+        player.machine.auto = knobs.auto();
+        player
+    }
+
+    fn set_up(&mut self, setup: Setup) -> bool {
+        let driven = self.machine.set_up(setup);
+        (self.setup, self.features) = (setup, driven.features);
+        driven.running
+    }
+
+    fn queue(&self, a: u8) -> u16 {
+        u16::from(a) % self.machine.queues().max(1)
+    }
+
+    /// Rings the doorbell of `queue` as its driver does.
+    fn ring(&mut self, queue: u16) {
+        if self.setup.legacy && self.machine.shape.transitional {
+            self.machine.write(Bar::Legacy, 0x10, &queue.to_le_bytes());
+        } else {
+            self.machine.write(Bar::Modern, 0x3000 + 4 * u64::from(queue), &queue.to_le_bytes());
+        }
+    }
+
+    fn publish(&mut self, queue: u16) -> bool {
+        let ram = &self.machine.ram;
+        let wants = self.machine.drivers[usize::from(queue)].publish(ram);
+        if wants {
+            self.ring(queue);
+        } else {
+            self.machine.settle();
+        }
+        wants
+    }
+
+    /// One operation. Notes on what happened go to `log`.
+    pub fn step(&mut self, op: &Op, log: &mut dyn Write) {
+        self.machine.oracles.open().moment += 1;
+        let queue = self.queue(op.a);
+        let (v, auto) = (op.v, self.machine.auto);
+        match op.code {
+            Code::Request | Code::Chain => {
+                let mut built = match op.code {
+                    Code::Request => chain::request(&mut self.machine, queue, op),
+                    _ => chain::hostile(&self.machine, queue, op),
+                };
+                chain::spoil(&self.machine, queue, op, &mut built);
+                let placed = chain::place(&mut self.machine, queue, op, &built);
+                let _ = write!(log, "queue {queue}: {:x?}", built.descs());
+                // A program without commas: most chains are shown at once.
+                let kicked = placed && op.a & 0x30 != 0x30 && self.publish(queue);
+                let _ = write!(log, ", placed {placed}, kicked {kicked}");
+            }
+            Code::Offer => {
+                let driver = &mut self.machine.drivers[usize::from(queue)];
+                let head = if op.b & 3 == 3 { edge(v) as u16 } else { driver.last };
+                if driver.packed {
+                    let desc = devices::virtio::queue::Descriptor {
+                        addr: 0x1_8000,
+                        len: v >> 8 & 0xff,
+                        flags: op.c.into(),
+                        next: 0,
+                    };
+                    driver.place_packed(&self.machine.ram, desc, head);
+                } else {
+                    driver.offer(&self.machine.ram, head);
+                }
+                let kicked = op.b & 4 == 0 && self.publish(queue);
+                let _ = write!(log, "queue {queue}: head {head:#x} again, kicked {kicked}");
+            }
+            Code::Jump => {
+                let sizes = u32::from(self.machine.drivers[usize::from(queue)].size);
+                let delta = [1, sizes, sizes + 1, 0x8000, 0xffff, v][usize::from(op.b % 6)] as u16;
+                self.machine.drivers[usize::from(queue)].jump(&self.machine.ram, delta);
+                self.ring(queue);
+                let _ = write!(log, "queue {queue}: available index jumps by {delta:#x}");
+            }
+            Code::Publish => {
+                let kicked = self.publish(queue);
+                let _ = write!(log, "queue {queue}: kicked {kicked}");
+            }
+            Code::Kick => self.kick(queue, op, log),
+            Code::Run => {
+                self.machine.run(1 + usize::from(op.b % 8));
+                self.machine.auto = false;
+                self.machine.settle();
+                self.machine.auto = auto;
+            }
+            Code::Complete => {
+                let errors = [None, None, None, None, Some(BlkError::Host(5)), Some(BlkError::Unsupported)];
+                let done = self.machine.complete(usize::from(op.b), errors[usize::from(op.c) % errors.len()]);
+                let _ = write!(log, "request {} of those held: {done}", op.b);
+            }
+            Code::Collect => {
+                for _ in 0..1 + op.b % 16 {
+                    let ram = &self.machine.ram;
+                    let Some((id, len)) = self.machine.drivers[usize::from(queue)].collect(ram) else { break };
+                    let _ = write!(log, "queue {queue}: {id:#x} with {len} bytes; ");
+                    self.machine.trace.add(u64::from(id) << 32 | u64::from(len));
+                }
+            }
+            Code::Write => self.write_common(op, log),
+            Code::Read => {
+                let (offset, width) = FIELDS[usize::from(op.b) % FIELDS.len()];
+                let width = if op.c & 3 == 3 { 1 << (op.c >> 2 & 3) } else { width };
+                let value = self.machine.read(Bar::Modern, offset, width);
+                let _ = write!(log, "{width} bytes at {offset:#x}: {value:#x}");
+            }
+            Code::Access => self.access(op, log),
+            Code::Config => {
+                let at = u16::from(op.b) & !3 | u16::from(op.c & 3);
+                let width = [1, 2, 4, 4][usize::from(op.c >> 2 & 3)].min(4 - usize::from(at & 3));
+                if op.a & 1 == 0 {
+                    let value = self.machine.config(at, width);
+                    self.machine.trace.add(value);
+                    let _ = write!(log, "configuration {at:#x} reads {value:#x}");
+                } else {
+                    self.machine.set_config(at, width, v.into());
+                    let _ = write!(log, "configuration {at:#x} of {width} bytes is written {v:#x}");
+                }
+            }
+            Code::Status => {
+                let status = [0, 1, 3, 11, 15, 7, 0x80, 0x40, 4, 8, 0x8f][usize::from(op.b) % 11];
+                let status = if op.c & 7 == 7 { v as u8 } else { status };
+                if op.a & 0x30 == 0x30 {
+                    self.machine.write(Bar::Legacy, 0x12, &[status]);
+                } else {
+                    self.machine.write(Bar::Modern, 0x14, &[status]);
+                }
+                let _ = write!(log, "{status:#x}");
+            }
+            Code::SetUp => {
+                let wanted = setup(op.a, op.b, op.c);
+                let running = self.set_up(wanted);
+                let _ = write!(log, "{wanted:?}: running {running}");
+            }
+            Code::ResetQueue => {
+                self.machine.write(Bar::Modern, 0x16, &queue.to_le_bytes());
+                self.machine.write(Bar::Modern, 0x3a, &1u16.to_le_bytes());
+                if op.b & 3 != 3 {
+                    self.machine.run(usize::MAX);
+                    self.machine.settle();
+                    let sizes = setup(op.a, op.b, op.c).size;
+                    let wanted = Setup { size: sizes, ..self.setup };
+                    self.machine.enable(queue, wanted, self.features);
+                }
+                let _ = write!(log, "queue {queue}");
+            }
+            Code::Pause => {
+                self.machine.pause();
+                self.machine.resume();
+            }
+            Code::Save => {
+                self.machine.pause();
+                if self.save_is_pause {
+                    self.machine.resume();
+                } else {
+                    self.machine.restore();
+                    self.saved = true;
+                }
+            }
+            Code::Rewrite => self.rewrite(queue, op, log),
+            Code::Change => {
+                self.machine.change(low(v) as u16);
+            }
+            Code::End => self.end(op, log),
+            Code::Wish => {
+                let distance = if op.c & 7 == 7 { v as u16 } else { (v & 7) as u16 };
+                self.machine.drivers[usize::from(queue)].wish(&self.machine.ram, op.b, distance);
+                let _ = write!(log, "queue {queue}: {} at {distance}", ["none", "all", "one"][usize::from(op.b % 3)]);
+            }
+            Code::Vector => {
+                let vector = u64::from(op.a % 4);
+                let (field, value) = match op.b % 6 {
+                    0 => (12, 0),
+                    1 => (12, 1),
+                    2 => (8, v),
+                    3 => (0, 0xfee0_0000 | v & 0xff000),
+                    4 => (0, v),
+                    _ => (4, v & 1),
+                };
+                self.machine.write(Bar::Msix, 16 * vector + field, &value.to_le_bytes());
+                let _ = write!(log, "vector {vector}: {value:#x} at {field}");
+                if op.c & 7 == 7 {
+                    self.machine.read(Bar::Msix, 0x1000, 8);
+                }
+            }
+            Code::Flip => {
+                let flip = [0xff, 0x01, 0x02, 0x10, 0, 0x80, 0x04, 0x06][usize::from(op.b & 7)];
+                self.machine.oracles.open().fetches.change_with(Some(flip));
+                let _ = write!(log, "by {flip:#x}");
+            }
+            Code::Disk => {
+                let mut disk = self.machine.disk.0.open();
+                match op.b % 5 {
+                    0 => disk.hold = true,
+                    1 => disk.hold = false,
+                    2 => disk.refuse = Some(if op.c & 1 == 0 { BlkError::Host(28) } else { BlkError::Unsupported }),
+                    3 => disk.room = usize::from(op.c % 17).max(1),
+                    _ => disk.slow_cancel = op.c & 1 == 0,
+                }
+                let _ = write!(log, "hold {}, room {}, refuse {:?}", disk.hold, disk.room, disk.refuse);
+            }
+            Code::Window => {
+                let at = self.machine.window_capability();
+                let (offset, width) = FIELDS[usize::from(op.b) % FIELDS.len()];
+                let width = if op.c & 7 == 7 { op.c as usize >> 3 } else { width.min(4) };
+                let offset = if op.c & 0x18 == 0x18 { low(v) } else { offset };
+                self.machine.set_config(at + 4, 1, if op.a & 0x1c == 0x1c { v.into() } else { 4 });
+                self.machine.set_config(at + 8, 4, offset);
+                self.machine.set_config(at + 12, 4, width as u64);
+                match op.a & 1 {
+                    0 => self.machine.read_window(),
+                    _ => self.machine.set_config(at + 16, 4, v.into()),
+                }
+                let _ = write!(log, "{width} bytes at {offset:#x}, write {}", op.a & 1);
+            }
+            Code::Legacy => {
+                const REGISTERS: [(u64, usize); 9] =
+                    [(0, 4), (4, 4), (8, 4), (12, 2), (14, 2), (16, 2), (18, 1), (19, 1), (20, 2)];
+                let (offset, width) = REGISTERS[usize::from(op.b) % REGISTERS.len()];
+                let offset = if op.c & 0x1c == 0x1c { u64::from(v & 0x3f) } else { offset };
+                if op.a & 1 == 0 {
+                    self.machine.read(Bar::Legacy, offset, width);
+                } else {
+                    let value = if op.c & 3 == 0 { v } else { edge(v) as u32 & 0x1f };
+                    self.machine.write(Bar::Legacy, offset, &value.to_le_bytes()[..width]);
+                }
+                let _ = write!(log, "{width} bytes at {offset:#x}");
+            }
+            Code::PowerOn => self.machine.power_on(),
+        }
+    }
+
+    fn kick(&mut self, queue: u16, op: &Op, log: &mut dyn Write) {
+        let odd = edge(op.v);
+        let (index, at) = if op.b & 3 == 3 { (odd, odd) } else { (u64::from(queue), u64::from(queue)) };
+        let width = [2, 2, 1, 4][usize::from(op.c & 3)];
+        if op.c & 0x30 == 0x30 {
+            self.machine.write(Bar::Legacy, 0x10, &index.to_le_bytes()[..width]);
+        } else {
+            // Beyond the BAR nobody answers.
+            let at = 0x3000 + 4 * (at % 0x1000) + u64::from(op.c >> 6 & 1);
+            self.machine.write(Bar::Modern, at, &index.to_le_bytes()[..width]);
+        }
+        let _ = write!(log, "queue {index:#x} with {width} bytes");
+    }
+
+    fn write_common(&mut self, op: &Op, log: &mut dyn Write) {
+        let (offset, width) = FIELDS[usize::from(op.b) % FIELDS.len()];
+        let width = if op.c & 7 == 7 { 1 << (op.c >> 3 & 3) } else { width };
+        let value = match op.c >> 5 {
+            0 => edge(op.v),
+            1 => u64::from(op.v),
+            2 => u64::from(op.v & 0xff) << 12,
+            3 => u64::from(op.v) << 4,
+            4 => 1,
+            5 => u64::from(op.v & 1),
+            6 => 0,
+            _ => u64::from(op.v) << 32 | u64::from(op.v),
+        };
+        self.machine.write(Bar::Modern, offset, &value.to_le_bytes()[..width]);
+        let _ = write!(log, "{width} bytes at {offset:#x}: {value:#x}");
+    }
+
+    fn access(&mut self, op: &Op, log: &mut dyn Write) {
+        let width = 1 << (op.c & 3);
+        let (bar, len) = match op.a >> 1 & 3 {
+            0 => (Bar::Legacy, 0x80),
+            1 => (Bar::Msix, 0x2000),
+            _ => (Bar::Modern, 0x4000),
+        };
+        let region = match op.c >> 4 {
+            0..=5 => 0x2000,
+            6 | 7 => 0x1000,
+            8 | 9 => 0x3000,
+            _ => 0,
+        };
+        let offset = (region + low(op.v >> 16) % 0x100 + u64::from(op.b)) % (len - 8);
+        let _ = write!(log, "{bar:?} at {offset:#x}, {width} bytes, write {}", op.a & 1);
+        if op.a & 1 == 0 {
+            self.machine.read(bar, offset, width);
+        } else {
+            self.machine.write(bar, offset, &u64::from(op.v).to_le_bytes()[..width]);
+        }
+    }
+
+    fn rewrite(&mut self, queue: u16, op: &Op, log: &mut dyn Write) {
+        let driver = &self.machine.drivers[usize::from(queue)];
+        let entry = u64::from(op.c) % u64::from(driver.size);
+        let (addr, width) = match op.b % 10 {
+            0 => (driver.avail, 2),
+            1 => (driver.avail + 2, 2),
+            2 => (driver.avail + 4 + 2 * entry, 2),
+            3 => (driver.desc + 16 * entry, 8),
+            4 => (driver.desc + 16 * entry + 8, 4),
+            5 => (driver.desc + 16 * entry + 12, 2),
+            6 => (driver.desc + 16 * entry + 14, 2),
+            7 => (driver.used + 2, 2),
+            8 => (driver.used + 4 + 8 * entry, 8),
+            _ => (driver.desc + 0x4000 + u64::from(op.v >> 16 & 0xff) * 16, 4),
+        };
+        let value = edge(op.v);
+        self.machine.ram.set_word(addr, width, value);
+        let _ = write!(log, "{width} bytes at {addr:#x}: {value:#x}");
+        if op.a & 0x40 != 0 {
+            self.ring(queue);
+        } else {
+            self.machine.settle();
+        }
+    }
+
+    fn end(&mut self, op: &Op, log: &mut dyn Write) {
+        let kind = self.machine.shape.kind;
+        match (op.b % 8, kind) {
+            (0..=3, Kind::Net) => {
+                let len = [60, 1514, 100, 3000, 9000, 65554, 0, 60][usize::from(op.c & 7)];
+                let (flags, gso) = if op.c & 0x38 == 0x38 { (op.v as u8 & 3, (op.v >> 8) as u8) } else { (0, 0) };
+                self.machine.end.arrive(len, flags, gso);
+                let _ = write!(log, "a frame of {len} bytes arrives, flags {flags:#x}, gso {gso:#x}");
+            }
+            (0..=3, _) => {
+                let count = [1, 5, 64, 300][usize::from(op.c & 3)];
+                let mut end = self.machine.end.inner.open();
+                if end.typed < 1 << 16 {
+                    end.typed += count;
+                }
+                let _ = write!(log, "{count} bytes are typed");
+            }
+            (4, _) => self.machine.end.inner.open().full = true,
+            (5, _) => {
+                let mut end = self.machine.end.inner.open();
+                (end.full, end.broken, end.room) = (false, false, 1 << 20);
+            }
+            (6, _) => self.machine.end.inner.open().room = usize::from(op.c),
+            _ => self.machine.end.inner.open().broken = op.c & 1 == 0,
+        }
+        let end = self.machine.end.inner.open();
+        let _ = write!(log, "; full {}, broken {}, room {}", end.full, end.broken, end.room);
+        drop(end);
+        self.machine.settle();
+    }
+}
+
+/// Fields of the common configuration and their widths (§4.1.4.3).
+const FIELDS: [(u64, usize); 21] = [
+    (0x00, 4),
+    (0x04, 4),
+    (0x08, 4),
+    (0x0c, 4),
+    (0x10, 2),
+    (0x12, 2),
+    (0x14, 1),
+    (0x15, 1),
+    (0x16, 2),
+    (0x18, 2),
+    (0x1a, 2),
+    (0x1c, 2),
+    (0x1e, 2),
+    (0x20, 8),
+    (0x20, 4),
+    (0x24, 4),
+    (0x28, 8),
+    (0x30, 8),
+    (0x30, 4),
+    (0x38, 2),
+    (0x3a, 2),
+];
+
+/// Runs `program` in one machine, and judges it at the end.
+pub fn play(
+    kind: Kind,
+    program: &Program<'_>,
+    wiring: crate::machine::wires::Wiring,
+    save_is_pause: bool,
+    mut each: Option<Listener<'_>>,
+) -> Outcome {
+    let mut player = Player::new(kind, program, wiring, save_is_pause);
+    let traced = program.knobs.pair() != Pair::Single;
+    let mut outcome = Outcome::default();
+    let mut note = String::new();
+    for op in program.ops() {
+        match &mut each {
+            Some(each) => {
+                note.clear();
+                each(&op, None);
+                player.step(&op, &mut note);
+                each(&op, Some(&note));
+            }
+            None => player.step(&op, &mut Mute),
+        }
+        if traced {
+            outcome.trace.push(player.machine.trace.0);
+        }
+    }
+    if traced {
+        outcome.memory = player.machine.ram.digest();
+        outcome.shown = player.machine.shown();
+    }
+    player.machine.judge();
+    player.machine.revive();
+    outcome
+}
+
+/// Runs `program` as its knobs say, in one machine or in two.
+pub fn run(kind: Kind, data: &[u8]) {
+    let program = Program::new(data);
+    match program.knobs.pair() {
+        Pair::Single => drop(play(kind, &program, program.knobs.wiring(), false, None)),
+        pair => super::pairs::compare(kind, &program, pair),
+    }
+}
+
+/// Takes no notes.
+struct Mute;
+
+impl Write for Mute {
+    fn write_str(&mut self, _text: &str) -> std::fmt::Result {
+        Ok(())
+    }
+
+    fn write_fmt(&mut self, _args: std::fmt::Arguments<'_>) -> std::fmt::Result {
+        Ok(())
+    }
+}
+
+/// Ends a run with two different machines.
+pub(super) fn differ(what: &str, at: usize, op: Option<Op>) -> ! {
+    finding!("pair", "two machines differ in {what} after operation {at} ({op:x?})")
+}
