@@ -28,6 +28,9 @@ const CMOS_BYTES: usize = 128;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
+/// Further from 1970 than any date the registers show, and than any guest lives on from one.
+const LAST_TIME_S: u64 = 1 << 40;
+
 /// The divider chain's crystal, and a second, as tick arithmetic needs them.
 const CRYSTAL_HZ: u128 = 32_768;
 const TICK_NS_PER_S: u128 = NS_PER_S as u128;
@@ -220,9 +223,15 @@ impl Cmos {
         if state.ahead_ns >= NS_PER_S as u32 {
             return refuse("its nanoseconds make a second");
         }
+        let now = self.now();
+        let time_s = now.host_s.checked_add(state.ahead_s).map(i64::unsigned_abs);
+        // Near the end of numbers the clock would stand, and no reset sets it. A host that is there itself is the host's
+        // matter.
+        if time_s.is_none_or(|time_s| time_s > LAST_TIME_S.max(now.host_s.unsigned_abs())) {
+            return refuse("its time is none of a calendar");
+        }
         let mut inner = lock(&self.inner);
         inner.state = state.clone();
-        let now = self.now();
         inner.periodic_ticks = inner.periodic_ticks_at(now.monotonic_ns);
         inner.catch_up(now);
         inner.line = inner.wants_interrupt();

@@ -405,6 +405,10 @@ fn a_state_that_does_not_fit_is_refused_with_its_reason() {
         (CmosState { version: 2, ..good.clone() }, "its version is not 1"),
         (CmosState { bytes: vec![0; 127], ..good.clone() }, "it has not 128 bytes"),
         (CmosState { ahead_ns: 1_000_000_000, ..good.clone() }, "its nanoseconds make a second"),
+        // A clock that far ahead has no next second, and no reset sets it back.
+        (CmosState { ahead_s: i64::MAX, ..good.clone() }, "its time is none of a calendar"),
+        (CmosState { ahead_s: i64::MIN, ..good.clone() }, "its time is none of a calendar"),
+        (CmosState { ahead_s: 1 << 41, ..good.clone() }, "its time is none of a calendar"),
     ] {
         assert_eq!(m.cmos.restore(&bad).unwrap_err().why, why);
         assert_eq!(m.cmos.save(), good);

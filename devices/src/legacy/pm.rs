@@ -35,6 +35,9 @@ pub const PM_TIMER_HZ: u64 = 3_579_545;
 /// The one layout of [`PmState`] there is.
 const VERSION: u32 = 1;
 
+/// The most a saved timer may have counted, 80000 years: beyond lies the end of counting, where it would stand for ever.
+const MAX_RESTORED_TICKS: u64 = 1 << 63;
+
 /// Bits of PM1 status and enable.
 mod event {
     pub const TIMER: u16 = 1 << 0;
@@ -204,6 +207,9 @@ impl Pm {
             || (state.gpe_enable | state.gpe_status) & !self.gpe_mask() != 0;
         if has_strange_bits {
             return refuse("a register has bits that do not exist");
+        }
+        if state.timer_ticks > MAX_RESTORED_TICKS {
+            return refuse("its timer is at its end");
         }
         let mut inner = lock(&self.inner);
         inner.timer_base_ns = self.clock.monotonic_ns();

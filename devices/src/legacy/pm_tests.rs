@@ -190,12 +190,14 @@ fn a_state_no_machine_can_have_is_refused() {
         PmState { status: 0x0002, ..good.clone() },
         PmState { control: 1 << 13, ..good.clone() },
         PmState { gpe_enable: 0x100, ..good.clone() },
+        // A timer that far has no next tick: it would stand for ever, and no reset sets it back.
+        PmState { timer_ticks: u64::MAX, ..good.clone() },
     ] {
         assert!(pm.restore(&bad).is_err(), "{bad:?}");
     }
     assert_eq!(pm.save(), good);
     // Time beyond any machine's life must not overflow anything.
-    pm.restore(&PmState { timer_ticks: u64::MAX, ..good }).unwrap();
+    pm.restore(&PmState { timer_ticks: 1 << 63, ..good }).unwrap();
     pm.write(2, &1u16.to_le_bytes());
     write(&*pm.smi_ports(), 0, 0xa0);
     let _ = (pm.deadline_ns(), timer(&pm));
