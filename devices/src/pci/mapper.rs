@@ -114,8 +114,9 @@ impl BarMapper {
         id
     }
 
-    /// Takes over what a function's registers say about its BARs. An address outside the windows or where another
-    /// device is does not decode; it does as soon as the other device has left.
+    /// Takes over what a function's registers say about its BARs. An address outside the windows does not decode, and of
+    /// BARs that overlap only the one that was registered first; the others do as soon as it has left. So where BARs
+    /// decode follows from all registers together, whatever was written before: a restored machine comes out the same.
     pub fn place(&self, wanted: &[(BarId, Option<u64>)]) {
         let mut regions = self.lock();
         let mut changed = false;
@@ -137,18 +138,16 @@ impl BarMapper {
 
     fn settle(&self, regions: &mut [Region]) {
         let before: Vec<Option<u64>> = regions.iter().map(|region| region.placed).collect();
+        let decided = self.decide(regions);
         // First everything leaves, so that two BARs can swap places.
-        for region in regions.iter_mut().filter(|region| region.placed != region.wanted) {
+        let leaving = regions.iter_mut().zip(&decided).filter(|(region, decided)| region.placed != **decided);
+        for (region, _) in leaving {
             if let Some(address) = region.placed.take() {
                 self.bus(region.bar.kind).remove(address);
             }
         }
-        for region in regions.iter_mut().filter(|region| region.placed.is_none()) {
-            let Some(address) = region.wanted else { continue };
-            if !self.allowed(&region.bar, address) {
-                region.warn(address, "it lies outside the windows of pci");
-                continue;
-            }
+        for (region, decided) in regions.iter_mut().zip(decided).filter(|(region, _)| region.placed.is_none()) {
+            let Some(address) = decided else { continue };
             match self.bus(region.bar.kind).insert(address, region.bar.len, region.device.clone()) {
                 Ok(()) => region.placed = Some(address),
                 Err(error) => region.warn(address, &error.to_string()),
@@ -159,6 +158,33 @@ impl BarMapper {
                 region.listener.bar_placed(region.bar.index, region.placed);
             }
         }
+    }
+
+    /// Where each BAR is to decode, by the registers alone.
+    fn decide(&self, regions: &mut [Region]) -> Vec<Option<u64>> {
+        let mut decided: Vec<Option<u64>> = Vec::with_capacity(regions.len());
+        for which in 0..regions.len() {
+            let Some((before, [region, ..])) = regions.split_at_mut_checked(which) else { break };
+            let Some(address) = region.wanted else {
+                decided.push(None);
+                continue;
+            };
+            if !self.allowed(&region.bar, address) {
+                region.warn(address, "it lies outside the windows of pci");
+                decided.push(None);
+                continue;
+            }
+            let first = before.iter().zip(&decided).find(|(other, at)| {
+                let same_bus = (other.bar.kind == BarKind::Io) == (region.bar.kind == BarKind::Io);
+                same_bus && at.is_some_and(|at| overlap((at, other.bar.len), (address, region.bar.len)))
+            });
+            if let Some((other, _)) = first {
+                let why = format!("bar {} of {} is there", other.bar.index, other.name);
+                region.warn(address, &why);
+            }
+            decided.push(first.is_none().then_some(address));
+        }
+        decided
     }
 
     fn allowed(&self, bar: &BarSpec, address: u64) -> bool {
@@ -182,6 +208,11 @@ impl BarMapper {
     fn lock(&self) -> MutexGuard<'_, Vec<Region>> {
         self.regions.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether two ranges, by start and length, share an address. Both end inside a window, so no end wraps.
+fn overlap((a, a_len): (u64, u64), (b, b_len): (u64, u64)) -> bool {
+    a < b.saturating_add(b_len) && b < a.saturating_add(a_len)
 }
 
 impl Region {
@@ -341,6 +372,21 @@ mod tests {
             assert_eq!((peek(&mut view, address), mapper.placed(id)), (0xff, None), "{address:#x}");
         }
         assert!(seen.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn where_bars_decode_follows_from_their_registers_and_not_from_the_order_of_writes() {
+        let (mapper, mut view) = mapper(windows());
+        let seen = Arc::new(Seen::default());
+        let one = mapper.register("one", BAR, Arc::new(Fill(1)), seen.clone());
+        let two = mapper.register("two", BAR, Arc::new(Fill(2)), seen);
+        mapper.place(&[(two, Some(0xe000_0000))]);
+        mapper.place(&[(one, Some(0xe000_2000))]);
+        // A machine restored from the registers, which hears of all at once, has to come out the same.
+        assert_eq!((mapper.placed(one), mapper.placed(two)), (Some(0xe000_2000), None));
+        assert_eq!([0xe000_0000, 0xe000_2000].map(|at| peek(&mut view, at)), [0xff, 1]);
+        mapper.place(&[(one, None)]);
+        assert_eq!((peek(&mut view, 0xe000_0000), mapper.placed(two)), (2, Some(0xe000_0000)));
     }
 
     #[test]
