@@ -256,8 +256,8 @@ impl ConfigSpace {
         ConfigState { version: 1, value: self.value.to_vec() }
     }
 
-    /// Takes back a saved state: writable bits only, so that a hostile state cannot change what a function is.
-    pub fn restore(&mut self, state: &ConfigState) -> Result<(), StateError> {
+    /// Whether [`restore`](Self::restore) takes this state.
+    pub(crate) fn check(state: &ConfigState) -> Result<(), StateError> {
         let what = "a pci configuration space";
         if state.version != 1 {
             return Err(StateError { what, why: "its version is not 1" });
@@ -265,6 +265,13 @@ impl ConfigSpace {
         if state.value.len() != SIZE {
             return Err(StateError { what, why: "it is not 256 bytes long" });
         }
+        Ok(())
+    }
+
+    /// Takes back a saved state: writable bits only, so that a hostile state cannot change what a function is. Nothing has
+    /// changed where it is refused.
+    pub fn restore(&mut self, state: &ConfigState) -> Result<(), StateError> {
+        Self::check(state)?;
         self.reset();
         self.write(0, &state.value);
         Ok(())

@@ -157,8 +157,8 @@ impl Msix {
         MsixState { version: 1, control: table.control, entries, pending }
     }
 
-    /// Takes back a saved state and tells the sources; pending vectors that are not masked are sent.
-    pub fn restore(&self, state: &MsixState) -> Result<(), StateError> {
+    /// Whether [`restore`](Self::restore) takes this state.
+    pub(crate) fn check(&self, state: &MsixState) -> Result<(), StateError> {
         let what = "an msi-x table";
         if state.version != 1 {
             return Err(StateError { what, why: "its version is not 1" });
@@ -166,6 +166,13 @@ impl Msix {
         if state.entries.len() != self.len() || state.pending.len() != self.len() {
             return Err(StateError { what, why: "the number of vectors differs" });
         }
+        Ok(())
+    }
+
+    /// Takes back a saved state and tells the sources; pending vectors that are not masked are sent. Nothing has changed
+    /// where it is refused.
+    pub fn restore(&self, state: &MsixState) -> Result<(), StateError> {
+        self.check(state)?;
         let mut table = self.lock();
         table.control = state.control & (ENABLE | FUNCTION_MASK);
         self.enabled.store(table.control & ENABLE != 0, SeqCst);

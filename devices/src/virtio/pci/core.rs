@@ -464,8 +464,8 @@ impl Core {
         }
     }
 
-    /// Takes back a saved state, with nothing running, and starts the queues of a running driver from `queues`.
-    pub(super) fn restore(&self, state: &TransportState, queues: &[(u16, QueueState)]) -> Result<(), StateError> {
+    /// Whether [`restore`](Self::restore) takes this state with these queues.
+    pub(super) fn check(&self, state: &TransportState, queues: &[(u16, QueueState)]) -> Result<(), StateError> {
         let refuse = |why| Err(StateError { what: "a virtio transport", why });
         let maximum = self.device.queue_max_sizes();
         if state.version != 1 {
@@ -478,18 +478,15 @@ impl Core {
         if state.queues.iter().zip(maximum).any(|(queue, maximum)| queue.size > *maximum) {
             return refuse("a queue is larger than the device has it");
         }
-        let mut registers = self.registers();
+        let registers = self.registers();
         if self.running.load(SeqCst) || registers.resetting.is_some() {
             return refuse("the device is running");
         }
         if state.resetting {
-            *registers = Registers::new(&*self.device);
-            self.interrupts.reset();
             return Ok(());
         }
         let interface = if state.legacy { Interface::Legacy } else { Interface::Modern };
-        let offered = self.offered(interface);
-        if state.running && state.driver_features & !offered != 0 {
+        if state.running && state.driver_features & !self.offered(interface) != 0 {
             return refuse("the driver accepted features this device does not offer");
         }
         if queues.iter().any(|(index, queue)| {
@@ -500,6 +497,21 @@ impl Core {
         }) {
             return refuse("a running queue was not enabled");
         }
+        Ok(())
+    }
+
+    /// Takes back a saved state, with nothing running, and starts the queues of a running driver from `queues`. Nothing has
+    /// changed where it is refused.
+    pub(super) fn restore(&self, state: &TransportState, queues: &[(u16, QueueState)]) -> Result<(), StateError> {
+        self.check(state, queues)?;
+        let mut registers = self.registers();
+        if state.resetting {
+            *registers = Registers::new(&*self.device);
+            self.interrupts.reset();
+            return Ok(());
+        }
+        let interface = if state.legacy { Interface::Legacy } else { Interface::Modern };
+        let offered = self.offered(interface);
         registers.device_feature_select = state.device_feature_select;
         registers.driver_feature_select = state.driver_feature_select;
         registers.driver_features = state.driver_features;

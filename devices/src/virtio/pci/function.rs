@@ -124,8 +124,12 @@ impl VirtioPci {
         VirtioPciState { config: self.lock().save(), msix: self.msix.save(), transport: self.core.save() }
     }
 
-    /// Takes back a saved state, with nothing running, and starts the queues of a running driver from `queues`.
+    /// Takes back a saved state, with nothing running, and starts the queues of a running driver from `queues`. Nothing has
+    /// changed where it is refused.
     pub fn restore(&self, state: &VirtioPciState, queues: &[(u16, QueueState)]) -> Result<(), StateError> {
+        self.msix.check(&state.msix)?;
+        ConfigSpace::check(&state.config)?;
+        self.core.check(&state.transport, queues)?;
         let mut config = self.lock();
         self.msix.restore(&state.msix)?;
         config.restore(&state.config)?;

@@ -257,6 +257,17 @@ fn a_restored_state_that_does_not_fit_is_refused() {
     assert!(same.function.restore(&other.function.save(), &stranger).is_err());
 }
 
+#[test]
+fn a_function_whose_saved_state_is_refused_is_left_as_it_was() {
+    let mut other = rig(Shape { queues: vec![128, 128], ..Default::default() });
+    other.start();
+    // Configuration space and MSI-X fit, the transport does not: nothing of it may be taken.
+    let target = rig(Shape { queues: vec![32, 32], ..Default::default() });
+    let before = target.function.save();
+    assert!(target.function.restore(&other.function.save(), &[]).is_err());
+    assert_eq!(target.function.save(), before);
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Config(u64, usize, u64),
