@@ -33,7 +33,7 @@ pub use host_bridge::{FixedFunction, i440fx_host_bridge, micro_host_bridge};
 pub use intx::{InterruptPin, IntxPin, IntxRouter, PIRQ_LINKS, i440fx_link};
 pub use mapper::{BarId, BarListener, BarMapper, Windows};
 pub use msix::{MAX_VECTORS, Msix, MsixState};
-pub use piix::{Piix4Pm, SmbusHost, piix3_isa_bridge, piix4_pm};
+pub use piix::{Piix4Pm, SmbusHost, SmbusState, piix3_isa_bridge, piix4_pm};
 
 /// Functions a bus can hold: 32 devices of 8 functions.
 pub const FUNCTIONS_PER_BUS: usize = 256;

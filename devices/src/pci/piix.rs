@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::config::{ConfigSpace, Field, Identity};
+use serde::{Deserialize, Serialize};
+
+use super::config::{ConfigSpace, Field, Identity, StateError};
 use super::host_bridge::{FixedFunction, SUBSYSTEM};
 use super::intx::{IntxRouter, PIRQ_LINKS};
 use super::pirq::with_pirq_registers;
@@ -65,6 +67,14 @@ pub fn piix4_pm(bases: Piix4Pm) -> FixedFunction {
     FixedFunction::new(space)
 }
 
+/// Registers of an [`SmbusHost`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SmbusState {
+    version: u16,
+    status: u8,
+    registers: [u8; 5],
+}
+
 /// The SMBus host of the PIIX4: a bus without devices. Every transaction ends at once with "no answer", so a driver
 /// that probes for memory modules finds none instead of a hung controller. 16 ports.
 #[derive(Default)]
@@ -83,6 +93,41 @@ impl SmbusHost {
     /// An idle host.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The machine's reset: idle, all registers zero.
+    pub fn reset(&self) {
+        self.set(0, [0; 5]);
+    }
+
+    /// The state, to be restored into another host.
+    pub fn save(&self) -> SmbusState {
+        let registers = self.registers.each_ref().map(|register| register.load(Ordering::Relaxed));
+        SmbusState { version: 1, status: self.status.load(Ordering::Relaxed), registers }
+    }
+
+    /// Goes on from `state`.
+    ///
+    /// # Errors
+    /// Where `state` is not one of this version or has bits that no guest can have set; nothing has changed then.
+    pub fn restore(&self, state: &SmbusState) -> Result<(), StateError> {
+        let refuse = |why| Err(StateError { what: "the smbus host", why });
+        let [control, ..] = state.registers;
+        if state.version != 1 {
+            return refuse("its version is not 1");
+        }
+        if state.status & !Self::DEVICE_ERROR != 0 || control & Self::START != 0 {
+            return refuse("a transaction is under way");
+        }
+        self.set(state.status, state.registers);
+        Ok(())
+    }
+
+    fn set(&self, status: u8, registers: [u8; 5]) {
+        self.status.store(status, Ordering::Relaxed);
+        for (register, value) in self.registers.iter().zip(registers) {
+            register.store(value, Ordering::Relaxed);
+        }
     }
 
     fn register(&self, offset: u64) -> Option<&AtomicU8> {
@@ -182,5 +227,23 @@ mod tests {
         assert_eq!(read(0), 0);
         let _ = host.write(12, &[1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!((read(15), read(u64::MAX)), (0, 0));
+    }
+
+    #[test]
+    fn the_smbus_host_goes_on_from_a_saved_state_and_starts_anew_at_reset() {
+        let (first, second) = (SmbusHost::new(), SmbusHost::new());
+        let _ = first.write(2, &[0x48, 0x77, 0xa1]);
+        second.restore(&first.save()).unwrap();
+        assert_eq!((second.save(), second.save().status), (first.save(), 0x04));
+        second.reset();
+        assert_eq!(second.save(), SmbusHost::new().save());
+        for (state, why) in [
+            (SmbusState { version: 2, ..first.save() }, "its version is not 1"),
+            (SmbusState { status: 1, ..first.save() }, "a transaction is under way"),
+            (SmbusState { registers: [0x40; 5], ..first.save() }, "a transaction is under way"),
+        ] {
+            assert_eq!(second.restore(&state).unwrap_err().why, why);
+        }
+        assert_eq!(second.save(), SmbusHost::new().save(), "refused");
     }
 }

@@ -75,6 +75,8 @@ pub struct Chipset {
     pub com: [Option<Arc<Uart>>; 4],
     /// The debug port.
     pub debug_port: Option<Arc<DebugConsole>>,
+    /// The SMBus host, where the profile has one.
+    smbus: Option<Arc<SmbusHost>>,
     /// What has deadlines.
     pub timers: Vec<Arc<dyn Timed>>,
     pm: Arc<Pm>,
@@ -178,6 +180,7 @@ impl Chipset {
             ps2: None,
             port_92: Arc::new(Port92::new(power.clone())),
             debug_port: None,
+            smbus: None,
             config_ports: None,
             collected_address: None,
             reset_control,
@@ -237,7 +240,9 @@ impl Chipset {
         match profile {
             Profile::I440fx => {
                 let bases = Piix4Pm { pm_base: acpi.pm.event_port, smbus_base: SMBUS_BASE };
-                self.ports.insert(SMBUS_BASE.into(), SmbusHost::LEN, Arc::new(SmbusHost::new()))?;
+                let smbus = Arc::new(SmbusHost::new());
+                self.ports.insert(SMBUS_BASE.into(), SmbusHost::LEN, smbus.clone())?;
+                self.smbus = Some(smbus);
                 self.add_function(0, 0, "host bridge", Arc::new(i440fx_host_bridge()))?;
                 self.add_function(1, 0, "isa bridge", Arc::new(piix3_isa_bridge(self.intx.clone())))?;
                 self.add_function(1, 3, "power management", Arc::new(piix4_pm(bases)))?;
@@ -334,6 +339,9 @@ impl Chipset {
         }
         if let Some(ps2) = &self.ps2 {
             ps2.reset();
+        }
+        if let Some(smbus) = &self.smbus {
+            smbus.reset();
         }
         for uart in self.com.iter().flatten() {
             uart.reset();
