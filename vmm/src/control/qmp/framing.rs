@@ -8,7 +8,8 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub enum Frame {
     /// The bytes of one message; whether they are JSON is for the reader to find out.
     Message(Vec<u8>),
-    /// A message longer than [`MAX_MESSAGE`]. Its rest is skipped up to the end of the line.
+    /// A message longer than [`MAX_MESSAGE`]. Its rest is skipped up to the end of the line, or to where the client starts
+    /// over.
     TooLong,
 }
 
@@ -28,13 +29,13 @@ pub struct Framing {
 impl Framing {
     /// Feeds one byte; gives what it completed.
     pub fn byte(&mut self, byte: u8) -> Option<Frame> {
-        if self.skipping {
-            self.skipping = byte != b'\n';
-            return None;
-        }
         // qemu's clients send 0xFF, which no JSON text holds, to have a half-sent message forgotten.
         if byte == 0xff {
             *self = Self::default();
+            return None;
+        }
+        if self.skipping {
+            self.skipping = byte != b'\n';
             return None;
         }
         if self.message.is_empty() && byte.is_ascii_whitespace() {
@@ -63,6 +64,11 @@ impl Framing {
             _ => {}
         }
         None
+    }
+
+    /// Bytes that are kept.
+    pub fn buffered_bytes(&self) -> usize {
+        self.message.len()
     }
 
     fn complete(&mut self) -> Option<Frame> {
@@ -119,5 +125,12 @@ mod tests {
     #[test]
     fn the_reset_byte_forgets_a_half_message() {
         assert_eq!(frames(b"{\"a\":\xff{}"), ["{}"]);
+    }
+
+    #[test]
+    fn the_reset_byte_ends_a_message_that_was_too_long() {
+        let mut bytes = vec![b'{'; MAX_MESSAGE + 1];
+        bytes.extend_from_slice(b"{{\xff{}");
+        assert_eq!(frames(&bytes), ["too long", "{}"], "a client that starts over is heard");
     }
 }
