@@ -11,26 +11,27 @@ use crate::Target;
 const REPLAY: &str = "ZVMM_FUZZ_REPLAY";
 
 /// In a fuzzing build: replays one input and ends the process, when the environment asks for that.
-pub fn if_asked(name: &str) {
+pub fn if_asked(target: &Target) {
     let Some(file) = std::env::var_os(REPLAY) else { return };
-    let replayed = find(name).and_then(|target| one(target, Path::new(&file)));
-    std::process::exit(i32::from(said(replayed).is_err()));
+    std::process::exit(i32::from(said(one(target, Path::new(&file))).is_err()));
 }
 
-/// The program of the target `name` outside a fuzzer: for every file it is given, says what the input means and runs it.
+/// The program of a target outside a fuzzer: for every file it is given, says what the input means and runs it.
 /// After `--quiet` it says nothing, and runs all files of a folder.
 #[must_use]
-pub fn main(name: &str) -> ExitCode {
+pub fn main(target: &Target) -> ExitCode {
     let mut arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let quiet = arguments.first().is_some_and(|first| first == Path::new("--quiet"));
     if quiet {
         arguments.remove(0);
     }
-    let replayed = find(name).and_then(|target| match (quiet, arguments.is_empty()) {
-        (false, true) => Err(format!("usage: {name} [--quiet] FILE...: says what each input means, and runs it")),
+    let replayed = match (quiet, arguments.is_empty()) {
+        (false, true) => {
+            Err(format!("usage: {} [--quiet] FILE...: says what each input means, and runs it", target.name))
+        }
         (false, false) => arguments.iter().try_for_each(|file| one(target, file)),
         (true, _) => arguments.iter().try_for_each(|path| all(target, path)),
-    });
+    };
     match said(replayed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(()) => ExitCode::FAILURE,
@@ -39,10 +40,6 @@ pub fn main(name: &str) -> ExitCode {
 
 fn said(result: Result<(), String>) -> Result<(), ()> {
     result.map_err(|problem| eprintln!("{problem}"))
-}
-
-fn find(name: &str) -> Result<&'static Target, String> {
-    crate::target(name).ok_or_else(|| format!("there is no target {name}"))
 }
 
 /// A finding panics, so that what is said last is the finding.

@@ -110,19 +110,13 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<
 }
 
 fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) -> Result<Exit, ConfigError> {
-    let args: Vec<OsString> = args.into_iter().collect();
-    let cli = match command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match parse(args)? {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => {
+        Err(help) => {
             // Help that nobody reads (a closed pipe) is no failure.
-            let _ = error.print();
+            let _ = help.print();
             return Ok(Exit::Done);
         }
-        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
-            let wrong = args.iter().find(|arg| arg.to_str().is_none()).cloned().unwrap_or_default();
-            return Err(ConfigError::Usage(format!("'{}' is not UTF-8 text", wrong.display())));
-        }
-        Err(error) => return Err(ConfigError::Usage(one_line(&error))),
     };
     match cli.command {
         Command::Run { guest } => {
@@ -133,6 +127,32 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) 
         }
         Command::CheckConfig(check) => check_config(check),
     }
+}
+
+/// What was typed, or the help that was asked for.
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Result<Cli, clap::Error>, ConfigError> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    match command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => Ok(Ok(cli)),
+        Err(error) if !error.use_stderr() => Ok(Err(error)),
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            let wrong = args.iter().find(|arg| arg.to_str().is_none()).cloned().unwrap_or_default();
+            Err(ConfigError::Usage(format!("'{}' is not UTF-8 text", wrong.display())))
+        }
+        Err(error) => Err(ConfigError::Usage(one_line(&error))),
+    }
+}
+
+/// The options of a guest in a command line, the program's name included; `None` where help was asked for.
+///
+/// # Errors
+/// As [`main_with`] says them.
+pub fn guest_arguments(args: impl IntoIterator<Item = OsString>) -> Result<Option<GuestArgs>, ConfigError> {
+    let Ok(cli) = parse(args)? else { return Ok(None) };
+    Ok(Some(match cli.command {
+        Command::Run { guest } => *guest,
+        Command::CheckConfig(check) => *check.guest,
+    }))
 }
 
 fn check_config(check: CheckArgs) -> Result<Exit, ConfigError> {

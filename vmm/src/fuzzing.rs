@@ -1,5 +1,12 @@
 //! What the fuzz targets reach of this crate besides what everybody may use. Not an interface: it changes at will.
 
+pub use crate::cli::guest_arguments;
+
+/// The control socket's conversation.
+pub mod qmp {
+    pub use crate::control::qmp::{Id, MAX_MESSAGE, Session, Step, success};
+}
+
 /// What the process would write on stderr about `what`.
 pub fn said(what: impl std::fmt::Display) -> String {
     crate::logging::line(what)

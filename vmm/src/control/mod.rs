@@ -10,7 +10,7 @@ mod ends;
 mod inbox;
 mod line;
 mod main_loop;
-mod qmp;
+pub(crate) mod qmp;
 mod signals;
 mod socket;
 

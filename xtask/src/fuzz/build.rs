@@ -12,14 +12,14 @@ use crate::paths;
 /// Flags are for what is built for this target only: with it named, cargo builds build scripts and macros without them.
 pub(super) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// What libFuzzer sees of a program (what cargo-fuzz builds with).
-const COVERAGE_GUIDED: [&str; 7] = [
+/// What libFuzzer sees of a program. Unlike cargo-fuzz's builds, these do not report comparisons: programs are typed, so
+/// that there are no magic numbers to be guessed, text has dictionaries, and the reports took two fifths of the time.
+const COVERAGE_GUIDED: [&str; 6] = [
     "--cfg=fuzzing",
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
     "-Cforce-frame-pointers=yes",
 ];
 

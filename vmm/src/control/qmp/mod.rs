@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Command, Event, State};
 use crate::config::nearest;
-use framing::{Frame, Framing, MAX_MESSAGE};
+pub use framing::MAX_MESSAGE;
+use framing::{Frame, Framing};
 pub use server::{Outcome, QmpServer};
 
 /// What a client wants to be done, besides what the session answers by itself.
@@ -36,6 +37,12 @@ pub struct Request {
 /// The id of a request, any JSON value, echoed in the answer.
 #[derive(Debug, Default, PartialEq)]
 pub struct Id(Option<Value>);
+
+impl From<Option<Value>> for Id {
+    fn from(id: Option<Value>) -> Self {
+        Self(id)
+    }
+}
 
 /// What a message led to.
 #[derive(Debug, PartialEq)]
@@ -95,6 +102,11 @@ impl Session {
     /// Whether events may be sent: not before the client has negotiated.
     pub fn wants_events(&self) -> bool {
         self.negotiated
+    }
+
+    /// Bytes of a message that is not complete yet: at most [`MAX_MESSAGE`].
+    pub fn buffered_bytes(&self) -> usize {
+        self.framing.buffered_bytes()
     }
 
     /// Feeds one byte; gives what it led to.
