@@ -188,6 +188,7 @@ attacks! { Attack, "An attack on a virtio device.":
     ResetUnderLoad "reset-under-load" EVERYWHERE;
     ResetTwice "reset-while-reset" EVERYWHERE;
     StartStop "start-stop-storm" EVERYWHERE;
+    TwoCpus "two-cpus-at-once" EVERYWHERE;
     QueueReset "queue-reset" MODERN;
     DecodeOff "decode-off-under-load" EVERYWHERE;
     BarMoved "bar-moved-under-load" EVERYWHERE;

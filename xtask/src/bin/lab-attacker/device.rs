@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -68,7 +69,7 @@ pub struct Device<'a> {
     pub kind: Kind,
     pub way: Way,
     pub function: &'a Function,
-    pub registers: Registers,
+    pub registers: Arc<Registers>,
     pub arena: &'a mut Arena,
     pub queues: Vec<Queue>,
     /// Largest size of each queue.
@@ -116,9 +117,15 @@ impl<'a> Device<'a> {
             }
             Way::Split | Way::Packed => Registers::Modern(Modern::find(function)?),
         };
-        let queues = if matches!(kind, Kind::Net | Kind::Console) { 2 } else { 1 };
         registers.set_status(0);
-        let maximum: Vec<u16> = (0..queues).map(|queue| registers.queue_size(queue)).collect();
+        // A disk has as many queues as there are CPUs, the others two or one that matter here.
+        let queues = if kind == Kind::Rng { 1 } else { 2 };
+        let sizes = (0..queues).map(|queue| registers.queue_size(queue));
+        let maximum: Vec<u16> = sizes
+            .enumerate()
+            .filter(|(n, size)| kind != Kind::Blk || *n == 0 || *size != 0)
+            .map(|(_, size)| size)
+            .collect();
         let offered = registers.offered();
         if way == Way::Packed && offered & feature::RING_PACKED == 0 {
             return Ok(None);
@@ -133,7 +140,7 @@ impl<'a> Device<'a> {
             kind,
             way,
             function,
-            registers,
+            registers: Arc::new(registers),
             arena,
             queues,
             maximum,
@@ -164,7 +171,7 @@ impl<'a> Device<'a> {
 
     /// The modern registers.
     pub fn modern(&self) -> &Modern {
-        match &self.registers {
+        match &*self.registers {
             Registers::Modern(modern) => modern,
             Registers::Legacy { .. } => panic!("the attack is not for the legacy interface"),
         }
@@ -381,7 +388,7 @@ impl<'a> Device<'a> {
             let size = self.registers.queue_size(queue);
             check!(size == *maximum, "after reset queue {queue} has {size} entries, not {maximum}");
         }
-        match &self.registers {
+        match &*self.registers {
             Registers::Modern(modern) => {
                 for queue in 0..self.maximum.len() as u16 {
                     for field in [common::QUEUE_DESC, common::QUEUE_DRIVER, common::QUEUE_DEVICE] {
@@ -439,7 +446,7 @@ impl<'a> Device<'a> {
 
     /// A guest-physical address in the device's own registers, or where ports have none, at the local APIC's.
     pub fn own_registers(&self) -> u64 {
-        match &self.registers {
+        match &*self.registers {
             Registers::Modern(modern) => self.function.bar(modern.bar_index),
             Registers::Legacy { .. } => self
                 .function

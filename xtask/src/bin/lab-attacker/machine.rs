@@ -48,6 +48,12 @@ pub struct Mapping {
     len: usize,
 }
 
+// SAFETY: every access is one instruction on memory that no Rust object lies in; what two CPUs at once do to a device is
+// the point.
+unsafe impl Sync for Mapping {}
+// SAFETY: the mapping belongs to the process, not to a thread.
+unsafe impl Send for Mapping {}
+
 impl Mapping {
     /// Maps `len` bytes of a file from `offset` on.
     ///

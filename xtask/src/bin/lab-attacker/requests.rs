@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use crate::arena::DATA;
+use crate::arena::{CHECKED, DATA, TABLES};
 use crate::attacks_list::Kind;
 use crate::check;
 use crate::device::{Device, LIMIT, Trouble, Verdict, block, feature};
 use crate::machine::wait;
-use crate::queue::{Used, flag};
+use crate::queue::{Raw, Used, flag, write_table};
 
 /// Request types of block devices (virtio 1.3 §5.2.6).
 pub mod blk {
@@ -199,6 +199,35 @@ impl Device<'_> {
             }
         }
         offered
+    }
+
+    /// As much work for the target queue as fits, without notifying: requests that take their time.
+    pub fn load_heavily(&mut self) {
+        const PIECES: usize = 13;
+        let (at, large) = (block(0), self.arena.physical(CHECKED));
+        match self.kind {
+            Kind::Blk if self.accepted & feature::INDIRECT != 0 => {
+                // All of them read into the same page, again and again.
+                self.put_blk_header(at, blk::IN, 0);
+                let piece = |at: usize, len, flags, next| Raw { address: self.arena.physical(at), len, flags, next };
+                let mut entries = vec![piece(at, 16, flag::NEXT, 1)];
+                entries.extend((2..).take(PIECES).map(|n| piece(at + 0x1000, 0x1000, flag::NEXT | flag::WRITE, n)));
+                entries.push(piece(at + 0x2000, 1, flag::WRITE, 0));
+                write_table(self.arena, TABLES, &entries, self.packed());
+                let table = Raw::one(self.arena.physical(TABLES), 16 * entries.len() as u32, flag::INDIRECT);
+                for _ in 0..LOAD {
+                    self.post_raw(0, &[table]);
+                }
+            }
+            Kind::Console => {
+                for _ in 0..LOAD {
+                    self.post_raw(1, &[Raw::one(large, 0x8_0000, 0)]);
+                }
+            }
+            _ => {
+                self.load();
+            }
+        }
     }
 
     /// Makes one valid chain available without notifying: its first descriptor's place in the table is the next one.

@@ -15,6 +15,10 @@ pub const NAME: &str = "attacker";
 /// Seconds all attacks may take, with boots that are as slow as [`BOOT_S`] allows.
 const ATTACKS_S: u64 = 900;
 
+/// How often the guest is paused and resumed in between, and after how many verdicts each time.
+const PAUSES: usize = 40;
+const VERDICTS_A_PAUSE: usize = 6;
+
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
     vec![attacker()]
@@ -23,20 +27,28 @@ pub fn all() -> Vec<Scenario> {
 fn attacker() -> Scenario {
     Scenario::new(
         NAME,
-        "an init of our own attacks every device from inside the guest: no FAIL, no WEDGED, and then power-off",
+        "an init of our own attacks every device from inside the guest, with pauses: no FAIL, no WEDGED, then power-off",
         |_| {
-            Script::new()
+            let mut script = Script::new()
                 .nic()
                 .disk(8)
                 .with(|machine| {
                     machine.initrd = at::ATTACKER.to_owned();
+                    // One that works and one that is in its way.
+                    machine.cpus = 2;
                     machine.console = true;
                     machine.rng = true;
                     machine.packed = true;
                 })
-                .limit(BOOT_S + ATTACKS_S + 60)
-                .expect(OVER, BOOT_S + ATTACKS_S)
-                .exit(60, Some(0))
+                .limit(BOOT_S + ATTACKS_S + 60);
+            for _ in 0..PAUSES {
+                for _ in 0..VERDICTS_A_PAUSE {
+                    script = script.expect(VERDICT, BOOT_S);
+                }
+                // In the middle of the next attack.
+                script = script.qmp("stop").qmp("cont");
+            }
+            script.expect(OVER, ATTACKS_S).exit(60, Some(0))
         },
         check,
     )
@@ -150,6 +162,13 @@ mod tests {
         for way in ["split", "packed"] {
             assert!(check(&without(way), Vmm::ZVMM).is_err() && check(&without(way), Vmm::MICRO).is_err(), "{way}");
         }
+    }
+
+    #[test]
+    fn the_pauses_come_before_the_last_verdict() {
+        let of = |kind| Attack::ALL.iter().filter(|attack| attack.applies(kind, Way::Split)).count();
+        let fewest = MachineAttack::ALL.len() + Kind::ALL.into_iter().map(of).sum::<usize>();
+        assert!(PAUSES * VERDICTS_A_PAUSE < fewest, "{fewest}");
     }
 
     #[test]

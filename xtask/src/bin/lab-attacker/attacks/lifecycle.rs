@@ -1,5 +1,7 @@
 //! Resets of the device and of one queue, at the worst times.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::arena::{DATA, QUEUE};
@@ -8,13 +10,19 @@ use crate::device::{Device, LIMIT, QUEUE_SIZE, Trouble, Verdict, feature};
 use crate::machine::{sleep_ms, spin, wait};
 use crate::registers::{common, status};
 
-/// Requests in flight, then a reset: once the status reads 0 the memory is the driver's.
+/// Requests in flight, then a reset: once the status reads 0 the memory is the driver's. Asleep this CPU leaves its time to
+/// the device; it wakes in the middle of the device's work.
 pub fn reset_under_load(device: &mut Device) -> Verdict {
-    for delay_us in [0, 0, 50, 200, 500, 1000, 2000] {
+    const ROUNDS: u64 = 14;
+    for round in 0..ROUNDS {
         device.start(device.features())?;
-        device.load();
+        device.load_heavily();
         device.notify(device.target());
-        spin(Duration::from_micros(delay_us));
+        match round {
+            0 => {}
+            1 => spin(Duration::from_micros(50)),
+            _ => std::thread::sleep(Duration::from_micros(150 * round)),
+        }
         device.reset()?;
         device.check_is_quiet(3)?;
     }
@@ -48,6 +56,51 @@ pub fn start_stop(device: &mut Device) -> Verdict {
         device.reset()?;
     }
     Ok(())
+}
+
+/// One CPU takes the device through its life while the other one writes to the same registers, resets among them. What
+/// either sees is nobody's promise; that both come back from every access is, and that the device works afterwards.
+pub fn two_cpus(device: &mut Device) -> Verdict {
+    const ROUNDS: u32 = 12;
+    let queues = device.maximum.len() as u16;
+    let over = AtomicBool::new(false);
+    let registers = Arc::clone(&device.registers);
+    let (accesses, started) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let mut round = 0_u64;
+            while !over.load(Ordering::Relaxed) {
+                for queue in 0..queues {
+                    registers.set_queue_size(queue, 8);
+                    registers.notify(queue);
+                }
+                registers.offered();
+                registers.accepted();
+                if round.is_multiple_of(3) {
+                    registers.set_status(0);
+                }
+                registers.status();
+                round += 1;
+            }
+            round
+        });
+        // What fails here was reset by the other CPU.
+        let started = (0..ROUNDS).filter(|_| storm(device).is_ok()).count();
+        over.store(true, Ordering::Relaxed);
+        (other.join().unwrap_or_default(), started)
+    });
+    check!(accesses > 0, "the other CPU never came to it, and this one started the device {started} times");
+    Ok(())
+}
+
+fn storm(device: &mut Device) -> Verdict {
+    let begun = device.start(device.features());
+    if device.queues.len() == device.maximum.len() {
+        device.load();
+        device.notify(device.target());
+    }
+    spin(Duration::from_micros(300));
+    device.registers.set_status(0);
+    begun
 }
 
 /// A queue's own reset (virtio 1.3 §2.6.1) under load, where it is offered; where it is not negotiated the register does

@@ -78,6 +78,7 @@ pub fn run(device: &mut Device, attack: Attack) -> Verdict {
         Attack::ResetUnderLoad => lifecycle::reset_under_load(device),
         Attack::ResetTwice => lifecycle::reset_twice(device),
         Attack::StartStop => lifecycle::start_stop(device),
+        Attack::TwoCpus => lifecycle::two_cpus(device),
         Attack::QueueReset => lifecycle::queue_reset(device),
         Attack::DecodeOff => pci::decode_off(device),
         Attack::BarMoved => pci::bar_moved(device),

@@ -36,7 +36,7 @@ pub fn fields_after_driver_ok(device: &mut Device) -> Verdict {
     device.start(device.features() & !feature::RING_RESET)?;
     let decoy = device.arena.physical(DECOY);
     let untouched = device.arena.get(DECOY..DECOY + QUEUE);
-    match &device.registers {
+    match &*device.registers {
         Registers::Modern(modern) => {
             let before = frozen(device);
             for queue in 0..device.maximum.len() as u64 {
@@ -202,7 +202,7 @@ pub fn early_kick(device: &mut Device) -> Verdict {
 /// Doorbells of queues that do not exist.
 pub fn notify_nothing(device: &mut Device) -> Verdict {
     device.start(device.features())?;
-    match &device.registers {
+    match &*device.registers {
         Registers::Modern(modern) => {
             for value in [0xffff_u64, 0x7fff, 0x100, 255, 3, 0xffff_ffff, 0x8000_0000] {
                 for offset in

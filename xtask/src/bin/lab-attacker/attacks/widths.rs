@@ -43,11 +43,24 @@ fn writes(bar: &Mapping, start: usize, len: usize) {
     }
 }
 
+/// The same with a queue selected before each write, so that the fields of a queue that exists are written to.
+fn writes_to_queue(device: &Device, queue: u16, len: usize) {
+    for width in WIDTHS {
+        for at in 0..=len.saturating_sub(width) {
+            for value in VALUES {
+                device.modern().write(common::QUEUE_SELECT, 2, queue.into());
+                device.modern().write(at, width, value);
+            }
+        }
+    }
+}
+
 /// The common configuration, of a device that is reset, of one that has queues and of one that runs.
 pub fn common(device: &mut Device) -> Verdict {
     let (start, len) = (device.modern().common, device.modern().common_len.max(common::BYTES) + 4);
     reads_agree(&device.modern().bar, start, len)?;
     writes(&device.modern().bar, start, len);
+    writes_to_queue(device, 0, len);
     device.start(device.features())?;
     let queue = device.target();
     let fields = |device: &Device| {
@@ -57,6 +70,7 @@ pub fn common(device: &mut Device) -> Verdict {
     let before = fields(device);
     reads_agree(&device.modern().bar, start, len)?;
     writes(&device.modern().bar, start, len);
+    writes_to_queue(device, queue, len);
     let after = fields(device);
     check!(before == after, "the running queue's fields changed from {before:x?} to {after:x?}");
     Ok(())
@@ -168,7 +182,7 @@ pub fn msix(device: &mut Device) -> Verdict {
 
 /// The legacy header and the device configuration behind it.
 pub fn legacy_header(device: &mut Device) -> Verdict {
-    let Registers::Legacy { ports, len } = device.registers else { return Ok(()) };
+    let Registers::Legacy { ports, len } = *device.registers else { return Ok(()) };
     for running in [false, true] {
         if running {
             device.start(device.features())?;
