@@ -276,7 +276,9 @@ fn judge(case: &Case, outcome: &Outcome, times: &Times, controls: &Controls) -> 
     if case.vmm.is_zvmm() {
         controls.check(case.vmm, &case.scenario.machine(case.vmm), outcome)?;
     }
-    if let Some(why) = times.too_long(&format!("lab/{}", case.scenario.name), Duration::from_millis(outcome.wall_ms)) {
+    let (of_this_vmm, of_any) = (format!("lab/{}", case.name()), format!("lab/{}", case.scenario.name));
+    let line = if times.seconds(&of_this_vmm).is_some() { of_this_vmm } else { of_any };
+    if let Some(why) = times.too_long(&line, Duration::from_millis(outcome.wall_ms)) {
         anyhow::bail!("{why}");
     }
     Ok(outcome.wall_ms)
