@@ -8,7 +8,7 @@ use devices::bus::{Access, Bus};
 use devices::interrupt::IrqLine;
 use devices::pci::{BarMapper, InterruptPin, PciAddress, PciFunction, Windows};
 use devices::virtio::F_RING_RESET;
-use devices::virtio::blk::{BlkConfig, BlkDevice};
+use devices::virtio::blk::{BlkConfig, BlkDevice, BlkOp};
 use devices::virtio::pci::{NoDoorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED};
 use devices::virtio::testing::{Buf, DriverQueue, InlineRunner, MemoryDisk, Used, guest_ram};
@@ -45,7 +45,8 @@ fn machine() -> Machine {
 
 fn machine_over(mem: GuestRam) -> Machine {
     let disk = MemoryDisk::new(64 * 512);
-    let device = BlkDevice::new(BlkConfig { capacity_sectors: 64, queue_size: 128, ..Default::default() });
+    let config = BlkConfig { capacity_sectors: 64, queue_size: 128, config_wce: true, ..Default::default() };
+    let device = BlkDevice::new(config);
     let worker = Box::new(device.worker(0, disk.clone(), Arc::default()));
     let runner = Arc::new(InlineRunner::new(&mem, InlineRunner::ALL_RINGS, vec![worker]));
     let windows = Windows { io: 0xc000..0x1_0000, mem32: 0xe000_0000..0xf000_0000, mem64: None, prefer_mem64: false };
@@ -232,4 +233,25 @@ fn a_paused_disk_goes_on_in_another_machine_in_every_format() {
         assert_eq!(two.driver.used(), [Used { head: posted.head.into(), len: 513 }], "{features:#x}");
         assert_eq!(two.get(STATUS, 1), 15);
     }
+}
+
+#[test]
+fn a_disk_that_its_driver_made_write_through_is_that_after_restore_too() {
+    const WRITEBACK: u64 = 0x2000 + 32;
+    let features = VERSION_1 | 1 << 9 | 1 << 11;
+    let mut one = machine();
+    one.start(features);
+    assert_eq!(one.get(WRITEBACK, 1), 1);
+    one.set(WRITEBACK, 1, 0);
+    let queues = one.runner.pause(10).unwrap();
+    let mut two = machine_over(one.mem.clone());
+    two.function.restore(&one.function.save(), &queues).unwrap();
+    std::mem::swap(&mut two.driver, &mut one.driver);
+    assert_eq!(two.get(WRITEBACK, 1), 0);
+    // Else a write would be acknowledged that a power cut can lose, and the driver sends no flush.
+    let header = [1u32.to_le_bytes().as_slice(), &[0; 12]].concat();
+    two.driver.post(&[Buf::Read(header), Buf::Read(vec![7; 512]), Buf::Write(1)]);
+    two.driver.publish();
+    assert!(two.runner.step(100));
+    assert_eq!(two.disk.take_log(), [BlkOp::Write { durable: true }]);
 }

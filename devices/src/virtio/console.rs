@@ -9,7 +9,8 @@ use super::counters::QueueCounters;
 use super::generation::Generation;
 use super::queue::{Chain, F_EVENT_IDX, F_INDIRECT_DESC};
 use super::worker::WorkerQueue;
-use super::{QueueState, Step, VirtioDevice, VirtioWorker, WorkerActivation};
+use super::{QueueState, Step, VirtioDevice, VirtioWorker, WorkerActivation, WorkerState};
+use crate::pci::StateError;
 use crate::planted::{Defect, is_planted};
 
 /// `VIRTIO_CONSOLE_F_SIZE` (virtio 1.3 §5.3.3).
@@ -145,6 +146,14 @@ impl Bytes {
         let mut larger = vec![0; self.buffer.len().saturating_add(CHUNK_BYTES)].into_boxed_slice();
         larger.iter_mut().zip(&self.buffer).for_each(|(to, from)| *to = *from);
         self.buffer = larger;
+    }
+
+    /// Replaces the content with `saved`; `false` where that does not fit.
+    fn load(&mut self, saved: &[u8]) -> bool {
+        let Some(to) = self.buffer.get_mut(..saved.len()) else { return false };
+        to.copy_from_slice(saved);
+        (self.start, self.end) = (0, saved.len());
+        true
     }
 
     /// Replaces the content: `fill` gets the whole buffer and says how much of it it used.
@@ -364,6 +373,24 @@ impl<M: GuestMemory, B: ConsoleBackend> VirtioWorker<M> for ConsoleWorker<B> {
             }
             _ => None,
         }
+    }
+
+    fn save(&self) -> WorkerState {
+        let (from_guest, to_guest) = (self.output.filled().to_vec(), self.input.filled().to_vec());
+        WorkerState { from_guest, to_guest, ..WorkerState::default() }
+    }
+
+    fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
+        let refuse = |why| Err(StateError { what: "a console", why });
+        if state.version != 1 {
+            return refuse("its version is not 1");
+        }
+        for (bytes, saved) in [(&mut self.output, &state.from_guest), (&mut self.input, &state.to_guest)] {
+            if !bytes.load(saved) {
+                return refuse("it holds more bytes than a console does");
+            }
+        }
+        Ok(())
     }
 
     fn reset_queue(&mut self, _mem: &M, queue: u16) -> bool {

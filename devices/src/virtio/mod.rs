@@ -23,6 +23,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::park::Parked;
+use crate::pci::StateError;
 
 /// Where a driver put one virtqueue and how far it has got (virtio 1.3 §2.7, §2.8): all a worker needs to start it, and all
 /// that is left of it when it stops. Start and stop with this state are reset, pause, save and restore alike.
@@ -65,6 +66,11 @@ pub trait VirtioDevice: Send + Sync {
 
     /// Writes device configuration space at `offset`; read-only fields and bytes beyond the end are left alone.
     fn write_config(&self, offset: u32, data: &[u8]);
+
+    /// The part of the configuration space that keeps what a driver writes: what a saved machine has to bring back.
+    fn driver_config(&self) -> std::ops::Range<u32> {
+        0..0
+    }
 
     /// Length of the device configuration space in bytes.
     fn config_len(&self) -> u32;
@@ -196,6 +202,24 @@ pub trait VirtioWorker<M>: Send {
     /// Gives back the state of a stopped queue, `None` where it was not running.
     fn take_state(&mut self, queue: u16) -> Option<QueueState>;
 
+    /// Bytes on their way that a worker with stopped queues holds beside them, and that a machine restored from the
+    /// queues alone would lose. Most workers hold none.
+    fn save(&self) -> WorkerState {
+        WorkerState::default()
+    }
+
+    /// Takes saved bytes back, before any queue is started.
+    ///
+    /// # Errors
+    /// Where the state is not one of such a worker.
+    fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
+        if *state == WorkerState::default() {
+            Ok(())
+        } else {
+            Err(StateError { what: "a queue worker", why: "it holds no bytes" })
+        }
+    }
+
     /// Gives up `queue` while the other ones go on (virtio 1.3 §2.6.1): takes none of its chains any more, cancels what
     /// the back end can cancel of them and throws completions away. `true` once nothing in flight can touch guest memory
     /// on its behalf: the queue is stopped then. Until then it is called again after each wake-up.
@@ -208,6 +232,23 @@ pub trait VirtioWorker<M>: Send {
             self.take_state(queue);
         }
         stopped
+    }
+}
+
+/// What a [`VirtioWorker`] holds beside its queues.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerState {
+    /// 1.
+    pub version: u16,
+    /// Read from the guest's buffers, which it has back, and not taken by the back end yet.
+    pub from_guest: Vec<u8>,
+    /// Given by the back end, and in no buffer of the guest's yet.
+    pub to_guest: Vec<u8>,
+}
+
+impl Default for WorkerState {
+    fn default() -> Self {
+        Self { version: 1, from_guest: Vec::new(), to_guest: Vec::new() }
     }
 }
 

@@ -201,6 +201,10 @@ impl VirtioDevice for BlkDevice {
         }
     }
 
+    fn driver_config(&self) -> std::ops::Range<u32> {
+        WRITEBACK..WRITEBACK.saturating_add(1)
+    }
+
     fn config_len(&self) -> u32 {
         CONFIG_BYTES as u32
     }

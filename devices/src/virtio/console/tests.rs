@@ -251,3 +251,36 @@ fn a_queue_reset_leaves_the_other_queue_running() {
     assert!(rig.worker.reset_queue(&rig.mem, RX_QUEUE));
     assert_eq!((rig.worker.take_state(RX_QUEUE), rig.worker.take_state(TX_QUEUE)), (None, None));
 }
+
+#[test]
+fn bytes_on_their_way_are_not_lost_where_a_paused_console_goes_on_in_another_process() {
+    let mut rig = rig();
+    // Typed, and read from the terminal, with no buffer posted; written, with a terminal that takes one byte.
+    rig.terminal.type_bytes(b"typed");
+    rig.terminal.give_room(1);
+    rig.tx.post(&[Buf::Read(b"written".into())]);
+    rig.tx.publish();
+    rig.worker.step(&rig.mem);
+    rig.worker.begin_stop(&rig.mem);
+    assert!(rig.worker.poll_stopped(&rig.mem, false));
+    let queues = [0, 1].map(|queue| rig.worker.take_state(queue).unwrap());
+    assert_eq!(rig.tx.used().len(), 1, "the driver has its buffer back");
+
+    let mut other = Box::new(ConsoleDevice::new(None).worker(rig.terminal.clone(), Arc::default(), Arc::default()));
+    let worker: &mut dyn VirtioWorker<GuestRam> = &mut *other;
+    worker.restore(&rig.worker.save()).unwrap();
+    for (queue, state) in (0..).zip(queues) {
+        worker.start(&rig.mem, queue, state, &rig.interrupt.activation(0));
+    }
+    rig.terminal.give_room(usize::MAX);
+    let posted = rig.rx.post(&[Buf::Write(8)]);
+    rig.rx.publish();
+    worker.step(&rig.mem);
+    assert_eq!(rig.terminal.shown(), b"written");
+    assert_eq!(rig.rx.used()[0].len, 5);
+    assert_eq!(rig.rx.read(posted.buffers[0])[..5], *b"typed");
+
+    let hostile = WorkerState { from_guest: vec![0; CARRY_BYTES + 1], ..WorkerState::default() };
+    assert!(worker.restore(&hostile).is_err());
+    assert!(worker.restore(&WorkerState { version: 2, ..WorkerState::default() }).is_err());
+}

@@ -105,6 +105,8 @@ pub struct TransportState {
     running: bool,
     /// A reset was pending: it is complete after restore, because nothing runs then.
     resetting: bool,
+    /// What the driver has written to the device's configuration space.
+    driver_config: Vec<u8>,
 }
 
 /// The interface a register was written through.
@@ -461,7 +463,16 @@ impl Core {
             queue_vectors: (0..self.queue_count()).map(|queue| interrupts.queue_vector(queue)).collect(),
             running: self.running.load(SeqCst),
             resetting: registers.resetting.is_some(),
+            driver_config: self.driver_config(),
         }
+    }
+
+    /// What the driver has written to the configuration space of the device.
+    fn driver_config(&self) -> Vec<u8> {
+        let range = self.device.driver_config();
+        let mut bytes = vec![0; range.len()];
+        self.device.read_config(range.start, &mut bytes);
+        bytes
     }
 
     /// Whether [`restore`](Self::restore) takes this state with these queues.
@@ -477,6 +488,9 @@ impl Core {
         }
         if state.queues.iter().zip(maximum).any(|(queue, maximum)| queue.size > *maximum) {
             return refuse("a queue is larger than the device has it");
+        }
+        if state.driver_config.len() != self.device.driver_config().len() {
+            return refuse("the configuration space differs");
         }
         let registers = self.registers();
         if self.running.load(SeqCst) || registers.resetting.is_some() {
@@ -512,6 +526,7 @@ impl Core {
         }
         let interface = if state.legacy { Interface::Legacy } else { Interface::Modern };
         let offered = self.offered(interface);
+        self.device.write_config(self.device.driver_config().start, &state.driver_config);
         registers.device_feature_select = state.device_feature_select;
         registers.driver_feature_select = state.driver_feature_select;
         registers.driver_features = state.driver_features;
