@@ -30,7 +30,8 @@ macro_rules! targets {
 }
 
 /// Every target, by name.
-pub const TARGETS: &[Target] = targets![blk, config, legacy, loaders, pci_config, qmp, saved_state];
+pub const TARGETS: &[Target] =
+    targets![blk, config, console, legacy, loaders, net, pci_config, qmp, rng, saved_state, transport];
 
 /// Finds a target.
 #[must_use]

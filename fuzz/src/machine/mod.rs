@@ -476,6 +476,7 @@ impl Machine {
     pub fn restore(&mut self) {
         let saved = self.vmm.function.save();
         let queues = self.vmm.runner.paused().unwrap_or_default();
+        let workers = self.vmm.runner.save();
         let held = self.wired.0.open().line;
         self.wired = Wired::new(self.wiring, self.shape.vectors, QUEUES);
         self.vmm = Vmm::new(&self.shape, &self.ram, &self.oracles, &self.disk, &self.end, &self.wired);
@@ -485,6 +486,7 @@ impl Machine {
             self.tell_device(*value);
         }
         self.changes = changes;
+        self.vmm.runner.restore(&workers);
         if let Err(error) = self.vmm.function.restore(&saved, &queues) {
             finding!("restore", "a state that was saved is refused: {error}");
         }

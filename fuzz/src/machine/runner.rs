@@ -9,7 +9,7 @@ use devices::park::Parked;
 use devices::virtio::queue::{F_IN_ORDER, F_RING_PACKED};
 use devices::virtio::{
     Activation, F_RING_RESET, NeedsReset, QueueRunner, QueueState, Step, VirtioInterrupt, VirtioWorker,
-    WorkerActivation,
+    WorkerActivation, WorkerState,
 };
 
 use super::disk::Disk;
@@ -179,6 +179,7 @@ impl Runner {
             slot.last = Step::default();
             match slot.mode {
                 Mode::Running(_) => {
+                    self.oracles.open().fetches.begin();
                     slot.last = slot.worker.step(&self.ram);
                     let oracles = &mut *self.oracles.open();
                     oracles.rings.step_ended(&slot.queues, slot.last.again);
@@ -280,7 +281,13 @@ impl Runner {
         {
             let oracles = &mut *self.oracles.open();
             let max_size = self.max_sizes.get(usize::from(queue)).copied().unwrap_or(0);
-            oracles.rings.start(&self.ram, queue, &state, activation.features, max_size);
+            oracles.rings.start(
+                &self.ram,
+                queue,
+                &state,
+                activation.features,
+                (max_size, oracles.device.is_serial(queue)),
+            );
             oracles.device.started(queue, activation.features, activation.legacy);
         }
         worker.start(&self.ram, queue, state, activation);
@@ -352,6 +359,21 @@ impl Runner {
             }
         }
         Some(found)
+    }
+
+    /// What the workers hold beside their queues.
+    #[must_use]
+    pub fn save(&self) -> Vec<WorkerState> {
+        self.state.open().slots.iter().map(|slot| slot.worker.save()).collect()
+    }
+
+    /// Gives new workers what old ones held.
+    pub fn restore(&self, saved: &[WorkerState]) {
+        for (slot, state) in self.state.open().slots.iter_mut().zip(saved) {
+            if let Err(error) = slot.worker.restore(state) {
+                finding!("restore", "a worker refuses what another one saved: {error}");
+            }
+        }
     }
 
     /// Undoes [`pause`](Self::pause).

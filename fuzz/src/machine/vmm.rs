@@ -155,7 +155,7 @@ impl Vmm {
             Kind::Net => {
                 let config = NetConfig {
                     mac: [2, 0, 0, 0, 0, 1],
-                    mtu: Some(1500),
+                    mtu: Some(crate::oracle::net::MTU as u16),
                     offloads: shape.disk.discard.is_some(),
                     queue_size: 16,
                 };

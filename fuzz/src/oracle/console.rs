@@ -36,6 +36,11 @@ impl Console {
             return;
         }
         let Some(chain) = rings.flying_mut(TX).iter_mut().find(|chain| !chain.leaving) else { return };
+        if chain.shared {
+            // Its bytes are something else as well, so a read of them says nothing.
+            self.lost = true;
+            return;
+        }
         let position = match chain.plan {
             Plan::Output(position) => position,
             _ => 0,
@@ -76,7 +81,7 @@ impl Console {
     /// Whether typed bytes wait for a buffer.
     #[must_use]
     pub fn has_input(&self) -> bool {
-        !self.input.is_empty()
+        !self.input.is_empty() && !self.lost
     }
 
     pub(super) fn used(&mut self, ram: &Ram, queue: u16, chain: &Flying, len: u32) {

@@ -35,8 +35,8 @@ impl Fetches {
         self.flip = flip.filter(|flip| *flip != 0);
     }
 
-    /// A pop begins: its words may be read once more.
-    pub(super) fn begin(&mut self) {
+    /// A pop begins, or a worker's step: words may be read once more.
+    pub fn begin(&mut self) {
         self.seen.clear();
         self.still = false;
     }

@@ -86,7 +86,8 @@ impl Oracles {
         if let Device::Console(console) = device {
             console.read(ram, rings, addr, len);
         }
-        fetches.again(addr, len)
+        // Where the models are blind, nobody knows which reads are repeated by right.
+        if rings.blind() { None } else { fetches.again(addr, len) }
     }
 
     /// The device model has written `len` bytes at `addr`.
@@ -100,13 +101,28 @@ impl Oracles {
 }
 
 impl Device {
+    /// Whether a chain of `queue` is done with before the next one is taken.
+    pub(crate) fn is_serial(&self, queue: u16) -> bool {
+        matches!((self, queue), (Self::Console(_), _) | (Self::Net(_), 1))
+    }
+
+    /// Whether the device puts chains back into the ring while it runs.
+    pub(crate) fn puts_back(&self) -> bool {
+        matches!(self, Self::Rng(_))
+    }
+
+    /// Whether chains of `queue` go back in ways only their used elements tell.
+    pub(crate) fn gives_back_unseen(&self, queue: u16) -> bool {
+        matches!((self, queue), (Self::Net(_), 0))
+    }
+
     /// A chain was popped.
     pub(crate) fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
         match self {
             Self::Any => {}
             Self::Blk(blk) => blk.popped(ram, chain),
             Self::Net(net) => net.popped(ram, queue, chain),
-            Self::Console(_) => {}
+            Self::Console(_) => chain.leaving = queue == 1 && chain.readable_bytes == 0,
             Self::Rng(rng) => rng.popped(chain),
         }
     }

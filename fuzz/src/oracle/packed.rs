@@ -1,7 +1,8 @@
 //! The packed format of [`ring`](super::ring) (virtio 1.3 §2.8).
 
+use super::Device;
 use super::fetch::Fetches;
-use super::ring::{Flying, Live, Walk, descriptor, fresh};
+use super::ring::{Flying, Live, Walk, descriptor, fresh, table_in_ring};
 use super::split::table_entries;
 use crate::finding;
 use crate::machine::ram::Ram;
@@ -44,6 +45,7 @@ pub(super) fn read(
     live: &mut Live,
     ram: &Ram,
     fetches: &mut Fetches,
+    device: &mut Device,
     addr: u64,
     len: usize,
     spare: &mut Vec<Flying>,
@@ -58,6 +60,20 @@ pub(super) fn read(
         return None;
     }
     let slot = (offset / 16) as u16;
+    // In a ring of one descriptor its flags have to tell.
+    let elsewhere = device.puts_back() && (slot != live.next_avail & !WRAP || !available(live, ram, live.next_avail));
+    if let Some(last) = live.flying.last().filter(|last| last.at & !WRAP == slot && elsewhere) {
+        // Only a pop reads the address; the half with the flags is polled, and written where the buffer goes back.
+        if offset % 16 == 8 || last.born == live.steps {
+            if offset % 16 == 8 {
+                fetches.poll();
+            }
+            return None;
+        }
+        live.next_avail = last.at;
+        live.flying.pop();
+        device.unpopped(live.index);
+    }
     if live.broken.is_some() {
         // What is given back goes to where the ring was read.
         fetches.poll();
@@ -79,8 +95,13 @@ pub(super) fn read(
     if !available(live, ram, live.next_avail) {
         finding!("spec", "queue {} takes descriptor {slot}, which is not available", live.index);
     }
+    live.next_begins();
     let mut chain = fresh(spare);
-    match parse(live, ram, &mut chain) {
+    let parsed = parse(live, ram, &mut chain);
+    if table_in_ring(live, &chain) {
+        fetches.hold_still();
+    }
+    match parsed {
         Ok(()) => {
             chain.at = live.next_avail;
             chain.born = live.steps;

@@ -95,6 +95,8 @@ pub struct Live {
     pub(super) poised: bool,
     /// Steps of its worker.
     pub(super) steps: u32,
+    /// A chain is done with before the next one is taken.
+    pub(super) serial: bool,
     /// The layout was refused: the queue does not exist for its worker.
     dead: bool,
 }
@@ -146,6 +148,13 @@ impl Live {
         u32::from(self.size).saturating_sub(self.slots())
     }
 
+    /// A chain is being taken: those before it may be done.
+    pub(super) fn next_begins(&mut self) {
+        if self.serial {
+            self.flying.iter_mut().for_each(|chain| chain.leaving = true);
+        }
+    }
+
     pub(super) fn has(&self, id: u16) -> bool {
         self.held().any(|chain| chain.id == id)
     }
@@ -194,7 +203,7 @@ impl Rings {
     }
 
     /// The worker is given a queue. Whether the layout is one it has to accept.
-    pub fn start(&mut self, ram: &Ram, index: u16, state: &QueueState, features: u64, max_size: u16) {
+    pub fn start(&mut self, ram: &Ram, index: u16, state: &QueueState, features: u64, (max_size, serial): (u16, bool)) {
         if self.live(index).is_some() {
             finding!("spec", "queue {index} is started while it runs");
         }
@@ -218,6 +227,7 @@ impl Rings {
             seen: state.next_avail,
             flying,
             ahead,
+            serial,
             ..Live::default()
         };
         if let Some(rule) = layout_error(ram, &live, max_size) {
@@ -233,7 +243,7 @@ impl Rings {
         self.live.push(live);
     }
 
-    /// The worker has been given queue `index`.
+    /// The worker has been given queue `index`, whose chains it may be known to handle one by one.
     pub fn started(&mut self, index: u16) {
         if let Some(live) = self.live(index)
             && let (true, false, Some(rule)) = (live.dead, live.told, live.broken)
@@ -365,8 +375,14 @@ impl Rings {
             }
             let popped = match live.packed {
                 false => split::read(&mut self.live[at], ram, fetches, device, addr, len, &mut self.spare),
-                true => packed::read(&mut self.live[at], ram, fetches, addr, len, &mut self.spare),
+                true => packed::read(&mut self.live[at], ram, fetches, device, addr, len, &mut self.spare),
             };
+            let live = &mut self.live[at];
+            if live.packed && live.broken.is_some() && device.gives_back_unseen(live.index) {
+                // Buffers may have gone back that a packed ring does not show yet, so the rule may hold.
+                self.blind = true;
+                return;
+            }
             if let Some(mut chain) = popped {
                 self.check_pop(at, &mut chain, fetches);
                 if !self.blind {
@@ -410,6 +426,7 @@ impl Rings {
             let table = (chain.table.0, u64::from(chain.table.1));
             if ranges(&chain.readable[i + 1..], area) || overlap(table, area) {
                 fetches.hold_still();
+                chain.shared = true;
             }
         }
         // A chain may write over itself, too.
@@ -559,6 +576,12 @@ impl Walk {
     pub(super) fn descriptors(&self) -> u16 {
         self.descriptors as u16
     }
+}
+
+/// Whether the table of a chain lies over a ring: its words are read for two purposes then.
+pub(super) fn table_in_ring(live: &Live, chain: &Flying) -> bool {
+    let table = (chain.table.0, u64::from(chain.table.1));
+    table.1 > 0 && live.areas().iter().any(|area| overlap(*area, table))
 }
 
 /// A descriptor as memory has it now.

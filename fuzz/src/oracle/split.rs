@@ -2,7 +2,7 @@
 
 use super::Device;
 use super::fetch::Fetches;
-use super::ring::{Flying, Live, Walk, descriptor, fresh};
+use super::ring::{Flying, Live, Walk, descriptor, fresh, table_in_ring};
 use crate::finding;
 use crate::machine::ram::Ram;
 use devices::virtio::queue::Descriptor;
@@ -57,8 +57,13 @@ pub(super) fn read(
         finding!("spec", "queue {} takes an entry beyond the available index {:#x}", live.index, live.seen);
     }
     let head = ram.word(addr, 2) as u16;
+    live.next_begins();
     let mut chain = fresh(spare);
-    match parse(live, ram, head, &mut chain) {
+    let parsed = parse(live, ram, head, &mut chain);
+    if table_in_ring(live, &chain) {
+        fetches.hold_still();
+    }
+    match parsed {
         Ok(()) => {
             chain.id = head;
             chain.at = live.next_avail;
@@ -76,7 +81,8 @@ pub(super) fn read(
 
 /// An entry that was taken is looked at again: the chains from there on were put back.
 fn rewind(live: &mut Live, device: &mut Device, slot: u16) {
-    if slot == live.next_avail % live.size {
+    // In a ring of one entry the index has to tell.
+    if slot == live.next_avail % live.size && live.seen != live.next_avail {
         // A ring of one entry, or nothing was put back: a full ring of chains in flight has no entry left to read.
         return;
     }

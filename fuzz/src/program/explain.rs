@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::ops::{Code, REQUESTS};
 use super::{Pair, Program, play};
 use crate::machine::vmm::Kind;
 use crate::machine::wires::Wiring;
@@ -11,7 +12,13 @@ use crate::machine::wires::Wiring;
 /// Runs the program up to its finding, if it has one, and says what each operation did.
 #[must_use]
 pub fn explain(kind: Kind, data: &[u8]) -> String {
-    let program = Program::new(data);
+    explain_in(kind, data, REQUESTS)
+}
+
+/// As [`explain`], with another table of codes.
+#[must_use]
+pub fn explain_in(kind: Kind, data: &[u8], table: &'static [Code]) -> String {
+    let program = Program::new(data, table);
     let knobs = program.knobs;
     let text = RefCell::new(String::new());
     let (pair, wiring) = (knobs.pair(), knobs.wiring());
@@ -44,6 +51,7 @@ pub fn explain(kind: Kind, data: &[u8]) -> String {
         let played =
             catch_unwind(AssertUnwindSafe(|| play::play(kind, &program, wiring, save_is_pause, Some(&mut each))));
         if let Err(panic) = played {
+            let _ = writeln!(text.borrow_mut());
             let why = panic.downcast_ref::<String>().cloned();
             let why = why.or_else(|| panic.downcast_ref::<&str>().map(|why| (*why).to_owned()));
             let _ = writeln!(text.borrow_mut(), "\nfinding: {}", why.unwrap_or_default());
@@ -51,7 +59,7 @@ pub fn explain(kind: Kind, data: &[u8]) -> String {
         }
     }
     if pair != Pair::Single
-        && let Err(panic) = catch_unwind(|| play::run(kind, data))
+        && let Err(panic) = catch_unwind(|| play::run_in(kind, data, table))
         && let Some(why) = panic.downcast_ref::<String>()
     {
         let _ = writeln!(text.borrow_mut(), "finding: {why}");

@@ -18,7 +18,7 @@ pub mod play;
 use crate::machine::Setup;
 use crate::machine::vmm::{Kind, Shape};
 use crate::machine::wires::Wiring;
-use ops::Op;
+use ops::{Code, Op};
 
 /// Bytes of knobs.
 pub const KNOBS: usize = 8;
@@ -123,14 +123,15 @@ pub struct Program<'a> {
     /// Its knobs.
     pub knobs: Knobs<'a>,
     records: &'a [u8],
+    table: &'static [Code],
 }
 
 impl<'a> Program<'a> {
-    /// Any bytes are one.
+    /// Any bytes are one; `table` says what their codes mean.
     #[must_use]
-    pub fn new(data: &'a [u8]) -> Self {
+    pub fn new(data: &'a [u8], table: &'static [Code]) -> Self {
         let (knobs, records) = data.split_at(data.len().min(KNOBS));
-        Self { knobs: Knobs(knobs), records: &records[..records.len().min(MAX_OPS * RECORD)] }
+        Self { knobs: Knobs(knobs), records: &records[..records.len().min(MAX_OPS * RECORD)], table }
     }
 
     /// Its operations.
@@ -138,7 +139,7 @@ impl<'a> Program<'a> {
         self.records.chunks(RECORD).map(|chunk| {
             let mut record = [0; RECORD];
             record[..chunk.len()].copy_from_slice(chunk);
-            Op::decode(record)
+            Op::decode(record, self.table)
         })
     }
 

@@ -36,7 +36,7 @@ pub fn generate(random: &mut Random, ops: usize, out: &mut Vec<u8>) {
     for index in 0..KNOBS {
         // Every other knob is left where everything works.
         let byte = random.draw() as u8;
-        out.push(if random.below(2) == 0 || index == 7 { 0 } else { byte });
+        out.push(if random.below(2) == 0 && index != 7 { 0 } else { byte });
     }
     for _ in 0..ops {
         out.extend_from_slice(&record(random));
@@ -70,7 +70,7 @@ pub fn mutate(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
         let at = |op: usize| KNOBS + op * RECORD;
         match random.below(8) {
             // A knob.
-            0 => data[random.below(KNOBS - 1)] = random.draw() as u8,
+            0 => data[random.below(KNOBS)] = random.draw() as u8,
             // A new operation, somewhere.
             1 | 2 if ops < most => {
                 let place = random.below(ops + 1);

@@ -17,96 +17,100 @@ pub struct Op {
 }
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $weight:literal),* $(,)?) => {
+    ($($(#[$doc:meta])* $name:ident = $weight:literal, $register_weight:literal),* $(,)?) => {
         /// What an operation does.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Code {
             $($(#[$doc])* $name,)*
         }
 
-        /// Every code as often as its weight says.
-        const TABLE: &[Code] = &{
-            const COUNT: usize = 0 $(+ $weight)*;
-            let mut table = [Code::Request; COUNT];
-            let mut at = 0;
-            $(
-                let mut left = $weight;
-                while left > 0 {
-                    table[at] = Code::$name;
-                    at += 1;
-                    left -= 1;
-                }
-            )*
-            table
-        };
+        /// Every code as often as a program for a device has it.
+        pub const REQUESTS: &[Code] = &table::<{ 0 $(+ $weight)* }>(&[$((Code::$name, $weight)),*]);
+        /// Every code as often as a program for a transport has it.
+        pub const REGISTERS: &[Code] = &table::<{ 0 $(+ $register_weight)* }>(&[$((Code::$name, $register_weight)),*]);
     };
+}
+
+const fn table<const COUNT: usize>(weights: &[(Code, usize)]) -> [Code; COUNT] {
+    let mut table = [Code::Request; COUNT];
+    let (mut at, mut row) = (0, 0);
+    while row < weights.len() {
+        let mut left = weights[row].1;
+        while left > 0 {
+            table[at] = weights[row].0;
+            at += 1;
+            left -= 1;
+        }
+        row += 1;
+    }
+    table
 }
 
 codes! {
     /// A request the device's driver would make, valid but for what `c` spoils.
-    Request = 16,
+    Request = 16, 4,
     /// A chain of descriptors from a palette of good and bad values.
-    Chain = 5,
+    Chain = 5, 0,
     /// A head is made available, whatever it stands for.
-    Offer = 3,
+    Offer = 3, 0,
     /// The available index moves without entries.
-    Jump = 1,
+    Jump = 1, 0,
     /// What was placed is shown; the device is kicked where it asks for that.
-    Publish = 3,
+    Publish = 3, 1,
     /// A kick of any queue, width and way.
-    Kick = 2,
+    Kick = 2, 4,
     /// Workers that are awake take some steps.
-    Run = 4,
+    Run = 4, 2,
     /// The disk completes the k-th request it holds, or fails it.
-    Complete = 5,
+    Complete = 5, 2,
     /// The driver takes used buffers back.
-    Collect = 4,
+    Collect = 4, 1,
     /// A field of the common configuration is written.
-    Write = 4,
+    Write = 4, 14,
     /// A field of it is read.
-    Read = 1,
+    Read = 1, 4,
     /// Any access to any BAR.
-    Access = 2,
+    Access = 2, 5,
     /// An access to configuration space.
-    Config = 1,
+    Config = 1, 5,
     /// A device status is written.
-    Status = 2,
+    Status = 2, 8,
     /// The driver sets the device up (again).
-    SetUp = 2,
+    SetUp = 2, 4,
     /// A queue is reset on its own, and perhaps enabled again.
-    ResetQueue = 2,
+    ResetQueue = 2, 4,
     /// The machine is paused and goes on.
-    Pause = 1,
+    Pause = 1, 1,
     /// The machine is saved and goes on in another process.
-    Save = 1,
+    Save = 1, 2,
     /// The guest rewrites a word of a ring.
-    Rewrite = 3,
+    Rewrite = 3, 0,
     /// The host changes the device.
-    Change = 1,
+    Change = 1, 2,
     /// Something arrives from the other end, or it stalls, breaks or recovers.
-    End = 3,
+    End = 3, 1,
     /// The driver says which interrupts it wants.
-    Wish = 2,
+    Wish = 2, 0,
     /// The MSI-X table or its masks are written.
-    Vector = 2,
+    Vector = 2, 5,
     /// Second fetches are altered with something else.
-    Flip = 1,
+    Flip = 1, 0,
     /// The disk holds, refuses, or has no room.
-    Disk = 2,
+    Disk = 2, 1,
     /// The configuration-access capability is used.
-    Window = 1,
+    Window = 1, 4,
     /// A legacy register is written or read.
-    Legacy = 2,
+    Legacy = 2, 8,
     /// The function goes back to its power-on state.
-    PowerOn = 1,
+    PowerOn = 1, 1,
 }
 
 impl Op {
-    /// Any eight bytes are one.
+    /// Any eight bytes are one, by a table of codes.
     #[must_use]
-    pub fn decode(record: [u8; 8]) -> Self {
+    pub fn decode(record: [u8; 8], table: &[Code]) -> Self {
         let [code, a, b, c, v @ ..] = record;
-        Self { code: TABLE[usize::from(code) % TABLE.len()], a, b, c, v: u32::from_le_bytes(v) }
+        Self { code: table[usize::from(code) % table.len()], a, b, c, v: u32::from_le_bytes(v) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use devices::virtio::blk::BlkError;
 
-use super::ops::{Code, Op, edge};
+use super::ops::{Code, Op, REQUESTS, edge};
 use super::{Pair, Program, chain, setup};
 use crate::finding;
 use crate::machine::vmm::Kind;
@@ -102,8 +102,8 @@ impl Player {
                     _ => chain::hostile(&self.machine, queue, op),
                 };
                 chain::spoil(&self.machine, queue, op, &mut built);
-                let placed = chain::place(&mut self.machine, queue, op, &built);
                 let _ = write!(log, "queue {queue}: {:x?}", built.descs());
+                let placed = chain::place(&mut self.machine, queue, op, &built);
                 // A program without commas: most chains are shown at once.
                 let kicked = placed && op.a & 0x30 != 0x30 && self.publish(queue);
                 let _ = write!(log, ", placed {placed}, kicked {kicked}");
@@ -333,7 +333,8 @@ impl Player {
             8 | 9 => 0x3000,
             _ => 0,
         };
-        let offset = (region + low(op.v >> 16) % 0x100 + u64::from(op.b)) % (len - 8);
+        let far = if op.a & 0x40 == 0 { 0 } else { low(op.v >> 16) % 0x100 };
+        let offset = (region + far + u64::from(op.b & 0x3f)) % (len - 8);
         let _ = write!(log, "{bar:?} at {offset:#x}, {width} bytes, write {}", op.a & 1);
         if op.a & 1 == 0 {
             self.machine.read(bar, offset, width);
@@ -461,7 +462,18 @@ pub fn play(
 
 /// Runs `program` as its knobs say, in one machine or in two.
 pub fn run(kind: Kind, data: &[u8]) {
-    let program = Program::new(data);
+    run_in(kind, data, REQUESTS);
+}
+
+/// The device a program for any device runs on.
+#[must_use]
+pub fn kind_of(data: &[u8]) -> Kind {
+    [Kind::Blk, Kind::Net, Kind::Console, Kind::Rng][usize::from(data.get(7).copied().unwrap_or(0) & 3)]
+}
+
+/// As [`run`], with another table of codes.
+pub fn run_in(kind: Kind, data: &[u8], table: &'static [Code]) {
+    let program = Program::new(data, table);
     match program.knobs.pair() {
         Pair::Single => drop(play(kind, &program, program.knobs.wiring(), false, None)),
         pair => super::pairs::compare(kind, &program, pair),

@@ -2,8 +2,12 @@
 
 pub mod blk;
 pub mod config;
+pub mod console;
 pub mod legacy;
 pub mod loaders;
+pub mod net;
 pub mod pci_config;
 pub mod qmp;
+pub mod rng;
 pub mod saved_state;
+pub mod transport;
