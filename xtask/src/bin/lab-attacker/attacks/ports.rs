@@ -110,6 +110,10 @@ fn port_92() -> Verdict {
 
 /// COM1 carries the verdicts: it is put back, and gets no byte to send.
 fn com() -> Verdict {
+    // What the kernel still has to send would go to the divisor, sent from the other CPU.
+    // SAFETY: waits, and touches no memory.
+    let drained = unsafe { libc::tcdrain(libc::STDOUT_FILENO) };
+    check!(drained == 0, "the console does not drain: {}", std::io::Error::last_os_error());
     for base in [0x3f8_u16, 0x2f8, 0x3e8, 0x2e8] {
         let line = read_port(base + 3, 1);
         let (enabled, modem) = (read_port(base + 1, 1), read_port(base + 4, 1));
