@@ -320,8 +320,10 @@ impl Packed {
     /// Follows the chain whose first descriptor ends in `tail`. Returns its buffer id: the last descriptor's
     /// (virtio 1.3 §2.8.6).
     fn walk<M: RingMem + ?Sized>(&mut self, mem: &M, tail: Tail, walked: &mut Walked) -> Result<u16, QueueError> {
-        // At most `size` slots are in flight.
-        let free = self.size.wrapping_sub(self.in_flight.slots() as u16);
+        // At most `size` slots are in flight or used and not shown yet: a driver that offers one of the latter again cannot
+        // have seen it back, and the used descriptor that waits would be written over its next one.
+        let unshown = self.next_used.since(self.published, self.size);
+        let free = self.size.saturating_sub(self.in_flight.slots().saturating_add(unshown) as u16);
         let (mut at, mut tail) = (self.next_avail, tail);
         self.take_slot(walked, free)?;
         loop {

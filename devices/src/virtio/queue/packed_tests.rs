@@ -463,3 +463,19 @@ fn a_buffer_that_begins_in_known_memory_is_checked_to_its_end() {
         }
     }
 }
+
+#[test]
+fn a_descriptor_that_is_offered_again_before_the_driver_was_shown_it_used_is_refused() {
+    let one = Descriptor { addr: 0x1000, len: 4, flags: WRITE, next: 0 };
+    let (mem, mut driver, mut queue) = setup(1, 0);
+    driver.place(one, 7);
+    driver.publish();
+    let first = pop(&mut queue, &mem);
+    queue.push(&mem, first, 4).unwrap();
+    // Its used descriptor waits for the end of the batch, in the place where the second lap begins.
+    driver.place(one, 7);
+    driver.publish();
+    assert_eq!(queue.pop(&mem).unwrap_err(), QueueError::Overrun { slots: 1, free: 0 });
+    queue.publish(&mem).unwrap();
+    assert_eq!(driver.used(), [Used { head: 7, len: 4 }], "what was given back is shown all the same");
+}
