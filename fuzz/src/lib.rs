@@ -30,8 +30,21 @@ macro_rules! targets {
 }
 
 /// Every target, by name.
-pub const TARGETS: &[Target] =
-    targets![blk, config, console, legacy, loaders, net, pci_config, qmp, rng, saved_state, transport];
+pub const TARGETS: &[Target] = targets![
+    blk,
+    config,
+    console,
+    legacy,
+    loaders,
+    net,
+    pci_config,
+    qmp,
+    queue_packed,
+    queue_split,
+    rng,
+    saved_state,
+    transport
+];
 
 /// Finds a target.
 #[must_use]
@@ -61,5 +74,20 @@ macro_rules! fuzz_bin {
         fn main() -> std::process::ExitCode {
             $crate::replay::main(&$crate::fuzz_bin!(@target $name))
         }
+    };
+}
+
+/// A mutator that knows programs, beside libFuzzer's own: for programs of records, see [`program`].
+#[macro_export]
+macro_rules! program_mutator {
+    () => {
+        #[cfg(fuzzing)]
+        libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+            // Now and then libFuzzer's own, which knows what comparisons wanted.
+            match seed % 4 {
+                0 => libfuzzer_sys::fuzzer_mutate(data, size, max_size),
+                _ => $crate::program::mutate::mutate(data, size, max_size, seed),
+            }
+        });
     };
 }

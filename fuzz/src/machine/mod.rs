@@ -48,6 +48,21 @@ thread_local! {
     static HOME: RefCell<Option<Home>> = const { RefCell::new(None) };
 }
 
+/// Guest memory and models of this thread: made once, and cleaned for each program.
+#[must_use]
+pub fn home() -> (Ram, Arc<Lone<Oracles>>) {
+    HOME.with(|home| {
+        let mut home = home.borrow_mut();
+        let home = home.get_or_insert_with(|| {
+            let oracles = Arc::new(Lone::new(Oracles::default()));
+            let ram = Ram::new(&oracles);
+            oracles.open().ram = Some(ram.clone());
+            Home { ram, oracles }
+        });
+        (home.ram.clone(), home.oracles.clone())
+    })
+}
+
 /// A machine and its guest.
 pub struct Machine {
     /// What it is made of.
@@ -97,16 +112,7 @@ impl Machine {
     /// A machine after power-on; guest memory is zero.
     #[must_use]
     pub fn new(shape: Shape, wiring: Wiring) -> Self {
-        let (ram, oracles) = HOME.with(|home| {
-            let mut home = home.borrow_mut();
-            let home = home.get_or_insert_with(|| {
-                let oracles = Arc::new(Lone::new(Oracles::default()));
-                let ram = Ram::new(&oracles);
-                oracles.open().ram = Some(ram.clone());
-                Home { ram, oracles }
-            });
-            (home.ram.clone(), home.oracles.clone())
-        });
+        let (ram, oracles) = home();
         ram.clear();
         let device = match shape.kind {
             Kind::Blk => Device::Blk(blk::Blk {

@@ -108,7 +108,7 @@ impl Device {
 
     /// Whether the device puts chains back into the ring while it runs.
     pub(crate) fn puts_back(&self) -> bool {
-        matches!(self, Self::Rng(_))
+        matches!(self, Self::Any | Self::Rng(_))
     }
 
     /// Whether chains of `queue` go back in ways only their used elements tell.

@@ -169,17 +169,17 @@ pub(super) fn wrote(live: &mut Live, ram: &Ram, addr: u64, len: usize, all: &mut
     }
     let slot = (offset / 16) as u16;
     if slot != live.next_used & !WRAP {
-        live.ahead.push(slot);
+        live.ahead.push((slot, ram.word(addr, 8)));
         return;
     }
     let mut at = live.next_used;
     let ahead = std::mem::take(&mut live.ahead);
     let mut given: Vec<usize> = Vec::new();
-    for next in std::iter::once(slot).chain(ahead.iter().copied()) {
+    for (next, word) in std::iter::once((slot, ram.word(addr, 8))).chain(ahead.iter().copied()) {
         if next != at & !WRAP {
             finding!("spec", "queue {index} marks descriptor {next} used where {:#x} is next", at);
         }
-        let (len, id, flags) = tail(live, ram, at);
+        let (len, id, flags) = (word as u32, (word >> 32) as u16, (word >> 48) as u16);
         let wrap = at & WRAP != 0;
         if (flags & AVAIL != 0) != wrap || (flags & USED != 0) != wrap {
             finding!("spec", "queue {index} shows descriptor {next} with flags {flags:#x} in the lap of {wrap}");

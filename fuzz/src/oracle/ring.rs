@@ -79,8 +79,8 @@ pub struct Live {
     pub(super) seen: u16,
     /// Oldest first.
     pub(super) flying: Vec<Flying>,
-    /// Used descriptors of a packed ring that wait for the first of their batch.
-    pub(super) ahead: Vec<u16>,
+    /// Used descriptors of a packed ring that wait for the first of their batch, as they were written.
+    pub(super) ahead: Vec<(u16, u64)>,
     /// The id of a used element whose length is still to come.
     pub(super) half: bool,
     /// The rule the driver broke, as soon as the device has read so.
@@ -140,10 +140,10 @@ impl Live {
     }
 
     fn slots(&self) -> u32 {
-        self.held().map(|chain| u32::from(chain.slots)).sum()
+        self.flying.iter().map(|chain| u32::from(chain.slots)).sum()
     }
 
-    /// Descriptors of a packed ring not in flight.
+    /// Descriptors of a packed ring that the driver has, as far as it was shown.
     pub(super) fn free(&self) -> u32 {
         u32::from(self.size).saturating_sub(self.slots())
     }
@@ -327,6 +327,18 @@ impl Rings {
         }
         live.told = true;
         live.breaks("what the device says");
+    }
+
+    /// Whether queue `index` may ask for a reset: a rule is broken, as far as the device can have seen.
+    #[must_use]
+    pub fn may_refuse(&self, index: u16) -> bool {
+        self.blind || self.live(index).is_some_and(|live| live.broken.is_some() || live.poised)
+    }
+
+    /// Whether the device would find something, if it looked at queue `index`.
+    #[must_use]
+    pub fn has_more(&self, ram: &Ram, index: u16) -> bool {
+        self.live(index).is_some_and(|live| has_more(ram, live))
     }
 
     /// A worker's step has ended: nothing that it owes the driver is left.

@@ -14,6 +14,7 @@ pub mod mutate;
 pub mod ops;
 pub mod pairs;
 pub mod play;
+pub mod queue;
 
 use crate::machine::Setup;
 use crate::machine::vmm::{Kind, Shape};

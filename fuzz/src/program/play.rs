@@ -474,6 +474,7 @@ pub fn kind_of(data: &[u8]) -> Kind {
 /// As [`run`], with another table of codes.
 pub fn run_in(kind: Kind, data: &[u8], table: &'static [Code]) {
     let program = Program::new(data, table);
+    crate::stats::operations(program.len());
     match program.knobs.pair() {
         Pair::Single => drop(play(kind, &program, program.knobs.wiring(), false, None)),
         pair => super::pairs::compare(kind, &program, pair),
@@ -481,7 +482,7 @@ pub fn run_in(kind: Kind, data: &[u8], table: &'static [Code]) {
 }
 
 /// Takes no notes.
-struct Mute;
+pub struct Mute;
 
 impl Write for Mute {
     fn write_str(&mut self, _text: &str) -> std::fmt::Result {

@@ -8,6 +8,8 @@ pub mod loaders;
 pub mod net;
 pub mod pci_config;
 pub mod qmp;
+pub mod queue_packed;
+pub mod queue_split;
 pub mod rng;
 pub mod saved_state;
 pub mod transport;
