@@ -11,6 +11,7 @@ pub mod program;
 pub mod replay;
 pub mod stats;
 pub mod targets;
+pub mod teeth;
 
 /// One thing that is fuzzed.
 pub struct Target {

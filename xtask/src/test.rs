@@ -45,11 +45,12 @@ struct Part {
     full_only: bool,
 }
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     Part { name: "unit", run: unit, full_only: false },
     Part { name: "kvm", run: kvm, full_only: false },
     Part { name: "illumos", run: illumos, full_only: false },
     Part { name: "fuzz", run: fuzz, full_only: false },
+    Part { name: "teeth", run: teeth, full_only: false },
     Part { name: "lab", run: lab, full_only: false },
     Part { name: "micro", run: micro, full_only: true },
     Part { name: "bhyve", run: bhyve, full_only: true },
@@ -155,6 +156,16 @@ fn fuzz(options: &Options) -> anyhow::Result<&'static str> {
     }
     fuzz::all(Duration::from_secs(20), fuzz::Build::Fuzz)?;
     Ok("fuzz")
+}
+
+/// Whether fuzzing finds bugs that are put there for it.
+fn teeth(options: &Options) -> anyhow::Result<&'static str> {
+    if options.full {
+        fuzz::all_teeth()?;
+        return Ok("teeth at length");
+    }
+    fuzz::some_teeth()?;
+    Ok("teeth")
 }
 
 fn lab(options: &Options) -> anyhow::Result<&'static str> {

@@ -53,6 +53,8 @@ impl Build {
             .arg("--target-dir")
             .arg(&into)
             .args(targets.iter().flat_map(|target| ["--bin", target.name.as_str()]))
+            // One build for campaigns and for planted bugs: what finds those is what fuzzes.
+            .args((self != Self::Coverage).then_some("--features=planted-defects"))
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
             // Sanitizers are there in every tool chain, and unlocked in a nightly one only.
             .env("RUSTC_BOOTSTRAP", "1")

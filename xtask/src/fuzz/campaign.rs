@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -117,7 +118,21 @@ impl Campaign<'_> {
 
     fn start(&self, name: &str, number: u32) -> anyhow::Result<Job> {
         let [corpus, findings, logs] = ["corpus", "findings", "logs"].map(|kind| folder().join(kind).join(name));
-        for folder in [&corpus, &findings, &logs] {
+        let mut command = self.command_in(name, &corpus, &findings)?;
+        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        Job::start(&mut command, &logs.join(format!("{number}.log")))
+    }
+
+    /// The command of one process with everything it makes in `place`: it begins with the committed inputs alone.
+    ///
+    /// # Errors
+    /// When the place cannot be made.
+    pub fn command(&self, name: &str, place: &Path) -> anyhow::Result<Command> {
+        self.command_in(name, &place.join("corpus"), &place.join("findings"))
+    }
+
+    fn command_in(&self, name: &str, corpus: &Path, findings: &Path) -> anyhow::Result<Command> {
+        for folder in [corpus, findings] {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let mut command = finding::command(&self.programs.join(name));
@@ -136,7 +151,7 @@ impl Campaign<'_> {
                 command.arg(start);
             }
         }
-        Job::start(&mut command, &logs.join(format!("{number}.log")))
+        Ok(command)
     }
 
     fn tell(&self, name: &str, start: Instant, sum: &Sum) {

@@ -6,6 +6,7 @@ mod coverage;
 mod finding;
 mod job;
 mod package;
+mod teeth;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +23,7 @@ pub use package::{Target, targets};
 #[derive(clap::Args)]
 pub struct Options {
     /// Which target; --list names them
-    #[arg(required_unless_present = "list")]
+    #[arg(required_unless_present_any = ["list", "teeth"])]
     target: Option<String>,
     /// Name the targets
     #[arg(long)]
@@ -45,6 +46,9 @@ pub struct Options {
     /// Line coverage of the target's modules by the corpus, after the campaign (which --seconds 0 leaves out)
     #[arg(long)]
     coverage: bool,
+    /// Plant every bug that the target (or any target) is to find, one at a time, and see how long it stays unfound
+    #[arg(long, conflicts_with_all = ["minutes", "seconds", "coverage", "replay", "asan"])]
+    teeth: bool,
 }
 
 /// Runs a campaign, or what was asked for in its place.
@@ -54,10 +58,13 @@ pub struct Options {
 pub fn run(options: Options) -> anyhow::Result<()> {
     let all = targets()?;
     if options.list {
-        for Target { name, covers } in &all {
+        for Target { name, covers, .. } in &all {
             println!("{name:<16} {}", covers.join(" "));
         }
         return Ok(());
+    }
+    if options.teeth {
+        return try_teeth(&all, options.target.as_deref(), options.jobs as usize);
     }
     let name = options.target.context("no target is named")?;
     let Some(target) = all.iter().find(|target| target.name == name) else {
@@ -83,6 +90,34 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         coverage::report(target)?;
     }
     campaign
+}
+
+/// Hunts the planted bugs of one target, or of all.
+fn try_teeth(all: &[Target], target: Option<&str>, at_once: usize) -> anyhow::Result<()> {
+    let targets: Vec<&Target> = all.iter().filter(|each| target.is_none_or(|name| each.name == name)).collect();
+    anyhow::ensure!(!targets.is_empty(), "there is no target {}", target.unwrap_or_default());
+    let programs = Build::Fuzz.programs(&targets)?;
+    let planted: Vec<_> = targets.into_iter().flat_map(|target| teeth::every(std::slice::from_ref(target))).collect();
+    teeth::run(&programs, &planted, teeth::LIMIT, at_once)
+}
+
+/// Plants a few bugs, others each time: each is to be found in the gate's time.
+///
+/// # Errors
+/// When one is not found.
+pub fn some_teeth() -> anyhow::Result<()> {
+    let targets = targets()?;
+    let planted = teeth::some(teeth::every(&targets), teeth::IN_GATE);
+    let programs = Build::Fuzz.programs(&targets.iter().collect::<Vec<_>>())?;
+    teeth::run(&programs, &planted, teeth::GATE_LIMIT, 2)
+}
+
+/// Every planted bug, at length.
+///
+/// # Errors
+/// When one is not found.
+pub fn all_teeth() -> anyhow::Result<()> {
+    try_teeth(&targets()?, None, 2)
 }
 
 /// Replays every seed and regression, then runs every target for `time`, as many at once as there are cores to share.

@@ -14,6 +14,8 @@ pub struct Target {
     pub name: String,
     /// Sources it is to cover: files and folders from the root of the workspace.
     pub covers: Vec<String>,
+    /// Planted bugs it is to find.
+    pub finds: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +40,8 @@ struct CargoTarget {
 struct PackageMetadata {
     #[serde(default)]
     covers: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    finds: BTreeMap<String, Vec<String>>,
 }
 
 /// Every target, by name: the programs of the package, and `package.metadata.covers` of its manifest.
@@ -53,13 +57,14 @@ pub fn targets() -> anyhow::Result<Vec<Target>> {
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim_end());
     let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
     let mut targets = Vec::new();
-    for Package { targets: programs, metadata: PackageMetadata { mut covers } } in metadata.packages {
+    for Package { targets: programs, metadata: PackageMetadata { mut covers, mut finds } } in metadata.packages {
         for CargoTarget { name, .. } in programs.into_iter().filter(|target| target.kind == ["bin"]) {
             let covers = covers.remove(&name).unwrap_or_default();
-            targets.push(Target { name, covers });
+            let finds = finds.remove(&name).unwrap_or_default();
+            targets.push(Target { name, covers, finds });
         }
-        let left: Vec<String> = covers.into_keys().collect();
-        anyhow::ensure!(left.is_empty(), "fuzz/Cargo.toml: covers names no target: {}", left.join(", "));
+        let left: Vec<String> = covers.into_keys().chain(finds.into_keys()).collect();
+        anyhow::ensure!(left.is_empty(), "fuzz/Cargo.toml: metadata of what is no target: {}", left.join(", "));
     }
     targets.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(targets)
@@ -74,7 +79,7 @@ mod tests {
     fn every_fuzz_target_says_which_existing_sources_it_is_to_cover() {
         let targets = targets().unwrap();
         assert!(!targets.is_empty());
-        for Target { name, covers } in targets {
+        for Target { name, covers, .. } in targets {
             assert!(!covers.is_empty(), "{name}");
             for source in covers {
                 assert!(paths::workspace().join(&source).exists(), "{name}: {source}");

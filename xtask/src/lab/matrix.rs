@@ -117,6 +117,7 @@ mod tests {
         let times = crate::times::Times::read().unwrap();
         let all = scenarios::all();
         let of = |case: &Case| times.seconds(&format!("lab/{}", case.scenario.name)).unwrap();
-        assert!(gate(&all).iter().map(of).sum::<u64>() <= times.seconds("lab").unwrap());
+        // Two outer machines share them.
+        assert!(gate(&all).iter().map(of).sum::<u64>() <= 2 * times.seconds("lab").unwrap());
     }
 }

@@ -105,8 +105,8 @@ pub const OUTER_CPUS: u32 = 1;
 /// How often an outer machine that got stuck is started again.
 const RETRIES: u32 = 2;
 
-/// Runs scenarios in as few outer boots as possible, and prints a line for each; `name` is that of the console log. When
-/// the outer machine gets stuck, those that were not finished run in another.
+/// Runs scenarios in as few outer boots as there are cores to share, and prints a line for each; `name` is that of the
+/// console logs. When an outer machine gets stuck, those that were not finished run in another.
 ///
 /// # Errors
 /// When something cannot be built or started at all, or with the names of those that failed.
@@ -117,8 +117,72 @@ pub fn run_cases(name: &str, cases: &[Case]) -> anyhow::Result<()> {
     let guests = cases.iter().map(|case| (case.vmm, case.scenario.machine(case.vmm)));
     let controls = Controls::of(&lab.identity()?, guests, |job| lab.run("control", (OUTER_CPUS, 2048), job, false))?;
     let times = Times::read()?;
-    let (mut failures, mut rare) = (Vec::new(), 0);
-    let mut group = cases.to_vec();
+    let shares = shares(cases, &times, lab.outer_machines(cases.len()));
+    let (lab, controls, times) = (&lab, &controls, &times);
+    let tallies: Vec<anyhow::Result<Tally>> = std::thread::scope(|scope| {
+        let several = shares.len() > 1;
+        let name_of = |n: usize| if several { format!("{name}-{}", n + 1) } else { name.to_owned() };
+        let run = |(n, share)| {
+            let name = name_of(n);
+            scope.spawn(move || run_share(lab, &name, share, times, controls))
+        };
+        let threads: Vec<_> = shares.into_iter().enumerate().map(run).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a runner panicked"))).collect()
+    });
+    let mut sum = Tally::default();
+    for tally in tallies {
+        let Tally { failures, rare } = tally?;
+        sum.failures.extend(failures);
+        sum.rare += rare;
+    }
+    let (bad, all) = (sum.failures.len(), cases.len());
+    anyhow::ensure!(bad == 0, "{bad} of {all} scenarios failed: {}", sum.failures.join(", "));
+    let rare = sum.rare;
+    anyhow::ensure!(!warnings::too_often(rare, all), "{rare} of {all} guests said what a slow host causes rarely");
+    Ok(())
+}
+
+/// What became of scenarios.
+#[derive(Default)]
+struct Tally {
+    failures: Vec<String>,
+    /// Guests that were excused for something rare.
+    rare: usize,
+}
+
+/// Deals the cases out so that every share takes about as long; each keeps its order.
+fn shares<'a>(cases: &[Case<'a>], times: &Times, count: usize) -> Vec<Vec<Case<'a>>> {
+    let seconds = |case: &Case| times.seconds(&line_of(case, times)).unwrap_or(1);
+    let mut longest_first: Vec<usize> = (0..cases.len()).collect();
+    longest_first.sort_by_key(|&at| std::cmp::Reverse(seconds(&cases[at])));
+    let mut loads = vec![(0, Vec::new()); count.max(1)];
+    for at in longest_first {
+        if let Some((load, share)) = loads.iter_mut().min_by_key(|(load, _)| *load) {
+            *load += seconds(&cases[at]);
+            share.push(at);
+        }
+    }
+    let in_order = |(_, mut share): (u64, Vec<usize>)| {
+        share.sort_unstable();
+        share.into_iter().map(|at| cases[at]).collect::<Vec<_>>()
+    };
+    loads.into_iter().map(in_order).filter(|share| !share.is_empty()).collect()
+}
+
+/// The line of a case in the table of times: its own, or that of its scenario.
+fn line_of(case: &Case, times: &Times) -> String {
+    let own = format!("lab/{}", case.name());
+    if times.seconds(&own).is_some() { own } else { format!("lab/{}", case.scenario.name) }
+}
+
+fn run_share(
+    lab: &Lab,
+    name: &str,
+    mut group: Vec<Case<'_>>,
+    times: &Times,
+    controls: &Controls,
+) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
     for attempt in 0..=RETRIES {
         println!("lab: {} scenarios", group.len());
         let job = Job { runs: group.iter().map(Case::run).collect() };
@@ -126,26 +190,26 @@ pub fn run_cases(name: &str, cases: &[Case]) -> anyhow::Result<()> {
         let report = lab.run(name, (OUTER_CPUS, memory_mib), &job, false)?;
         let mut left = Vec::new();
         for case in group {
-            let verdict = match report.outcomes.iter().find(|o| o.name == case.name()) {
+            let outcome = report.outcomes.iter().find(|o| o.name == case.name());
+            let verdict = match outcome {
                 None if report.end == End::Stuck && attempt < RETRIES => {
                     left.push(case);
                     continue;
                 }
                 None => Err(anyhow::anyhow!("the outer machine ended before it ({:?})", report.end)),
-                Some(outcome) => keep_log(outcome).and_then(|()| judge(&case, outcome, &times, &controls)),
+                Some(outcome) => keep_log(outcome).and_then(|()| judge(&case, outcome, times, controls)),
             };
             match verdict {
                 Ok(wall_ms) => {
                     println!("ok      {:<40} {:.1} s", case.name(), wall_ms as f64 / 1e3);
-                    let outcome = report.outcomes.iter().find(|o| o.name == case.name());
                     for (line, slow) in outcome.into_iter().flat_map(warnings_of).flat_map(warnings::excused) {
                         println!("        passed over: {line} ({})", slow.why);
-                        rare += usize::from(slow.rare);
+                        tally.rare += usize::from(slow.rare);
                     }
                 }
                 Err(error) => {
                     println!("FAILED  {:<40} {error:#}", case.name());
-                    failures.push(case.name());
+                    tally.failures.push(case.name());
                 }
             }
         }
@@ -161,10 +225,7 @@ pub fn run_cases(name: &str, cases: &[Case]) -> anyhow::Result<()> {
         fs::rename(&report.log, report.log.with_extension(format!("stuck{attempt}.log")))?;
         group = left;
     }
-    let (bad, all) = (failures.len(), cases.len());
-    anyhow::ensure!(!warnings::too_often(rare, all), "{rare} of {all} guests said what a slow host causes rarely");
-    anyhow::ensure!(failures.is_empty(), "{bad} of {all} scenarios failed: {}", failures.join(", "));
-    Ok(())
+    Ok(tally)
 }
 
 /// A lab that is ready to run jobs.
@@ -206,6 +267,16 @@ impl Lab {
             self.programs.push((content::at::ATTACKER.trim_start_matches('/').to_owned(), initrd));
         }
         Ok(())
+    }
+
+    /// How many outer machines to run `cases` scenarios in at once: each takes a core, and few scenarios are not worth a
+    /// second boot. Guests that run directly share the machine's network: one after the other.
+    fn outer_machines(&self, cases: usize) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        match self.place {
+            Place::Direct => 1,
+            Place::Nested(_) => (cases / 4).clamp(1, cores.min(2)),
+        }
     }
 
     /// Everything outside the guest that what its kernel says depends on.
@@ -276,10 +347,34 @@ fn judge(case: &Case, outcome: &Outcome, times: &Times, controls: &Controls) -> 
     if case.vmm.is_zvmm() {
         controls.check(case.vmm, &case.scenario.machine(case.vmm), outcome)?;
     }
-    let (of_this_vmm, of_any) = (format!("lab/{}", case.name()), format!("lab/{}", case.scenario.name));
-    let line = if times.seconds(&of_this_vmm).is_some() { of_this_vmm } else { of_any };
-    if let Some(why) = times.too_long(&line, Duration::from_millis(outcome.wall_ms)) {
+    if let Some(why) = times.too_long(&line_of(case, times), Duration::from_millis(outcome.wall_ms)) {
         anyhow::bail!("{why}");
     }
     Ok(outcome.wall_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_take_about_as_long_and_hold_every_case_once_in_its_order() {
+        let (all, times) = (scenarios::all(), Times::read().unwrap());
+        let cases = matrix::gate(&all);
+        let seconds = |share: &[Case]| share.iter().filter_map(|c| times.seconds(&line_of(c, &times))).sum::<u64>();
+        let place = |case: &Case| cases.iter().position(|other| other.name() == case.name()).unwrap();
+        for count in [1, 2, 3] {
+            let shares = shares(&cases, &times, count);
+            assert_eq!(shares.len(), count);
+            let mut places: Vec<usize> = Vec::new();
+            for share in &shares {
+                assert!(share.is_sorted_by_key(place));
+                assert!(seconds(share) <= seconds(&cases) / count as u64 + 60);
+                places.extend(share.iter().map(place));
+            }
+            places.sort_unstable();
+            assert!(places.into_iter().eq(0..cases.len()));
+        }
+        assert_eq!(shares(&cases[..1], &times, 2).len(), 1);
+    }
 }

@@ -25,18 +25,18 @@ pub struct Scenario {
     pub about: String,
     /// Memory the outer machine needs, MiB.
     pub outer_memory_mib: u64,
-    build: Box<dyn Fn(Vmm) -> Script>,
+    build: Box<dyn Fn(Vmm) -> Script + Send + Sync>,
     check: Check,
 }
 
-type Check = Box<dyn Fn(&Outcome, Vmm) -> anyhow::Result<()>>;
+type Check = Box<dyn Fn(&Outcome, Vmm) -> anyhow::Result<()> + Send + Sync>;
 
 impl Scenario {
     fn new(
         name: impl Into<String>,
         about: impl Into<String>,
-        build: impl Fn(Vmm) -> Script + 'static,
-        check: impl Fn(&Outcome, Vmm) -> anyhow::Result<()> + 'static,
+        build: impl Fn(Vmm) -> Script + Send + Sync + 'static,
+        check: impl Fn(&Outcome, Vmm) -> anyhow::Result<()> + Send + Sync + 'static,
     ) -> Self {
         Self {
             name: name.into(),
