@@ -4,7 +4,9 @@ pub use crate::cli::guest_arguments;
 
 /// The control socket's conversation.
 pub mod qmp {
-    pub use crate::control::qmp::{Id, MAX_MESSAGE, Session, Step, success};
+    pub use crate::control::qmp::{
+        ErrorClass, Id, MAX_MESSAGE, Order, Request, Session, Step, event, failure, status, success,
+    };
 }
 
 /// What the process would write on stderr about `what`.

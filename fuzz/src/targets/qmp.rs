@@ -8,7 +8,9 @@ use std::fmt::Write as _;
 
 use arbitrary::Unstructured;
 use serde_json::{Value, json};
-use zvmm::fuzzing::qmp::{Id, MAX_MESSAGE, Session, Step, success};
+use zvmm::control::{Command, Event, State};
+use zvmm::exit::Exit;
+use zvmm::fuzzing::qmp::{ErrorClass, Id, MAX_MESSAGE, Order, Request, Session, Step, event, failure, status, success};
 
 use crate::stats;
 
@@ -23,7 +25,7 @@ enum Sent<'a> {
     Command(&'static str, Option<Value>),
 }
 
-const COMMANDS: [&str; 9] = [
+const COMMANDS: [&str; 12] = [
     "qmp_capabilities",
     "query-commands",
     "query-version",
@@ -33,6 +35,9 @@ const COMMANDS: [&str; 9] = [
     "cont",
     "nonsense",
     "inject-nmi",
+    "system_powerdown",
+    "system_reset",
+    "quit",
 ];
 
 fn read(data: &[u8]) -> Vec<Sent<'_>> {
@@ -85,9 +90,46 @@ pub fn run(data: &[u8]) {
 fn judge(step: Option<Step>) {
     match step {
         None => {}
-        Some(Step::Do(request)) => judge_answer(&success(request.id, json!({}))),
+        Some(Step::Do(request)) => {
+            carry_out(request);
+        }
         Some(Step::Answer(answer)) => judge_answer(&answer),
     }
+}
+
+/// Does as the main loop does: tells what happens, then answers.
+fn carry_out(Request { order, id }: Request) -> Value {
+    let tell = |what: &Event| {
+        let line = event(what, (1_700_000_000, 999_999_999));
+        assert!(line["event"].is_string() && line["timestamp"]["microseconds"] == 999_999, "{line}");
+        assert!(!line.to_string().contains('\n'));
+    };
+    let answer = match order {
+        Order::QueryStatus => {
+            let states = [State::Starting, State::Running, State::Paused, State::Resetting { paused: true }];
+            for state in states.into_iter().chain([State::Stopped(Exit::Done)]) {
+                assert!(status(state)["status"].is_string());
+            }
+            success(id, status(State::Running))
+        }
+        Order::QueryStats => success(id, json!({"vcpus": []})),
+        Order::Command(Command::Nmi { vcpu }) => {
+            failure(id, ErrorClass::GenericError, &format!("the guest has no vCPU {vcpu}"))
+        }
+        Order::Command(command) => {
+            tell(&match command {
+                Command::Pause => Event::Stopped,
+                Command::Resume => Event::Resumed,
+                Command::PowerButton => Event::PowerButton,
+                Command::Reset => Event::Reset { guest: false },
+                Command::Quit => Event::Shutdown { guest: false, reason: "host-qmp-quit" },
+                Command::Nmi { .. } => Event::GuestPanicked,
+            });
+            success(id, json!({}))
+        }
+    };
+    judge_answer(&answer);
+    answer
 }
 
 fn judge_answer(answer: &Value) {
@@ -114,7 +156,7 @@ fn ask(session: &mut Session, command: &str, id: Option<&Value>) {
         (Some(Step::Answer(answer)), None) => answer,
         (Some(Step::Do(request)), None) => {
             assert_eq!(request.id, Id::from(id.cloned()));
-            success(request.id, json!({}))
+            carry_out(request)
         }
         other => panic!("{text} led to {other:?}"),
     };

@@ -36,6 +36,7 @@ struct Sum {
     edges: u64,
     corpus: u64,
     new: u64,
+    cpu_s: f64,
 }
 
 impl Sum {
@@ -49,6 +50,7 @@ impl Sum {
                 edges: sum.edges.max(said.edges),
                 corpus: sum.corpus.max(said.corpus),
                 new: sum.new + said.new,
+                cpu_s: sum.cpu_s + job.cpu_s(),
             }
         })
     }
@@ -161,9 +163,10 @@ impl Campaign<'_> {
             operations => format!("  {:.1} operations a program", operations as f64 / sum.programs.max(1) as f64),
         };
         println!(
-            "{name:<14} ran {} programs in {took:.0} s: {:.0} execs/s  {} edges  corpus {}{operations}",
+            "{name:<14} ran {} programs in {took:.0} s: {:.0} execs/s, {:.0} a second of CPU  {} edges  corpus {}{operations}",
             sum.programs,
             sum.programs as f64 / took,
+            sum.programs as f64 / sum.cpu_s.max(0.01),
             sum.edges,
             sum.corpus
         );

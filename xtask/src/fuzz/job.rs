@@ -68,6 +68,8 @@ impl Said {
 /// A running process; killed when dropped.
 pub struct Job {
     child: Child,
+    /// Processor time it has taken, as of the last look.
+    cpu_s: f64,
     said: Arc<Mutex<Said>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -95,12 +97,18 @@ impl Job {
                 lock(&shared).line(&String::from_utf8_lossy(&line));
             }
         });
-        Ok(Self { child, said, reader: Some(reader) })
+        Ok(Self { child, cpu_s: 0.0, said, reader: Some(reader) })
     }
 
     /// What it has said.
     pub fn said(&self) -> MutexGuard<'_, Said> {
         lock(&self.said)
+    }
+
+    /// Processor time it has taken, in seconds: what a rate is made of on a machine that others use, too.
+    #[must_use]
+    pub fn cpu_s(&self) -> f64 {
+        self.cpu_s
     }
 
     /// What it has said in all, when it has ended.
@@ -114,6 +122,12 @@ impl Job {
     /// # Errors
     /// When the system does not say.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        // Before it is waited for: then the system forgets it.
+        if let Some(cpu_s) =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok().and_then(|s| cpu_s(&s))
+        {
+            self.cpu_s = cpu_s;
+        }
         let status = self.child.try_wait()?;
         if status.is_some()
             && let Some(reader) = self.reader.take()
@@ -129,6 +143,15 @@ impl Drop for Job {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Seconds of processor time in a line of `/proc/PID/stat` (proc_pid_stat(5)): user and system time are the 14th and 15th
+/// fields, in hundredths, and the second may hold anything in its parentheses.
+fn cpu_s(stat: &str) -> Option<f64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);
+    let (user, system) = (times.next()?.ok()?, times.next()?.ok()?);
+    Some((user + system) as f64 / 100.0)
 }
 
 fn lock(said: &Mutex<Said>) -> MutexGuard<'_, Said> {
@@ -156,5 +179,13 @@ mod tests {
         assert_eq!((said.edges, said.corpus, said.new), (341, 28, 1));
         assert_eq!(said.finding.as_deref(), Some(Path::new("/f/crash-0123")));
         assert_eq!(said.tail.len(), 2, "progress is not kept");
+    }
+
+    #[test]
+    fn processor_time_is_read_whatever_a_program_is_called() {
+        let stat = "77 (a ) b) R 1 77 1 0 -1 4194304 9 0 0 0 250 50 0 0 20 0 1 0 5 1 1 184";
+        assert_eq!(cpu_s(stat), Some(3.0));
+        assert!(cpu_s(&std::fs::read_to_string("/proc/self/stat").unwrap()).is_some());
+        assert_eq!(cpu_s(""), None);
     }
 }

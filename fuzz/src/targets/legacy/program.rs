@@ -8,7 +8,7 @@ use devices::legacy::pvpanic::PVPANIC_PORT;
 use super::machine::{CMOS, COM, DEBUG, Kind, Machine, PM, PORT_92, POST, RESET, SMBUS, SMI};
 
 /// Longer programs find no more than their halves.
-const MAX_STEPS: usize = 48;
+const MAX_STEPS: usize = 30;
 
 /// One thing that happens.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use super::machine::{ECAM, Machine, Profile, SHAPES};
 use super::model::Model;
 
 /// Steps are cheap and bounded: longer programs find no more than their halves.
-const MAX_STEPS: usize = 40;
+const MAX_STEPS: usize = 28;
 
 /// The way to configuration space.
 #[derive(Clone, Copy, Debug, Arbitrary)]
