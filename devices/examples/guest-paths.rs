@@ -109,7 +109,7 @@ fn main() {
     }
     let windows = Windows { io: 0xc000..0x1_0000, mem32: 0xe000_0000..0xf000_0000, mem64: None, prefer_mem64: false };
     let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-    let mapper = Arc::new(BarMapper::new(ports.clone(), memory.clone(), windows).unwrap());
+    let mapper = Arc::new(BarMapper::new(&ports, &memory, windows).unwrap());
     let function = VirtioPci::new(VirtioPciParts {
         name: "guest paths".to_owned(),
         device: Arc::new(RngDevice),

@@ -60,7 +60,7 @@ fn machine_over(mem: GuestRam) -> Machine {
         interrupt_line: 11,
         doorbells: Arc::new(NoDoorbells),
         slot: PciAddress::new(1, 0).unwrap(),
-        mapper: Arc::new(BarMapper::new(Arc::new(Bus::new()), Arc::new(Bus::new()), windows).unwrap()),
+        mapper: Arc::new(BarMapper::new(&Arc::new(Bus::new()), &Arc::new(Bus::new()), windows).unwrap()),
         legacy: true,
     })
     .unwrap();

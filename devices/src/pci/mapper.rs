@@ -1,7 +1,7 @@
 //! Where BARs lie: addresses given out at start, and the port and memory ranges that follow when the guest moves them.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vm_allocator::{AddressAllocator, AllocPolicy};
 
@@ -62,21 +62,23 @@ struct Pools {
 
 /// Places BARs on the port and memory buses.
 pub struct BarMapper {
-    ports: Arc<Bus>,
-    memory: Arc<Bus>,
+    /// Weak: the functions on a bus know their mapper, and whoever lets go of a machine's buses lets go of all of it.
+    ports: Weak<Bus>,
+    memory: Weak<Bus>,
     windows: Windows,
     pools: Mutex<Pools>,
     regions: Mutex<Vec<Region>>,
 }
 
 impl BarMapper {
-    /// A mapper over `windows` of the two buses.
-    pub fn new(ports: Arc<Bus>, memory: Arc<Bus>, windows: Windows) -> Result<Self, PciError> {
+    /// A mapper over `windows` of the two buses. It places nothing on a bus that is gone.
+    pub fn new(ports: &Arc<Bus>, memory: &Arc<Bus>, windows: Windows) -> Result<Self, PciError> {
         let pools = Pools {
             io: Pool::new("i/o port", &windows.io, 1 << 16)?,
             mem32: Pool::new("32-bit memory", &windows.mem32, 1 << 32)?,
             mem64: windows.mem64.as_ref().map(|window| Pool::new("64-bit memory", window, 1 << 63)).transpose()?,
         };
+        let (ports, memory) = (Arc::downgrade(ports), Arc::downgrade(memory));
         Ok(Self { ports, memory, windows, pools: Mutex::new(pools), regions: Mutex::default() })
     }
 
@@ -142,13 +144,13 @@ impl BarMapper {
         // First everything leaves, so that two BARs can swap places.
         let leaving = regions.iter_mut().zip(&decided).filter(|(region, decided)| region.placed != **decided);
         for (region, _) in leaving {
-            if let Some(address) = region.placed.take() {
-                self.bus(region.bar.kind).remove(address);
+            if let (Some(address), Some(bus)) = (region.placed.take(), self.bus(region.bar.kind)) {
+                bus.remove(address);
             }
         }
         for (region, decided) in regions.iter_mut().zip(decided).filter(|(region, _)| region.placed.is_none()) {
-            let Some(address) = decided else { continue };
-            match self.bus(region.bar.kind).insert(address, region.bar.len, region.device.clone()) {
+            let (Some(address), Some(bus)) = (decided, self.bus(region.bar.kind)) else { continue };
+            match bus.insert(address, region.bar.len, region.device.clone()) {
                 Ok(()) => region.placed = Some(address),
                 Err(error) => region.warn(address, &error.to_string()),
             }
@@ -198,10 +200,10 @@ impl BarMapper {
         }
     }
 
-    fn bus(&self, kind: BarKind) -> &Bus {
+    fn bus(&self, kind: BarKind) -> Option<Arc<Bus>> {
         match kind {
-            BarKind::Io => &self.ports,
-            BarKind::Memory32 | BarKind::Memory64 => &self.memory,
+            BarKind::Io => self.ports.upgrade(),
+            BarKind::Memory32 | BarKind::Memory64 => self.memory.upgrade(),
         }
     }
 
@@ -298,7 +300,8 @@ mod tests {
     fn mapper(windows: Windows) -> (BarMapper, BusView) {
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let view = BusView::new(memory.clone());
-        (BarMapper::new(ports, memory, windows).unwrap(), view)
+        let mapper = BarMapper::new(&ports, &memory, windows).unwrap();
+        (mapper, view)
     }
 
     fn peek(view: &mut BusView, address: u64) -> u8 {
@@ -336,8 +339,28 @@ mod tests {
     }
 
     #[test]
+    fn a_bus_that_is_let_go_takes_what_is_on_it_along_though_that_knows_the_mapper() {
+        struct KnowsMapper(#[expect(dead_code)] Arc<BarMapper>);
+        impl BusDevice for KnowsMapper {
+            fn read(&self, _offset: u64, _data: &mut [u8]) -> crate::bus::Access {
+                crate::bus::Access::Done
+            }
+            fn write(&self, _offset: u64, _data: &[u8]) -> crate::bus::Access {
+                crate::bus::Access::Done
+            }
+        }
+        let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let mapper = Arc::new(BarMapper::new(&ports, &memory, windows()).unwrap());
+        memory.insert(0, 0x1000, Arc::new(KnowsMapper(mapper.clone()))).unwrap();
+        let gone = Arc::downgrade(&memory);
+        drop((ports, memory));
+        assert!(gone.upgrade().is_none());
+        assert_eq!(Arc::strong_count(&mapper), 1);
+    }
+
+    #[test]
     fn unusable_windows_are_refused_by_name() {
-        let new = |windows| BarMapper::new(Arc::default(), Arc::default(), windows).err().unwrap().to_string();
+        let new = |windows| BarMapper::new(&Arc::default(), &Arc::default(), windows).err().unwrap().to_string();
         assert_eq!(
             new(Windows { io: 0xc000..0x1_0001, ..windows() }),
             "pci i/o port window 0xc000..0x10001 is not usable"

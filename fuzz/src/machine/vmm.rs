@@ -183,7 +183,7 @@ impl Vmm {
         let sizes = device.queue_max_sizes().to_vec();
         let runner = Arc::new(Runner::new(ram, oracles, (end, disk), shape.rings, &sizes, workers));
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-        let mapper = Arc::new(BarMapper::new(ports.clone(), memory.clone(), windows()).expect("windows of PCI"));
+        let mapper = Arc::new(BarMapper::new(&ports, &memory, windows()).expect("windows of PCI"));
         let sources = if shape.vectors > 0 { wired.sources() } else { Vec::new() };
         let function = VirtioPci::new(VirtioPciParts {
             name: "device".to_owned(),

@@ -145,7 +145,7 @@ impl Chipset {
         let range = |range: AddressRange| range.start..range.end();
         let windows =
             Windows { io: PCI_PORTS, mem32: range(acpi.mmio32), mem64: acpi.mmio64.map(range), prefer_mem64: false };
-        let mapper = Arc::new(BarMapper::new(ports.clone(), memory.clone(), windows)?);
+        let mapper = Arc::new(BarMapper::new(&ports, &memory, windows)?);
 
         let (intx, link) = intx_router(acpi, vm);
 

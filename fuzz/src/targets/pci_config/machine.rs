@@ -172,7 +172,7 @@ impl Machine {
     /// A machine after power-on.
     pub fn new(profile: Profile) -> Self {
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-        let mapper = Arc::new(BarMapper::new(ports.clone(), memory.clone(), windows()).unwrap());
+        let mapper = Arc::new(BarMapper::new(&ports, &memory, windows()).unwrap());
         let pci = Arc::new(PciBus::new());
         let reset_control = Arc::new(ResetControl::new(Arc::new(PowerLog::default())));
         let config_ports = Arc::new(ConfigPorts::new(pci.clone(), reset_control));

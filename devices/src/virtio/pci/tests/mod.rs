@@ -245,7 +245,7 @@ fn rig(shape: Shape) -> Rig {
         mem64: Some(0x80_0000_0000..0x90_0000_0000),
         prefer_mem64: true,
     };
-    let mapper = Arc::new(BarMapper::new(port_bus.clone(), memory_bus.clone(), windows).unwrap());
+    let mapper = Arc::new(BarMapper::new(&port_bus, &memory_bus, windows).unwrap());
     let pci = Arc::new(PciBus::new());
     port_bus.insert(0xcf8, 8, Arc::new(ConfigPorts::new(pci.clone(), Arc::new(NoReset)))).unwrap();
     memory_bus.insert(ECAM, 1 << 20, Arc::new(Ecam::new(pci.clone()))).unwrap();
