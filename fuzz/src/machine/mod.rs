@@ -187,6 +187,12 @@ impl Machine {
         u64::from_le_bytes(data)
     }
 
+    /// Writes a register of the header and looks at nothing.
+    fn store_config(&mut self, at: u16, width: usize, value: u64) {
+        let address = ECAM + (u64::from(SLOT.devfn()) << 12) + u64::from(at);
+        let _ = self.vmm.memory.write(address, &value.to_le_bytes()[..width]);
+    }
+
     /// Writes configuration space.
     pub fn set_config(&mut self, at: u16, width: usize, value: u64) {
         let address = ECAM + (u64::from(SLOT.devfn()) << 12) + u64::from(at);

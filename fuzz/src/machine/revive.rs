@@ -42,7 +42,7 @@ impl Machine {
             (disk.hold, disk.room, disk.refuse, disk.slow_cancel) = (false, 16, None, false);
         }
         let mut end = self.end.inner.open();
-        (end.full, end.broken, end.room) = (false, false, 1 << 20);
+        (end.full, end.broken, end.room) = (false, false, usize::MAX >> 1);
         end.frames.clear();
         drop(end);
         let oracles = &mut *self.oracles.open();
@@ -66,7 +66,12 @@ impl Machine {
         self.settle();
         match self.drivers[usize::from(queue)].collect(&self.ram) {
             Some((id, len)) if id == head => len,
-            other => finding!("wedge", "queue {queue} answers {other:?} to a valid request after a reset"),
+            other => finding!(
+                "wedge",
+                "queue {queue} answers {other:?} to a valid request after a reset, status {:#x}, {:x?}",
+                self.transport.status(),
+                self.oracles.open().rings.live(queue)
+            ),
         }
     }
 

@@ -44,11 +44,10 @@ impl Machine {
     /// The guest's firmware: places BARs and lets them decode.
     pub(super) fn place_bars(&mut self) {
         let [io, msix, modern] = PLACES;
-        self.set_config(0x04, 2, 0);
-        self.set_config(0x10, 4, io);
-        self.set_config(0x14, 4, msix);
-        self.set_config(0x20, 4, modern);
-        self.set_config(0x24, 4, 0);
+        // Nothing decodes before the last of them: one look is enough.
+        for (at, width, value) in [(0x04, 2, 0), (0x10, 4, io), (0x14, 4, msix), (0x20, 4, modern), (0x24, 4, 0)] {
+            self.store_config(at, width, value);
+        }
         self.set_config(0x04, 2, 7);
         self.dim = false;
     }

@@ -25,7 +25,7 @@ pub const ECAM: u64 = 0xb000_0000;
 /// Where the device sits.
 pub const SLOT: PciAddress = PciAddress::from_devfn(3 << 3);
 /// Sectors of a disk.
-pub const SECTORS: u64 = 64;
+pub const SECTORS: u64 = 32;
 
 /// Which device a machine has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -73,6 +73,8 @@ pub struct Net {
     pub packed: bool,
     /// Frames the device has taken from the link and not delivered.
     taken: VecDeque<(Frame, bool)>,
+    /// Which frame is which is not known any more: one that may have been lost begins in a buffer without a byte of it.
+    lost: bool,
     /// The frame whose buffers are going back: bytes with header done, buffers left where that is known.
     progress: Option<(Frame, u64, Option<u16>)>,
 }
@@ -119,6 +121,7 @@ impl Net {
     pub fn reset(&mut self) {
         self.taken.clear();
         self.progress = None;
+        self.lost = false;
     }
 
     pub(super) fn popped(&mut self, _ram: &Ram, queue: u16, chain: &mut Flying) {
@@ -190,6 +193,9 @@ impl Net {
     }
 
     fn received(&mut self, ram: &Ram, chain: &Flying, len: u32) {
+        if self.lost {
+            return;
+        }
         let len = u64::from(len);
         let (frame, done, left) = match self.progress.take() {
             Some(progress) => progress,
@@ -219,9 +225,13 @@ impl Net {
                     }
                     self.taken.pop_front();
                 }
-                let Some((frame, _)) = self.taken.pop_front() else {
+                let Some((frame, may_drop)) = self.taken.pop_front() else {
                     finding!("spec", "a frame is delivered that did not arrive")
                 };
+                if may_drop && (chain.shared || len < self.header_bytes() + 4) {
+                    self.lost = true;
+                    return;
+                }
                 let counted = u16::from_le_bytes([header[10], header[11]]);
                 let buffers = if bytes == 12 { counted } else { 1 };
                 if !chain.shared {

@@ -115,7 +115,7 @@ fn disk(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
     const KINDS: [u32; 16] = [0, 1, 0, 1, 4, 8, 11, 13, 0, 1, 0, 1, 5, 13, 2, 0xffff];
     let kind = KINDS[usize::from(op.b & 15)];
     let sector = match op.b >> 4 {
-        0..=11 => u64::from(op.v & 63),
+        0..=11 => u64::from(op.v) % SECTORS,
         12 => SECTORS - 1,
         13 => SECTORS,
         14 => u64::MAX - u64::from(op.v & 3),
