@@ -210,7 +210,8 @@ impl Runner {
                 Device::Net(_) if queue == 0 => end.frames.is_empty() || end.broken,
                 Device::Console(console) if queue == 0 => !console.has_input() && !end.has_typed(),
                 Device::Net(_) | Device::Console(_) => slot.last.want_writable,
-                Device::Rng(_) => end.broken,
+                // A buffer that was put back is in flight for the model until it is taken again.
+                Device::Rng(_) => end.broken || !oracles.rings.flying(queue).is_empty(),
             };
             drop(end);
             oracles.rings.rests(&self.ram, queue, may_leave);
