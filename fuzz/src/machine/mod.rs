@@ -236,7 +236,9 @@ impl Machine {
             let bytes = value.to_le_bytes();
             self.judge_read(Bar::Modern, offset, &bytes[..len]);
         }
-        self.trace.add(value);
+        if window.is_none_or(|(offset, len)| offset > 0x15 || offset + len as u64 <= 0x15) {
+            self.trace.add(value);
+        }
         self.settle();
     }
 
@@ -327,7 +329,10 @@ impl Machine {
             self.judge_read(bar, offset, &data[..width]);
         }
         let value = u64::from_le_bytes(data);
-        self.trace.add(value);
+        // A generation counts changes between looks: a restored device starts another count.
+        if bar != Bar::Modern || offset > 0x15 || offset + width as u64 <= 0x15 {
+            self.trace.add(value);
+        }
         self.settle();
         value
     }
