@@ -151,10 +151,10 @@ fn illumos(_options: &Options) -> anyhow::Result<&'static str> {
 /// What was found once, and every fuzz target for a while: with AddressSanitizer where there is time for it.
 fn fuzz(options: &Options) -> anyhow::Result<&'static str> {
     if options.full {
-        fuzz::all(Duration::from_secs(600), fuzz::Build::Asan)?;
+        fuzz::all(Duration::from_secs(600), fuzz::Build::Asan, false)?;
         return Ok("fuzz at length");
     }
-    fuzz::all(Duration::from_secs(20), fuzz::Build::Fuzz)?;
+    fuzz::all(Duration::from_secs(20), fuzz::Build::Fuzz, true)?;
     Ok("fuzz")
 }
 

@@ -26,6 +26,8 @@ pub struct Campaign<'a> {
     pub time: Duration,
     /// Processes a target.
     pub jobs: u32,
+    /// Begin with the committed inputs alone and the same random numbers each time: the same programs in the same order.
+    pub repeatable: bool,
 }
 
 /// What the processes of a target have done together.
@@ -119,7 +121,11 @@ impl Campaign<'_> {
     }
 
     fn start(&self, name: &str, number: u32) -> anyhow::Result<Job> {
-        let [corpus, findings, logs] = ["corpus", "findings", "logs"].map(|kind| folder().join(kind).join(name));
+        let [corpus, findings, logs] = [if self.repeatable { "gate" } else { "corpus" }, "findings", "logs"]
+            .map(|kind| folder().join(kind).join(name));
+        if self.repeatable && corpus.exists() {
+            fs::remove_dir_all(&corpus)?;
+        }
         let mut command = self.command_in(name, &corpus, &findings)?;
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
         Job::start(&mut command, &logs.join(format!("{number}.log")))
@@ -138,6 +144,9 @@ impl Campaign<'_> {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let mut command = finding::command(&self.programs.join(name));
+        if self.repeatable {
+            command.arg("-seed=1");
+        }
         command
             .arg(format!("-max_total_time={}", self.time.as_secs()))
             .arg(format!("-artifact_prefix={}/", findings.display()))

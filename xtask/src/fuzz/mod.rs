@@ -82,9 +82,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     };
     let campaign = match time.is_zero() {
         true => Ok(()),
-        false => build
-            .programs(&[target])
-            .and_then(|programs| Campaign { programs: &programs, time, jobs: options.jobs }.run(target)),
+        false => build.programs(&[target]).and_then(|programs| {
+            Campaign { programs: &programs, time, jobs: options.jobs, repeatable: false }.run(target)
+        }),
     };
     if options.coverage {
         coverage::report(target)?;
@@ -120,16 +120,17 @@ pub fn all_teeth() -> anyhow::Result<()> {
     try_teeth(&targets()?, None, 2)
 }
 
-/// Replays every seed and regression, then runs every target for `time`, as many at once as there are cores to share.
+/// Replays every seed and regression, then runs every target for `time`, as many at once as there are cores to share. What
+/// the gate runs is `repeatable`: no change is held up by what another one left behind.
 ///
 /// # Errors
 /// When something does not build or has a finding; all targets had their time before.
-pub fn all(time: Duration, build: Build) -> anyhow::Result<()> {
+pub fn all(time: Duration, build: Build, repeatable: bool) -> anyhow::Result<()> {
     const AT_ONCE: usize = 2;
     build::test()?;
     let targets = targets()?;
     let programs = build.programs(&targets.iter().collect::<Vec<_>>())?;
-    let campaign = Campaign { programs: &programs, time, jobs: 1 };
+    let campaign = Campaign { programs: &programs, time, jobs: 1, repeatable };
     let mut failures = campaign.run_all(&targets, AT_ONCE);
     failures.sort();
     anyhow::ensure!(failures.is_empty(), "{}", failures.join("; "));

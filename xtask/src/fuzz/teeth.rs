@@ -93,7 +93,8 @@ impl Planted<'_> {
         if place.exists() {
             fs::remove_dir_all(&place)?;
         }
-        let mut command = Campaign { programs, time: limit, jobs: 1 }.command(&self.target.name, &place)?;
+        let mut command =
+            Campaign { programs, time: limit, jobs: 1, repeatable: false }.command(&self.target.name, &place)?;
         command.env("ZVMM_FUZZ_PLANT", self.defect);
         let start = Instant::now();
         let mut job = Job::start(&mut command, &place.join("log"))?;

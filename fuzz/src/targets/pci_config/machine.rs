@@ -163,7 +163,6 @@ pub struct Machine {
     pub router: Arc<IntxRouter>,
     pci: Arc<PciBus>,
     config_ports: Arc<ConfigPorts>,
-    buses: [Arc<Bus>; 2],
     ports: BusView,
     memory: BusView,
 }
@@ -192,7 +191,6 @@ impl Machine {
             router,
             pci,
             config_ports,
-            buses: [ports.clone(), memory.clone()],
             ports: BusView::new(ports),
             memory: BusView::new(memory),
         }
@@ -236,16 +234,6 @@ impl Machine {
 
     pub fn memory_write(&mut self, address: u64, data: &[u8]) {
         finished(&self.memory.write(address, data));
-    }
-}
-
-impl Drop for Machine {
-    /// A bus holds the ports, the ports the functions, and the functions, by way of their BARs, the bus: a machine lives as
-    /// long as its process. Here are many of them.
-    fn drop(&mut self) {
-        let [ports, memory] = &self.buses;
-        ports.remove(ConfigPorts::BASE);
-        memory.remove(ECAM);
     }
 }
 
