@@ -47,7 +47,7 @@ impl From<Option<Value>> for Id {
 /// What a message led to.
 #[derive(Debug, PartialEq)]
 pub enum Step {
-    /// The order is for the main loop, which answers with [`Session::success`] or [`Session::failure`].
+    /// The order is for the main loop, which answers with [`success`] or [`failure`].
     Do(Request),
     /// The answer is complete.
     Answer(Value),
