@@ -4,8 +4,8 @@
 use std::panic::catch_unwind;
 use std::time::Instant;
 
-use zvmm_fuzz::program::mutate::{Random, generate};
 use zvmm_fuzz::program::{KNOBS, RECORD};
+use zvmm_fuzz::soak::program;
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -17,9 +17,7 @@ fn main() {
     std::panic::set_hook(Box::new(|_| {}));
     let (mut data, mut ops, start) = (Vec::new(), 0, Instant::now());
     for number in seed..seed + programs {
-        let mut random = Random::new(number);
-        let count = 8 + random.below(25);
-        generate(&mut random, count, &mut data);
+        program(number, &mut data);
         ops += (data.len() - KNOBS) / RECORD;
         if catch_unwind(|| (target.run)(&data)).is_err() {
             drop(hook);

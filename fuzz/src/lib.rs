@@ -9,6 +9,7 @@ pub mod machine;
 pub mod oracle;
 pub mod program;
 pub mod replay;
+pub mod soak;
 pub mod stats;
 pub mod targets;
 pub mod teeth;

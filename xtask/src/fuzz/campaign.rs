@@ -82,6 +82,9 @@ impl Campaign<'_> {
     /// # Errors
     /// When there is a finding, or a process cannot be run.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
+        if let Some(programs) = target.soak.filter(|_| self.repeatable) {
+            return self.soak(target, programs);
+        }
         let name = &target.name;
         let start = Instant::now();
         let mut jobs = (0..self.jobs).map(|number| self.start(name, number)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -117,6 +120,19 @@ impl Campaign<'_> {
             }
         }
         self.tell(name, start, &Sum::of(jobs.iter()));
+        Ok(())
+    }
+
+    /// Runs numbered programs, the same ones each time.
+    fn soak(&self, target: &Target, programs: u64) -> anyhow::Result<()> {
+        let (name, start) = (&target.name, Instant::now());
+        let output =
+            finding::command(&self.programs.join(name)).env("ZVMM_FUZZ_SOAK", programs.to_string()).output()?;
+        if !output.status.success() {
+            print!("{}", String::from_utf8_lossy(&output.stderr));
+            bail!("a finding among the numbered programs (cargo run --release --example soak, in fuzz/)");
+        }
+        println!("{name:<14} ran {programs} numbered programs in {:.0} s", start.elapsed().as_secs_f64());
         Ok(())
     }
 

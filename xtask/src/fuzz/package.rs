@@ -14,6 +14,8 @@ pub struct Target {
     pub name: String,
     /// Sources it is to cover: files and folders from the root of the workspace.
     pub covers: Vec<String>,
+    /// Programs that the gate runs in place of a campaign.
+    pub soak: Option<u64>,
     /// Planted bugs it is to find.
     pub finds: Vec<String>,
 }
@@ -41,6 +43,8 @@ struct PackageMetadata {
     #[serde(default)]
     covers: BTreeMap<String, Vec<String>>,
     #[serde(default)]
+    soaks: BTreeMap<String, u64>,
+    #[serde(default)]
     finds: BTreeMap<String, Vec<String>>,
 }
 
@@ -57,13 +61,16 @@ pub fn targets() -> anyhow::Result<Vec<Target>> {
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim_end());
     let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
     let mut targets = Vec::new();
-    for Package { targets: programs, metadata: PackageMetadata { mut covers, mut finds } } in metadata.packages {
+    for Package { targets: programs, metadata: PackageMetadata { mut covers, mut soaks, mut finds } } in
+        metadata.packages
+    {
         for CargoTarget { name, .. } in programs.into_iter().filter(|target| target.kind == ["bin"]) {
             let covers = covers.remove(&name).unwrap_or_default();
             let finds = finds.remove(&name).unwrap_or_default();
-            targets.push(Target { name, covers, finds });
+            let soak = soaks.remove(&name);
+            targets.push(Target { name, covers, soak, finds });
         }
-        let left: Vec<String> = covers.into_keys().chain(finds.into_keys()).collect();
+        let left: Vec<String> = covers.into_keys().chain(soaks.into_keys()).chain(finds.into_keys()).collect();
         anyhow::ensure!(left.is_empty(), "fuzz/Cargo.toml: metadata of what is no target: {}", left.join(", "));
     }
     targets.sort_by(|a, b| a.name.cmp(&b.name));

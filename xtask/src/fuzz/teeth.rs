@@ -157,8 +157,12 @@ mod tests {
 
     #[test]
     fn the_gate_plants_different_bugs_each_once() {
-        let target =
-            Target { name: "t".to_owned(), covers: Vec::new(), finds: ["A", "B", "C"].map(str::to_owned).into() };
+        let target = Target {
+            name: "t".to_owned(),
+            covers: Vec::new(),
+            soak: None,
+            finds: ["A", "B", "C"].map(str::to_owned).into(),
+        };
         let targets = [target];
         for count in 0..5 {
             let mut names: Vec<_> = some(every(&targets), count).into_iter().map(|bug| bug.defect).collect();
