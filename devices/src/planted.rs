@@ -4,7 +4,7 @@
 //! Without the feature `planted-defects`, which nothing that ships turns on, [`is_planted`] is a constant and every bug is
 //! compiled away. With it, one bug at a time is chosen while the program runs.
 
-/// A bug somebody had. `docs/security.md` lists the originals.
+/// A bug somebody had: each line ends with whose it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Defect {
