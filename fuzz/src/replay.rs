@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -47,10 +48,19 @@ fn said(result: Result<(), String>) -> Result<(), ()> {
 /// A finding panics, so that what is said last is the finding.
 fn one(target: &Target, file: &Path) -> Result<(), String> {
     let data = read(file, |file| fs::read(file))?;
-    println!("{} ({} bytes):\n{}", file.display(), data.len(), (target.explain)(&data).trim_end());
+    println!("{} ({} bytes):\n{}", file.display(), data.len(), explained(target, &data).trim_end());
     (target.run)(&data);
     println!("no finding");
     Ok(())
+}
+
+/// The explanation goes up to the finding, which it catches and names. libFuzzer's hook would end the process before.
+fn explained(target: &Target, data: &[u8]) -> String {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let text = (target.explain)(data);
+    panic::set_hook(hook);
+    text
 }
 
 fn all(target: &Target, path: &Path) -> Result<(), String> {

@@ -106,11 +106,6 @@ impl Device {
         matches!((self, queue), (Self::Console(_), _) | (Self::Net(_), 1))
     }
 
-    /// Whether the device puts chains back into the ring while it runs.
-    pub(crate) fn puts_back(&self) -> bool {
-        matches!(self, Self::Any | Self::Rng(_))
-    }
-
     /// Whether chains of `queue` go back in ways only their used elements tell.
     pub(crate) fn gives_back_unseen(&self, queue: u16) -> bool {
         matches!((self, queue), (Self::Net(_), 0))
@@ -135,15 +130,6 @@ impl Device {
             Self::Net(net) => net.used(ram, queue, chain, len),
             Self::Console(console) => console.used(ram, queue, chain, len),
             Self::Rng(rng) => rng.used(ram, chain, len),
-        }
-    }
-
-    /// The chain popped last went back into the ring.
-    pub(crate) fn unpopped(&mut self, queue: u16) {
-        match self {
-            Self::Net(net) => net.unpopped(queue),
-            Self::Rng(rng) => rng.unpopped(),
-            Self::Any | Self::Blk(_) | Self::Console(_) => {}
         }
     }
 

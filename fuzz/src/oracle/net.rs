@@ -136,8 +136,6 @@ impl Net {
         chain.leaving = !sent;
     }
 
-    pub(super) fn unpopped(&mut self, _queue: u16) {}
-
     /// The link is offered a frame, and takes it (or fails) or not.
     pub fn sends(&self, ram: &Ram, chains: &mut [Flying], header: &[u8; 12], frame: &[Range], takes: bool) {
         let Some(chain) = chains.iter_mut().find(|chain| chain.plan == Plan::Send(Sending::Waits)) else {

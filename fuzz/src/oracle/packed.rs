@@ -1,6 +1,5 @@
 //! The packed format of [`ring`](super::ring) (virtio 1.3 §2.8).
 
-use super::Device;
 use super::fetch::Fetches;
 use super::ring::{Flying, Live, Walk, descriptor, fresh, table_in_ring};
 use super::split::table_entries;
@@ -45,7 +44,6 @@ pub(super) fn read(
     live: &mut Live,
     ram: &Ram,
     fetches: &mut Fetches,
-    device: &mut Device,
     addr: u64,
     len: usize,
     spare: &mut Vec<Flying>,
@@ -60,20 +58,6 @@ pub(super) fn read(
         return None;
     }
     let slot = (offset / 16) as u16;
-    // In a ring of one descriptor its flags have to tell.
-    let elsewhere = device.puts_back() && (slot != live.next_avail & !WRAP || !available(live, ram, live.next_avail));
-    if let Some(last) = live.flying.last().filter(|last| last.at & !WRAP == slot && elsewhere) {
-        // Only a pop reads the address; the half with the flags is polled, and written where the buffer goes back.
-        if offset % 16 == 8 || last.born == live.steps {
-            if offset % 16 == 8 {
-                fetches.poll();
-            }
-            return None;
-        }
-        live.next_avail = last.at;
-        live.flying.pop();
-        device.unpopped(live.index);
-    }
     if live.broken.is_some() {
         // What is given back goes to where the ring was read.
         fetches.poll();

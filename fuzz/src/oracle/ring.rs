@@ -329,6 +329,16 @@ impl Rings {
         live.breaks("what the device says");
     }
 
+    /// The chain that was taken last is in the ring again, for its driver to rewrite.
+    pub fn put_back(&mut self, index: u16) {
+        if let Some(live) = self.live_mut(index)
+            && let Some(chain) = live.flying.pop()
+        {
+            live.next_avail = chain.at;
+            self.spare.push(chain);
+        }
+    }
+
     /// Whether queue `index` may ask for a reset: a rule is broken, as far as the device can have seen.
     #[must_use]
     pub fn may_refuse(&self, index: u16) -> bool {
@@ -386,8 +396,8 @@ impl Rings {
                 continue;
             }
             let popped = match live.packed {
-                false => split::read(&mut self.live[at], ram, fetches, device, addr, len, &mut self.spare),
-                true => packed::read(&mut self.live[at], ram, fetches, device, addr, len, &mut self.spare),
+                false => split::read(&mut self.live[at], ram, fetches, addr, len, &mut self.spare),
+                true => packed::read(&mut self.live[at], ram, fetches, addr, len, &mut self.spare),
             };
             let live = &mut self.live[at];
             if live.packed && live.broken.is_some() && device.gives_back_unseen(live.index) {

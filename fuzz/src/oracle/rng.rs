@@ -1,7 +1,7 @@
 //! What virtio 1.3 §5.4.6 makes of a buffer: random bytes, each given once.
 
 use super::blk::gather;
-use super::ring::{Flying, Plan};
+use super::ring::{Flying, Plan, Rings};
 use crate::finding;
 use crate::machine::ram::Ram;
 
@@ -31,18 +31,16 @@ impl Rng {
         self.pending = (wanted > 0).then_some(wanted);
     }
 
-    pub(super) fn unpopped(&mut self) {
-        self.pending = None;
-    }
-
-    /// The generator is asked for `len` bytes and gives them, or fails.
-    pub fn asked(&mut self, blind: bool, len: usize, fails: bool) {
-        if !blind && self.pending != Some(len as u32) {
+    /// The generator is asked for `len` bytes and gives them, or fails: the buffer goes back into its ring then.
+    pub fn asked(&mut self, rings: &mut Rings, len: usize, fails: bool) {
+        if !rings.blind() && self.pending != Some(len as u32) {
             finding!("spec", "the generator is asked for {len} bytes where a buffer wants {:?}", self.pending);
         }
-        if !fails {
+        self.pending = None;
+        if fails {
+            rings.put_back(0);
+        } else {
             self.given += len as u64;
-            self.pending = None;
         }
     }
 

@@ -1,6 +1,5 @@
 //! The split format of [`ring`](super::ring) (virtio 1.3 §2.7).
 
-use super::Device;
 use super::fetch::Fetches;
 use super::ring::{Flying, Live, Walk, descriptor, fresh, table_in_ring};
 use crate::finding;
@@ -12,7 +11,6 @@ pub(super) fn read(
     live: &mut Live,
     ram: &Ram,
     fetches: &mut Fetches,
-    device: &mut Device,
     addr: u64,
     len: usize,
     spare: &mut Vec<Flying>,
@@ -48,7 +46,6 @@ pub(super) fn read(
     fetches.poll();
     fetches.begin();
     fetches.remember(addr, 2);
-    rewind(live, device, slot);
     if slot != live.next_avail % live.size {
         let next = live.next_avail;
         finding!("spec", "queue {} reads available entry {slot} where {next:#x} is next", live.index);
@@ -75,27 +72,6 @@ pub(super) fn read(
             live.breaks(rule);
             spare.push(chain);
             None
-        }
-    }
-}
-
-/// An entry that was taken is looked at again: the chains from there on were put back.
-fn rewind(live: &mut Live, device: &mut Device, slot: u16) {
-    // In a ring of one entry the index has to tell.
-    if slot == live.next_avail % live.size && live.seen != live.next_avail {
-        // A ring of one entry, or nothing was put back: a full ring of chains in flight has no entry left to read.
-        return;
-    }
-    while let Some(chain) = live.flying.last() {
-        if chain.at.wrapping_add(1) != live.next_avail {
-            return;
-        }
-        let reached = chain.at % live.size == slot;
-        live.next_avail = chain.at;
-        live.flying.pop();
-        device.unpopped(live.index);
-        if reached {
-            return;
         }
     }
 }

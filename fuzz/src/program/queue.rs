@@ -29,8 +29,6 @@ struct Rig {
     flying: Vec<(Chain, u16)>,
     /// The chain popped last may be put back: nothing was pushed since.
     fresh: bool,
-    /// A chain was put back, which the model learns when it is taken again.
-    put_back: bool,
 }
 
 impl Rig {
@@ -54,7 +52,6 @@ impl Rig {
 
     fn stop(&mut self, abandon: bool) -> Option<QueueState> {
         self.flying.drain(..).for_each(|(chain, _)| chain.abandon());
-        self.put_back = false;
         let state = self.queue.take().map(|queue| queue.state());
         self.oracles.open().rings.stopped(0, state, abandon);
         state
@@ -108,13 +105,12 @@ impl Rig {
                 drop(oracles);
                 self.flying.push((chain, id));
                 self.fresh = true;
-                self.put_back = false;
                 true
             }
             Ok(None) => {
                 let oracles = self.oracles.open();
                 let moved = oracles.rings.flying(0).len() != before;
-                if !oracles.rings.blind() && !self.put_back && (moved || oracles.rings.has_more(&self.ram, 0)) {
+                if !oracles.rings.blind() && (moved || oracles.rings.has_more(&self.ram, 0)) {
                     finding!("spec", "the queue does not find the chain that is there");
                 }
                 false
@@ -157,8 +153,8 @@ impl Rig {
         let Some(queue) = self.queue.as_mut().filter(|_| self.fresh) else { return };
         if let Some((chain, _)) = self.flying.pop() {
             queue.unpop(chain);
+            self.oracles.open().rings.put_back(0);
             self.fresh = false;
-            self.put_back = true;
             // A chain is put back and taken again in different steps only.
             self.publish();
         }
@@ -340,8 +336,7 @@ pub fn play(packed: bool, data: &[u8], log: &mut dyn Write) {
     let mut driver = Driver::new(BASE);
     driver.set_up(&ram, size, features);
     oracles.open().fetches.change_with((knob(2) & 1 == 0).then_some([0xff, 1, 2, 0x80][usize::from(knob(2) >> 1 & 3)]));
-    let mut rig =
-        Rig { ram, oracles, driver, features, queue: None, flying: Vec::new(), fresh: false, put_back: false };
+    let mut rig = Rig { ram, oracles, driver, features, queue: None, flying: Vec::new(), fresh: false };
     let mut state = rig.state();
     if knob(3) & 7 == 7 {
         // A layout, or a saved position, that may not be one.

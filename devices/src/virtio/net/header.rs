@@ -48,6 +48,11 @@ impl Framing {
         }
     }
 
+    /// Bytes of buffers that a frame of `len_bytes` takes.
+    pub fn bytes_of(&self, len_bytes: usize) -> u64 {
+        len_bytes.saturating_add(self.header_bytes) as u64
+    }
+
     /// Whether a received frame is larger than the driver was told (virtio 1.3 §5.1.4.1). `ethertype` reads the two bytes
     /// at [`ETHERTYPE`]: it is asked only where they decide.
     pub fn exceeds_mtu(&self, header: &Header, len_bytes: usize, ethertype: impl FnOnce() -> [u8; 2]) -> bool {

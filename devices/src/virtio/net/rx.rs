@@ -66,12 +66,11 @@ impl Rx {
 
     /// The queue has started.
     pub fn started<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, framing: Framing) {
-        if framing != self.framing {
-            // A frame kept through a pause was admitted for the driver of then.
-            self.waiting = None;
-        }
         self.framing = framing;
-        self.peak_bytes = 0;
+        // A frame kept through a pause was admitted for the driver of then.
+        self.waiting = self.waiting.and_then(|frame| self.readmitted(frame));
+        // It would not wait if the driver had never posted that much.
+        self.peak_bytes = self.waiting.map_or(0, |frame| self.framing.bytes_of(frame.len_bytes));
         if backend.set_offloads(framing.offloads).is_err() {
             // Frames that the driver could not digest are dropped one by one.
             self.queue.counters().errors.count();
@@ -159,7 +158,7 @@ impl Rx {
     }
 
     fn hold_enough<M: GuestMemory>(&mut self, mem: &M) {
-        let wanted = MAX_FRAME_BYTES.saturating_add(self.framing.header_bytes) as u64;
+        let wanted = self.framing.bytes_of(MAX_FRAME_BYTES);
         loop {
             let enough = if self.framing.mergeable { self.held_bytes >= wanted } else { !self.held.is_empty() };
             if enough {
@@ -204,13 +203,16 @@ impl Rx {
         room
     }
 
+    fn bounced_ethertype(&self) -> [u8; 2] {
+        let bytes = self.bounce.get(ETHERTYPE as usize..).and_then(|bytes| bytes.first_chunk());
+        bytes.copied().unwrap_or_default()
+    }
+
     /// The type of the payload of the frame that was received last: in the driver's buffers, or in our own.
     fn ethertype<M: GuestMemory>(&self, mem: &M, direct: bool) -> [u8; 2] {
         let mut found = [0; 2];
         if !direct {
-            let bytes = self.bounce.get(ETHERTYPE as usize..).unwrap_or_default();
-            found.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-            return found;
+            return self.bounced_ethertype();
         }
         let mut skip = ETHERTYPE;
         let mut rest = found.as_mut_slice();
@@ -227,9 +229,36 @@ impl Rx {
         found
     }
 
+    /// The frame in `bounce` as the driver of now may see it, if it may.
+    fn readmitted(&self, mut frame: Frame) -> Option<Frame> {
+        let Frame { header, len_bytes } = &mut frame;
+        let admitted = self.framing.admit(header)
+            && !self.framing.exceeds_mtu(header, *len_bytes, || self.bounced_ethertype());
+        if !admitted {
+            self.queue.counters().dropped.count();
+        }
+        admitted.then_some(frame)
+    }
+
+    /// The frame that waits for buffers: its header, then its bytes.
+    pub fn save(&self) -> Vec<u8> {
+        let Some(Frame { header, len_bytes }) = &self.waiting else { return Vec::new() };
+        [header, self.bounce.get(..*len_bytes).unwrap_or_default()].concat()
+    }
+
+    /// Takes back what [`save`](Self::save) gave; `false` where that is no frame.
+    pub fn restore(&mut self, saved: &[u8]) -> bool {
+        self.waiting = None;
+        let Some((header, data)) = saved.split_first_chunk() else { return saved.is_empty() };
+        let Some(to) = self.bounce.get_mut(..data.len()) else { return false };
+        to.copy_from_slice(data);
+        self.waiting = Some(Frame { header: *header, len_bytes: data.len() });
+        true
+    }
+
     /// Copies the frame in `bounce` to the driver. `false` where it has to wait for more buffers.
     fn deliver_bounced<M: GuestMemory>(&mut self, mem: &M, frame: Frame) -> bool {
-        let needed = frame.len_bytes.saturating_add(self.framing.header_bytes) as u64;
+        let needed = self.framing.bytes_of(frame.len_bytes);
         if needed > self.held_bytes {
             if needed > self.peak_bytes || self.queue.is_exhausted() {
                 // The driver never had that much posted, or cannot post more. To wait might mean to wait for ever, with
@@ -252,7 +281,7 @@ impl Rx {
 
     /// Writes the header of a frame that is in place, and returns the chains it spans.
     fn finish<M: GuestMemory>(&mut self, mem: &M, frame: Frame) {
-        let total = frame.len_bytes.saturating_add(self.framing.header_bytes) as u64;
+        let total = self.framing.bytes_of(frame.len_bytes);
         let mut spanned = 0u64;
         let mut buffers = 0u16;
         for chain in &self.held {

@@ -8,7 +8,7 @@ use crate::GuestRam;
 use crate::virtio::counters::QueueCounters;
 use crate::virtio::queue::F_INDIRECT_DESC;
 use crate::virtio::testing::{Buf, DriverQueue, MemoryLink, Posted, RecordingInterrupt, guest_ram};
-use crate::virtio::{QueueState, Step, VirtioDevice, VirtioWorker};
+use crate::virtio::{QueueState, Step, VirtioDevice, VirtioWorker, WorkerState};
 
 const V1: u64 = 1 << 32 | F_INDIRECT_DESC;
 const MRG: u64 = 1 << 15;
@@ -279,6 +279,61 @@ fn a_frame_that_does_not_fit_yet_waits_for_buffers_and_nothing_overtakes_it() {
     assert_eq!(lens, [500, 500, 212, 22]);
     assert_eq!(received.concat()[12..1212], frame(1200));
     assert_eq!(rig.rx_counters.dropped.get(), 0);
+}
+
+/// A card whose link has given it a frame of 1200 bytes for which its driver has posted no room yet, stopped as for a pause.
+fn stopped_with_a_frame_waiting() -> (Rig, Vec<Posted>, [QueueState; 2]) {
+    let mut rig = rig(V1 | MRG | GUEST_CSUM);
+    let posted = rig.post_rx(&[500; 4]);
+    for len in [1000, 1200] {
+        rig.link.arrive(header(1, 0), &frame(len));
+    }
+    rig.step();
+    rig.worker.begin_stop(&rig.mem);
+    assert!(rig.worker.poll_stopped(&rig.mem, false));
+    let states = [RX_QUEUE, TX_QUEUE].map(|queue| rig.worker.take_state(queue).unwrap());
+    (rig, posted, states)
+}
+
+#[test]
+fn a_frame_that_waits_for_buffers_survives_a_pause_and_goes_with_the_saved_state() {
+    for elsewhere in [false, true] {
+        let (mut rig, mut posted, [rx, tx]) = stopped_with_a_frame_waiting();
+        if elsewhere {
+            let state = rig.worker.save();
+            let worker = NetDevice::new(config()).worker(rig.link.clone(), Arc::default(), rig.tx_counters.clone());
+            rig.worker = Box::new(worker);
+            rig.worker.restore(&state).unwrap();
+            assert_eq!(rig.worker.save(), state);
+        }
+        rig.start(rx, tx);
+        assert!(!rig.step().want_readable, "the frame still waits");
+        posted.extend(rig.post_rx(&[500; 4]));
+        rig.step();
+        let received = rig.received(&posted).concat();
+        assert_eq!((&received[12..1012], &received[1024..]), (&*frame(1000), &*frame(1200)));
+    }
+}
+
+#[test]
+fn a_frame_that_waits_for_buffers_is_looked_at_again_for_another_driver() {
+    let (mut rig, _, [rx, tx]) = stopped_with_a_frame_waiting();
+    rig.features = V1 | MRG;
+    rig.start(rx, tx);
+    assert!(rig.step().want_readable, "its checksum is not complete, which this driver cannot do");
+    assert_eq!(rig.rx_counters.dropped.get(), 1);
+}
+
+#[test]
+fn a_saved_frame_that_is_none_is_refused() {
+    let mut worker = NetDevice::new(config()).worker(MemoryLink::default(), Arc::default(), Arc::default());
+    let worker: &mut dyn VirtioWorker<GuestRam> = &mut worker;
+    for (len, is_one) in [(0, true), (1, false), (11, false), (12, true), (12 + 65554, true), (12 + 65555, false)] {
+        let state = WorkerState { to_guest: vec![0; len], ..WorkerState::default() };
+        assert_eq!(worker.restore(&state).is_ok(), is_one, "{len} bytes");
+    }
+    assert!(worker.restore(&WorkerState { from_guest: vec![0], ..WorkerState::default() }).is_err());
+    assert!(worker.restore(&WorkerState { version: 2, ..WorkerState::default() }).is_err());
 }
 
 #[test]

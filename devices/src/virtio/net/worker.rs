@@ -6,12 +6,12 @@ use super::backend::NetBackend;
 use super::header::Framing;
 use super::rx::Rx;
 use super::tx::Tx;
-use crate::virtio::{QueueState, Step, VirtioWorker, WorkerActivation};
+use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 
 /// Runs the receive queue, the transmit queue or both of a [`NetDevice`](super::NetDevice).
 ///
-/// A step moves at most a ring of frames in each direction. Frames are not kept: what the link refuses is dropped and
-/// counted, what it cannot take now waits in the ring.
+/// A step moves at most a ring of frames in each direction. What the link refuses is dropped and counted, what it cannot take
+/// now waits in the ring; one received frame can wait for buffers, and is part of the worker's saved state.
 pub struct NetWorker<B> {
     backend: B,
     mtu: Option<u16>,
@@ -111,6 +111,26 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         let tx = self.tx(queue)?;
         tx.release();
         tx.queue.take_state()
+    }
+
+    fn save(&self) -> WorkerState {
+        WorkerState { to_guest: self.rx.as_ref().map(Rx::save).unwrap_or_default(), ..WorkerState::default() }
+    }
+
+    fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
+        let refuse = |why| Err(StateError { what: "a network card's worker", why });
+        let WorkerState { version, from_guest, to_guest } = state;
+        if *version != 1 {
+            return refuse("its version is not 1");
+        }
+        if !from_guest.is_empty() {
+            return refuse("it holds no bytes of the guest's");
+        }
+        let taken = match &mut self.rx {
+            Some(rx) => rx.restore(to_guest),
+            None => to_guest.is_empty(),
+        };
+        if taken { Ok(()) } else { refuse("what it holds for the guest is no frame") }
     }
 
     fn reset_queue(&mut self, _mem: &M, queue: u16) -> bool {
