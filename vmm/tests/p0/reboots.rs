@@ -44,14 +44,15 @@ impl Belongings {
     }
 }
 
-/// Written memory by `smaps` (proc_pid_smaps(5)), without the mappings as large as guest memory.
+/// Written memory by `smaps` (proc_pid_smaps(5)), without the mappings as large as guest memory. Pages of a file that is not
+/// on its disk yet are dirty, too, and no process has written them: those of a program that was built just now.
 fn written_kib(smaps: &str) -> BTreeMap<String, u64> {
     let (mut written_kib, mut mapping, mut size_kib) = (BTreeMap::new(), "", 0);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         match (words.next(), words.next().map(str::parse::<u64>)) {
             (Some("Size:"), Some(Ok(kib))) => size_kib = kib,
-            (Some("Private_Dirty:"), Some(Ok(kib))) if size_kib < 64 << 10 && kib > 0 => {
+            (Some("Anonymous:"), Some(Ok(kib))) if size_kib < 64 << 10 && kib > 0 => {
                 written_kib.insert(mapping.to_owned(), kib);
             }
             (Some(range), _) if !range.ends_with(':') => mapping = line,
