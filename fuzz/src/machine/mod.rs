@@ -199,11 +199,15 @@ impl Machine {
         let window = self.window(at, width);
         if let Some((offset, len)) = window {
             // §4.1.4.9: what is written to the window's data is written to the BAR.
-            let mut bytes = self.config(self.capabilities.1 + 16, 4).to_le_bytes();
+            let data = self.capabilities.1 + 16;
+            let mut bytes = [0; 8];
+            if at > data || usize::from(at) + width < usize::from(data) + len {
+                // The others are those of before, which a read tells: and that is a read of the BAR, too.
+                bytes = self.config(data, 4).to_le_bytes();
+                self.judge_read(Bar::Modern, offset, &bytes[..len]);
+            }
             for (i, byte) in value.to_le_bytes()[..width].iter().enumerate() {
-                if let Some(to) =
-                    bytes.get_mut((usize::from(at) + i).wrapping_sub(usize::from(self.capabilities.1) + 16))
-                {
+                if let Some(to) = bytes[..4].get_mut((usize::from(at) + i).wrapping_sub(data.into())) {
                     *to = *byte;
                 }
             }

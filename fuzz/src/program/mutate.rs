@@ -1,6 +1,6 @@
 //! A mutator that knows records, and programs from a seed.
 
-use super::{KNOBS, MAX_OPS, RECORD};
+use super::{KNOBS, RECORD};
 
 /// A small generator: xorshift64*.
 #[derive(Clone, Debug)]
@@ -28,7 +28,10 @@ impl Random {
 }
 
 /// Operations a program has at least after a mutation: short ones say little in the time they take.
-const LEAST_OPS: usize = 16;
+const LEAST_OPS: usize = 12;
+/// Operations it grows to: what needs more than a few of them needs those few close together, and two programs of half the
+/// length are two chances.
+const MOST_OPS: usize = 32;
 
 /// A program of `ops` operations.
 pub fn generate(random: &mut Random, ops: usize, out: &mut Vec<u8>) {
@@ -64,7 +67,7 @@ pub fn mutate(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
     if size < KNOBS {
         data[size..KNOBS].fill(0);
     }
-    let most = most.min(MAX_OPS);
+    let most = most.min(MOST_OPS);
     ops = ops.min(most);
     for _ in 0..1 + random.below(3) {
         let at = |op: usize| KNOBS + op * RECORD;
@@ -72,14 +75,14 @@ pub fn mutate(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
             // A knob.
             0 => data[random.below(KNOBS)] = random.draw() as u8,
             // A new operation, somewhere.
-            1 | 2 if ops < most => {
+            1 if ops < most => {
                 let place = random.below(ops + 1);
                 data.copy_within(at(place)..at(ops), at(place + 1));
                 data[at(place)..at(place + 1)].copy_from_slice(&record(&mut random));
                 ops += 1;
             }
             // One less.
-            3 if ops > LEAST_OPS => {
+            2 | 3 if ops > LEAST_OPS => {
                 let place = random.below(ops);
                 data.copy_within(at(place + 1)..at(ops), at(place));
                 ops -= 1;
