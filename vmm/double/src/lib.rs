@@ -10,6 +10,7 @@
 //! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`] and [`illumos_kvm`].
 //! * [`Injecting`] makes chosen calls fail, [`Mutating`] damages chosen calls. Both wrap any `Sys`, so that the backends
 //!   need no switch for tests.
+//! * [`record::Recording`] wraps any hypervisor, and writes down what guests do to their machine.
 #![cfg(target_os = "linux")]
 
 pub mod bhyve;
@@ -18,6 +19,7 @@ mod inject;
 mod mutate;
 pub mod names;
 mod node;
+pub mod record;
 pub mod rules;
 mod sys;
 mod zone;

@@ -8,6 +8,7 @@
 //! * `--inject CALL:MOMENT:ERRNO`: makes calls fail, `VM_RUN:3:EBUSY`, `VM_RUN:3+:EBUSY`, `VM_RUN:3x5:EBUSY`. Repeatable.
 //! * `--mutate DAMAGE:CALL:MOMENT`: damages calls, `drop:VM_PAUSE:1`, `resize=-8:VM_RUN:2`. Repeatable.
 //! * `--calls FILE`: writes how often each call was made.
+//! * `--record FILE`: writes what the guest does to its machine, as `zvmm_double::record` says.
 //!
 //! Ends as zvmm does; or, where a rule of the interface was broken or something was left behind, with status 70, after one
 //! line a violation on stderr.
@@ -33,7 +34,8 @@ fn main() -> ExitCode {
 #[cfg(target_os = "linux")]
 mod double {
     use std::ffi::OsString;
-    use std::io::Write as _;
+    use std::fs::File;
+    use std::io::{BufWriter, Write as _};
     use std::process::ExitCode;
     use std::sync::Arc;
 
@@ -42,6 +44,7 @@ mod double {
     use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor};
     use zvmm::hypervisor::illumos_kvm::IllumosKvmHypervisor;
     use zvmm::hypervisor::{Hypervisor, OpenHypervisor};
+    use zvmm_double::record::{Record, Recording};
     use zvmm_double::{DoubleSys, Driver, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve, illumos_kvm};
 
     /// A rule was broken.
@@ -61,6 +64,7 @@ mod double {
         injections: Vec<Injection>,
         mutations: Vec<Mutation>,
         calls: Option<OsString>,
+        record: Option<OsString>,
         rest: Vec<OsString>,
     }
 
@@ -72,11 +76,12 @@ mod double {
                 injections: Vec::new(),
                 mutations: Vec::new(),
                 calls: None,
+                record: None,
                 rest: args.next().into_iter().collect(),
             };
             while let Some(arg) = args.next() {
                 let name = arg.to_str().unwrap_or_default();
-                if !["--hypervisor", "--zone", "--inject", "--mutate", "--calls"].contains(&name) {
+                if !["--hypervisor", "--zone", "--inject", "--mutate", "--calls", "--record"].contains(&name) {
                     options.rest.push(arg);
                     break;
                 }
@@ -90,6 +95,7 @@ mod double {
                     ("--inject", text) => options.injections.push(text.parse()?),
                     ("--mutate", text) => options.mutations.push(text.parse()?),
                     ("--calls", _) => options.calls = Some(value),
+                    ("--record", _) => options.record = Some(value),
                     (name, text) => return Err(format!("{name}: '{text}' is unknown")),
                 }
             }
@@ -103,6 +109,15 @@ mod double {
             Ok(options) => options,
             Err(error) => {
                 eprintln!("zvmm-double: {error}");
+                return USAGE.into();
+            }
+        };
+        // Before there is a guest whose record would be lost, and before the process may open no more files.
+        let record = match options.record.as_ref().map(|file| File::create(file).map_err(|error| (file, error))) {
+            None => None,
+            Some(Ok(file)) => Some(Record::new(BufWriter::new(file))),
+            Some(Err((file, error))) => {
+                eprintln!("zvmm-double: {}: {error}", file.display());
                 return USAGE.into();
             }
         };
@@ -124,7 +139,17 @@ mod double {
             },
             Interface::IllumosKvm => &|_| Ok(Box::new(IllumosKvmHypervisor::open(sys.clone())?)),
         };
-        let exit = zvmm::main_with(options.rest, open);
+        let exit = match &record {
+            None => zvmm::main_with(options.rest, open),
+            Some(record) => zvmm::main_with(options.rest, &|config| {
+                Ok(Box::new(Recording::new(open(config)?, record.clone())) as Box<dyn Hypervisor>)
+            }),
+        };
+
+        if let Some(Err(error)) = record.map(|record| record.finish()) {
+            eprintln!("zvmm-double: {}: {error}", options.record.unwrap_or_default().display());
+            return USAGE.into();
+        }
 
         if let Some(file) = options.calls
             && let Err(error) = write_calls(&file, &injecting)

@@ -2,17 +2,23 @@
 
 use crate::pci::{BarKind, BarSpec, Identity};
 
-pub(super) const LEGACY_BAR: u8 = 0;
-pub(super) const MSIX_BAR: u8 = 1;
-pub(super) const MODERN_BAR: u8 = 4;
+/// The BAR of the legacy interface.
+pub const LEGACY_BAR: u8 = 0;
+/// The BAR of the MSI-X table and its pending bits.
+pub const MSIX_BAR: u8 = 1;
+/// The BAR of the modern interface.
+pub const MODERN_BAR: u8 = 4;
 
 const PAGE_BYTES: u64 = 0x1000;
-pub(super) const ISR: u64 = PAGE_BYTES;
-pub(super) const DEVICE: u64 = 2 * PAGE_BYTES;
-/// Last, because it grows with the number of queues; page-aligned, so that a kernel can take it whole.
-pub(super) const NOTIFY: u64 = 3 * PAGE_BYTES;
+/// Offset of the ISR in the modern BAR; the common configuration is before it.
+pub const ISR: u64 = PAGE_BYTES;
+/// Offset of the device configuration in the modern BAR.
+pub const DEVICE: u64 = 2 * PAGE_BYTES;
+/// Offset of the doorbells in the modern BAR: last, because they grow with the number of queues; page-aligned, so that a
+/// kernel can take them whole.
+pub const NOTIFY: u64 = 3 * PAGE_BYTES;
 /// Bytes between the doorbells of two queues.
-pub(super) const NOTIFY_MULTIPLIER: u64 = 4;
+pub const NOTIFY_MULTIPLIER: u64 = 4;
 
 /// Bytes of the common configuration: up to and including `queue_reset`, which drivers look for by the length
 /// (§4.1.4.3).

@@ -24,3 +24,4 @@ mod tests;
 pub use core::TransportState;
 pub use doorbell::{Doorbell, Doorbells, NoDoorbells};
 pub use function::{VirtioPci, VirtioPciParts, VirtioPciState};
+pub use layout::{DEVICE, ISR, LEGACY_BAR, MODERN_BAR, MSIX_BAR, NOTIFY, NOTIFY_MULTIPLIER};
