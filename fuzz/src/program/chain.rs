@@ -98,6 +98,25 @@ fn writable(machine: &mut Machine, queue: u16, len: u32) -> Descriptor {
     Descriptor { addr, len, flags: Descriptor::WRITE, next: 0 }
 }
 
+/// What a driver's requests are made of; operands choose from these.
+pub(crate) mod palette {
+    /// Types of disk requests (§5.2.6).
+    pub const DISK: [u32; 16] = [0, 1, 0, 1, 4, 8, 11, 13, 0, 1, 0, 1, 5, 13, 2, 0xffff];
+    /// Bytes of data of a read or write.
+    pub const DISK_BYTES: [u32; 8] = [512, 1024, 512, 1536, 4096, 512, 513, 0];
+    /// Sectors to discard or to write zeroes to.
+    pub const ERASE_SECTORS: [u32; 6] = [1, 2, 8, 0, 33, u32::MAX];
+    /// Bytes of a buffer for a frame.
+    pub const RECEIVE_BYTES: [u32; 16] =
+        [1526, 72, 256, 2048, 1526, 4096, 12, 10, 1, 32768, 65562, 100, 13, 64, 1526, 1526];
+    /// Bytes of a frame to be sent.
+    pub const FRAME_BYTES: [u32; 8] = [60, 1, 500, 1514, 0, 60, 60, 3000];
+    /// Bytes of a buffer of a console.
+    pub const TEXT_BYTES: [u32; 8] = [5, 64, 1, 300, 4096, 4097, 40000, 16];
+    /// Random bytes that are asked for.
+    pub const RANDOM_BYTES: [u32; 6] = [8, 64, 4096, 5000, 1, 20000];
+}
+
 /// A request the driver of the device would make.
 #[must_use]
 pub fn request(machine: &mut Machine, queue: u16, op: &Op) -> Chain {
@@ -106,14 +125,13 @@ pub fn request(machine: &mut Machine, queue: u16, op: &Op) -> Chain {
         Kind::Blk => disk(machine, queue, op, &mut chain),
         Kind::Net => frame(machine, queue, op, &mut chain),
         Kind::Console => text(machine, queue, op, &mut chain),
-        Kind::Rng => chain.push(writable(machine, queue, [8, 64, 4096, 5000, 1, 20000][usize::from(op.b % 6)])),
+        Kind::Rng => chain.push(writable(machine, queue, palette::RANDOM_BYTES[usize::from(op.b % 6)])),
     }
     chain
 }
 
 fn disk(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
-    const KINDS: [u32; 16] = [0, 1, 0, 1, 4, 8, 11, 13, 0, 1, 0, 1, 5, 13, 2, 0xffff];
-    let kind = KINDS[usize::from(op.b & 15)];
+    let kind = palette::DISK[usize::from(op.b & 15)];
     let sector = match op.b >> 4 {
         0..=11 => u64::from(op.v) % SECTORS,
         12 => SECTORS - 1,
@@ -125,7 +143,7 @@ fn disk(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
     header[..4].copy_from_slice(&kind.to_le_bytes());
     header[8..].copy_from_slice(&sector.to_le_bytes());
     chain.push(readable(machine, queue, &header));
-    let data = [512, 1024, 512, 1536, 4096, 512, 513, 0][(op.v >> 8 & 7) as usize];
+    let data = palette::DISK_BYTES[(op.v >> 8 & 7) as usize];
     match kind {
         0 => chain.push(writable(machine, queue, data)),
         1 => {
@@ -134,7 +152,7 @@ fn disk(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
         }
         8 => chain.push(writable(machine, queue, [20, 4, 30][usize::from(op.v as u8 % 3)])),
         11 | 13 => {
-            let sectors = [1, 2, 8, 0, 33, u32::MAX][(op.v >> 8) as usize % 6];
+            let sectors = palette::ERASE_SECTORS[(op.v >> 8) as usize % 6];
             let flags = [0, 0, 1, 2][(op.v >> 16) as usize % 4];
             let mut segment = [0; 16];
             segment[..8].copy_from_slice(&sector.to_le_bytes());
@@ -151,8 +169,7 @@ fn disk(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
 
 fn frame(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
     if queue == 0 {
-        let len = [1526, 72, 256, 2048, 1526, 4096, 12, 10, 1, 32768, 65562, 100, 13, 64, 1526, 1526];
-        chain.push(writable(machine, queue, len[usize::from(op.b & 15)]));
+        chain.push(writable(machine, queue, palette::RECEIVE_BYTES[usize::from(op.b & 15)]));
         return;
     }
     let mut header = [0; 12];
@@ -161,7 +178,7 @@ fn frame(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
         header[0] = 0;
         header[1] = 0;
     }
-    let len: usize = [60, 1, 500, 1514, 0, 60, 60, 3000][usize::from(op.b & 7)];
+    let len = palette::FRAME_BYTES[usize::from(op.b & 7)] as usize;
     let content = [op.v as u8; 3000];
     if op.b & 0x30 == 0x30 {
         // Header and payload in one buffer, as modern drivers may.
@@ -182,7 +199,7 @@ fn frame(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
 }
 
 fn text(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
-    let len = [5, 64, 1, 300, 4096, 4097, 40000, 16][usize::from(op.b & 7)];
+    let len = palette::TEXT_BYTES[usize::from(op.b & 7)];
     if queue == 0 {
         chain.push(writable(machine, queue, len));
     } else {

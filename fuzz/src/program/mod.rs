@@ -96,26 +96,48 @@ impl Knobs<'_> {
     }
 }
 
+/// Sizes of queues a driver may choose.
+const SIZES: [u16; 8] = [16, 8, 4, 2, 1, 128, 7, 32];
+/// Features of the device a driver may leave.
+const LEFT: [u64; 4] = [0, 1 << 9, 1 << 15 | 1 << 11, 0x3fff & !(1 << 9)];
+
 /// A driver's choices from three bytes; zeroes are a modern split driver with everything on.
 #[must_use]
 pub fn setup(a: u8, b: u8, c: u8) -> Setup {
-    let sizes = [16, 8, 4, 2, 1, 128, 7, 32];
     Setup {
         legacy: a & 0x18 == 0x18,
         packed: a & 0x20 != 0,
         no_event_idx: b & 1 != 0,
         no_indirect: b & 0x0e == 0x0e,
         in_order: b & 0x30 == 0x30,
-        without: match b >> 6 {
-            1 => 1 << 9,
-            2 => 1 << 15 | 1 << 11,
-            3 => 0x3fff & !(1 << 9),
-            _ => 0,
-        },
-        size: sizes[usize::from(c & 7)],
+        without: LEFT[usize::from(b >> 6)],
+        size: SIZES[usize::from(c & 7)],
         msix: c & 8 != 0,
         one_queue: c & 0x70 == 0x70,
     }
+}
+
+/// Three bytes that mean these choices; a size or a set of features that no bytes mean is taken for the first there is.
+#[must_use]
+pub fn setup_bytes(wanted: Setup) -> [u8; 3] {
+    let bit = |on: bool, bits: u8| if on { bits } else { 0 };
+    let without = LEFT.iter().position(|left| *left == wanted.without).unwrap_or(0) as u8;
+    let size = SIZES.iter().position(|size| *size == wanted.size).unwrap_or(0) as u8;
+    [
+        bit(wanted.legacy, 0x18) | bit(wanted.packed, 0x20),
+        bit(wanted.no_event_idx, 1) | bit(wanted.no_indirect, 0x0e) | bit(wanted.in_order, 0x30) | without << 6,
+        size | bit(wanted.msix, 8) | bit(wanted.one_queue, 0x70),
+    ]
+}
+
+/// The input that is this program: at most [`MAX_OPS`] operations. `None` where `table` lacks one.
+#[must_use]
+pub fn encode(knobs: [u8; KNOBS], ops: &[Op], table: &[Code]) -> Option<Vec<u8>> {
+    let mut data = knobs.to_vec();
+    for op in ops.iter().take(MAX_OPS) {
+        data.extend(op.encode(table)?);
+    }
+    Some(data)
 }
 
 /// A decoded input.
@@ -154,5 +176,34 @@ impl<'a> Program<'a> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ops::{REGISTERS, REQUESTS};
+    use super::*;
+
+    #[test]
+    fn every_set_up_has_bytes_that_mean_it() {
+        for byte in 0..=255 {
+            for wanted in [setup(byte, 0, 0), setup(0, byte, 0), setup(0, 0, byte), setup(byte, byte, byte)] {
+                let [a, b, c] = setup_bytes(wanted);
+                assert_eq!(setup(a, b, c), wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_encoded_decodes_to_the_same_steps() {
+        let mut random = mutate::Random::new(5);
+        for table in [REQUESTS, REGISTERS] {
+            let mut data = Vec::new();
+            mutate::generate(&mut random, 40, &mut data);
+            let ops: Vec<Op> = Program::new(&data, table).ops().collect();
+            let again = encode(data[..KNOBS].try_into().unwrap(), &ops, table).unwrap();
+            assert_eq!(again[..KNOBS], data[..KNOBS]);
+            assert!(Program::new(&again, table).ops().eq(ops));
+        }
     }
 }

@@ -112,6 +112,14 @@ impl Op {
         let [code, a, b, c, v @ ..] = record;
         Self { code: table[usize::from(code) % table.len()], a, b, c, v: u32::from_le_bytes(v) }
     }
+
+    /// Bytes that [`decode`](Self::decode) as this operation; `None` where programs of this table have no such code.
+    #[must_use]
+    pub fn encode(&self, table: &[Code]) -> Option<[u8; 8]> {
+        let code = u8::try_from(table.iter().position(|code| *code == self.code)?).ok()?;
+        let [v0, v1, v2, v3] = self.v.to_le_bytes();
+        Some([code, self.a, self.b, self.c, v0, v1, v2, v3])
+    }
 }
 
 /// Numbers that are on some edge.
@@ -147,5 +155,23 @@ pub fn edge(v: u32) -> u64 {
         0 => u64::from(v >> 2),
         1 => u64::from(v >> 2 & 0xff),
         _ => EDGES[(v >> 2) as usize % EDGES.len()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_that_is_encoded_decodes_to_the_same() {
+        for table in [REQUESTS, REGISTERS] {
+            for code in 0..table.len() as u8 {
+                let op = Op::decode([code, 1, 2, 3, 4, 5, 6, 7], table);
+                let bytes = op.encode(table).unwrap();
+                assert_eq!(Op::decode(bytes, table), op);
+            }
+        }
+        let chain = Op { code: Code::Chain, a: 0, b: 0, c: 0, v: 0 };
+        assert!(chain.encode(REQUESTS).is_some() && chain.encode(REGISTERS).is_none());
     }
 }

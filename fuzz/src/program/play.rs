@@ -177,7 +177,7 @@ impl Player {
                 }
             }
             Code::Status => {
-                let status = [0, 1, 3, 11, 15, 7, 0x80, 0x40, 4, 8, 0x8f][usize::from(op.b) % 11];
+                let status = STATUSES[usize::from(op.b) % STATUSES.len()];
                 let status = if op.c & 7 == 7 { v as u8 } else { status };
                 if op.a & 0x30 == 0x30 {
                     self.machine.write(Bar::Legacy, 0x12, &[status]);
@@ -273,9 +273,7 @@ impl Player {
                 let _ = write!(log, "{width} bytes at {offset:#x}, write {}", op.a & 1);
             }
             Code::Legacy => {
-                const REGISTERS: [(u64, usize); 9] =
-                    [(0, 4), (4, 4), (8, 4), (12, 2), (14, 2), (16, 2), (18, 1), (19, 1), (20, 2)];
-                let (offset, width) = REGISTERS[usize::from(op.b) % REGISTERS.len()];
+                let (offset, width) = LEGACY_FIELDS[usize::from(op.b) % LEGACY_FIELDS.len()];
                 let offset = if op.c & 0x1c == 0x1c { u64::from(v & 0x3f) } else { offset };
                 if op.a & 1 == 0 {
                     self.machine.read(Bar::Legacy, offset, width);
@@ -400,8 +398,15 @@ impl Player {
     }
 }
 
+/// Values of the device status (§2.1) that drivers write, and some that they do not.
+pub(crate) const STATUSES: [u8; 11] = [0, 1, 3, 11, 15, 7, 0x80, 0x40, 4, 8, 0x8f];
+
+/// Fields of the legacy header and their widths (§4.1.4.10).
+pub(crate) const LEGACY_FIELDS: [(u64, usize); 9] =
+    [(0, 4), (4, 4), (8, 4), (12, 2), (14, 2), (16, 2), (18, 1), (19, 1), (20, 2)];
+
 /// Fields of the common configuration and their widths (§4.1.4.3).
-const FIELDS: [(u64, usize); 21] = [
+pub(crate) const FIELDS: [(u64, usize); 21] = [
     (0x00, 4),
     (0x04, 4),
     (0x08, 4),

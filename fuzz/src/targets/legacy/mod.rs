@@ -5,8 +5,8 @@
 //! called again for a moment that has passed; who waits for output or for room is woken; states stay small; and after any
 //! program a reset gives devices that work (no wedge).
 
-pub(super) mod machine;
-pub(super) mod program;
+pub(crate) mod machine;
+pub(crate) mod program;
 pub(super) mod works;
 
 use machine::Machine;

@@ -8,10 +8,10 @@ use devices::legacy::pvpanic::PVPANIC_PORT;
 use super::machine::{CMOS, COM, DEBUG, Kind, Machine, PM, PORT_92, POST, RESET, SMBUS, SMI};
 
 /// Longer programs find no more than their halves.
-const MAX_STEPS: usize = 30;
+pub const MAX_STEPS: usize = 30;
 
 /// One thing that happens.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Read {
         port: u16,
@@ -93,6 +93,14 @@ impl Program {
         }
         Self { kind, steps }
     }
+
+    /// An input that [reads](Self::read) as this program, as far as its numbers are ones an input can say.
+    pub fn bytes(&self) -> Vec<u8> {
+        let Kind { timer_32_bits, wide_gpe, smi } = self.kind;
+        let mut out = vec![u8::from(timer_32_bits) | u8::from(wide_gpe) << 1 | u8::from(smi) << 2];
+        self.steps.iter().for_each(|step| put_step(step, &mut out));
+        out
+    }
 }
 
 fn step(input: &mut Unstructured) -> arbitrary::Result<Step> {
@@ -163,9 +171,97 @@ fn value(input: &mut Unstructured) -> arbitrary::Result<u64> {
 /// From less than a tick to years.
 fn time(input: &mut Unstructured) -> arbitrary::Result<u64> {
     let [scale, count]: [u8; 2] = input.arbitrary()?;
-    const UNITS: [u64; 8] =
-        [1, 1000, 122_070, 10_000_000, 500_000_000, 1_000_000_000, 3_600_000_000_000, 40_000_000_000_000_000];
-    Ok(UNITS[usize::from(scale % 8)].saturating_mul(count.into()))
+    Ok(UNITS_NS[usize::from(scale % 8)].saturating_mul(count.into()))
+}
+
+const UNITS_NS: [u64; 8] =
+    [1, 1000, 122_070, 10_000_000, 500_000_000, 1_000_000_000, 3_600_000_000_000, 40_000_000_000_000_000];
+
+/// Writes what [`step`] reads.
+fn put_step(step: &Step, out: &mut Vec<u8>) {
+    let com_bit = |com: bool| if com { 0x80 } else { 0 };
+    match *step {
+        Step::Read { port, width } => {
+            out.push(0);
+            put_port(port, out);
+            put_width(width, out);
+        }
+        Step::Write { port, width, value } => {
+            out.push(32);
+            put_port(port, out);
+            put_width(width, out);
+            match value {
+                u64::MAX => out.push(216),
+                0..=0xff => out.extend([0, value as u8]),
+                _ => {
+                    out.push(232);
+                    out.extend(value.to_le_bytes());
+                }
+            }
+        }
+        Step::CmosWrite { register, value } => out.extend([72, register, value]),
+        Step::CmosRead { register } => out.extend([84, register]),
+        Step::ToMouse { byte } => out.extend([88, byte]),
+        Step::Input { com, bytes } => put_bytes(92 | com_bit(com), bytes, out),
+        Step::Output { com, bytes } => put_bytes(96 | com_bit(com), bytes, out),
+        Step::DebugOutput { bytes } => put_bytes(100, bytes, out),
+        Step::Carrier { com, carrier } => out.extend([101 | com_bit(com), carrier.into()]),
+        Step::Break { com } => out.push(102 | com_bit(com)),
+        Step::Key { code, is_pressed } => out.extend([103, code, is_pressed.into()]),
+        Step::Mouse { right, down, wheel, buttons } => {
+            out.extend([107, right as u8, down as u8, wheel as u8, buttons]);
+        }
+        Step::PowerButton => out.push(111),
+        Step::Gpe { bit } => out.extend([112, bit]),
+        Step::Pass { ns } => {
+            // The largest unit it is a multiple of, or as many of the smallest one that reaches as far.
+            let units = || (0..8u8).zip(UNITS_NS);
+            let exact = units().rev().find(|(_, unit)| ns.is_multiple_of(*unit) && ns / unit <= 0xff);
+            let (scale, unit) =
+                exact.or_else(|| units().find(|(_, unit)| ns / unit <= 0xff)).unwrap_or((7, UNITS_NS[7]));
+            out.extend([113, scale, (ns / unit).min(0xff) as u8]);
+        }
+        Step::Reset => out.push(121),
+        Step::SaveAndRestore => out.push(123),
+    }
+}
+
+fn put_bytes(kind: u8, bytes: u16, out: &mut Vec<u8>) {
+    out.push(kind);
+    out.extend(bytes.to_le_bytes());
+}
+
+/// As a device's port where it is one: there a mutation finds the device's other ports.
+fn put_port(port: u16, out: &mut Vec<u8>) {
+    let wide = u64::from(port);
+    let ranges = [
+        (0, COM[0], 8),
+        (3, COM[1], 8),
+        (4, CMOS, 2),
+        (5, PS2_DATA_PORT, 1),
+        (7, PS2_STATUS_PORT, 1),
+        (9, PM, 16),
+        (11, SMI, 2),
+        (12, SMBUS, 16),
+    ];
+    let singles = [DEBUG, POST, PORT_92, RESET, PVPANIC_PORT];
+    if let Some((device, base, _)) = ranges.iter().find(|(_, base, len)| (*base..base + len).contains(&wide)) {
+        out.extend([*device, (wide - base) as u8]);
+    } else if let Some(which) = singles.iter().position(|single| *single == wide) {
+        out.extend([13, which as u8]);
+    } else {
+        out.extend([15, 0]);
+        out.extend(port.to_le_bytes());
+    }
+}
+
+fn put_width(width: u8, out: &mut Vec<u8>) {
+    out.push(match width {
+        0 | 1 => 0,
+        2 => 192,
+        3 | 4 => 224,
+        _ => 248,
+    });
 }
 
 /// What a step showed to the guest or to the world.
@@ -266,4 +362,33 @@ pub fn output(machine: &mut Machine, com: bool, bytes: u16) -> Vec<u8> {
     owner.for_output &= taken == buffer.len();
     buffer.truncate(taken);
     buffer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::mutate::Random;
+
+    #[test]
+    fn a_program_that_is_encoded_decodes_to_the_same_steps() {
+        let mut random = Random::new(1);
+        for _ in 0..500 {
+            let data: Vec<u8> = (0..200).map(|_| random.draw() as u8).collect();
+            let program = Program::read(&data);
+            let again = Program::read(&program.bytes());
+            assert_eq!((again.kind, again.steps), (program.kind, program.steps));
+        }
+    }
+
+    #[test]
+    fn any_port_and_width_of_a_guest_can_be_said() {
+        for port in [0x3f8, 0x2ff, 0x70, 0x60, 0x64, 0x608, 0xb2, 0x70f, 0x402, 0x80, 0xcf9, 0x1234, 0xffff] {
+            for (width, value) in [(1, 0xff), (2, 0xffff), (4, 0xffff_ffff)] {
+                let steps = vec![Step::Write { port, width, value }, Step::Read { port, width }];
+                let kind = Kind { timer_32_bits: true, wide_gpe: false, smi: true };
+                let again = Program::read(&Program { kind, steps: steps.clone() }.bytes());
+                assert_eq!((again.kind, again.steps), (kind, steps));
+            }
+        }
+    }
 }

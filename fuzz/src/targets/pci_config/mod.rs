@@ -5,9 +5,9 @@
 //! address; every MSI-X message and interrupt arrives once, or is pending; the INTx line has the level that follows from
 //! the registers. A saved and restored bus goes on under the same model, so nothing may get lost on the way.
 
-pub(super) mod machine;
+pub(crate) mod machine;
 pub(super) mod model;
-pub(super) mod program;
+pub(crate) mod program;
 
 use machine::Machine;
 use model::Model;

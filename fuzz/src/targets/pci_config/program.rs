@@ -6,17 +6,17 @@ use super::machine::{ECAM, Machine, Profile, SHAPES};
 use super::model::Model;
 
 /// Steps are cheap and bounded: longer programs find no more than their halves.
-const MAX_STEPS: usize = 28;
+pub const MAX_STEPS: usize = 28;
 
 /// The way to configuration space.
-#[derive(Clone, Copy, Debug, Arbitrary)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Arbitrary)]
 pub enum Way {
     Ports,
     Ecam,
 }
 
 /// One thing that is done.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Reads and compares.
     Read {
@@ -116,6 +116,18 @@ impl Program {
         }
         Self { profile, steps }
     }
+
+    /// An input that [reads](Self::read) as this program, as far as its numbers are ones an input can say: of others it
+    /// says the nearest.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = vec![match self.profile {
+            Profile::I440fx => 0,
+            Profile::Bhyve => 2,
+            Profile::Micro => 3,
+        }];
+        self.steps.iter().for_each(|step| put_step(step, &mut out));
+        out
+    }
 }
 
 fn step(input: &mut Unstructured) -> arbitrary::Result<Step> {
@@ -165,8 +177,9 @@ fn step(input: &mut Unstructured) -> arbitrary::Result<Step> {
     })
 }
 
+const KNOWN: [u8; 7] = [0, 1 << 3, 1 << 3 | 3, 3 << 3, 3 << 3 | 1, 5 << 3, 31 << 3];
+
 fn devfn(input: &mut Unstructured) -> arbitrary::Result<u8> {
-    const KNOWN: [u8; 7] = [0, 1 << 3, 1 << 3 | 3, 3 << 3, 3 << 3 | 1, 5 << 3, 31 << 3];
     let which: u8 = input.arbitrary()?;
     Ok(KNOWN.get(usize::from(which & 7)).copied().unwrap_or(which))
 }
@@ -191,24 +204,119 @@ fn value(input: &mut Unstructured) -> arbitrary::Result<u64> {
 }
 
 /// Places that matter: window borders, other BARs, RAM, other windows, the ends of the address space.
+const BASES: [u64; 12] = [
+    0xe000_0000,
+    0xe001_0000,
+    0xefff_0000,
+    0xf000_0000,
+    0xdfff_f000,
+    0x80_0000_0000,
+    0x8f_ffff_0000,
+    0,
+    0xc000,
+    0xfe00,
+    ECAM,
+    u64::MAX - 0xfff,
+];
+
 fn address(input: &mut Unstructured) -> arbitrary::Result<u64> {
-    const BASES: [u64; 12] = [
-        0xe000_0000,
-        0xe001_0000,
-        0xefff_0000,
-        0xf000_0000,
-        0xdfff_f000,
-        0x80_0000_0000,
-        0x8f_ffff_0000,
-        0,
-        0xc000,
-        0xfe00,
-        ECAM,
-        u64::MAX - 0xfff,
-    ];
     let [base, page]: [u8; 2] = input.arbitrary()?;
-    let step = if matches!(base % 12, 8 | 9) { 0x20 } else { 0x1000 };
-    Ok(BASES[usize::from(base % 12)].wrapping_add(u64::from(page & 0xf) * step))
+    Ok(place(base % 12, page & 0xf))
+}
+
+fn place(base: u8, page: u8) -> u64 {
+    let step = if matches!(base, 8 | 9) { 0x20 } else { 0x1000 };
+    BASES[usize::from(base)].wrapping_add(u64::from(page) * step)
+}
+
+/// Writes what [`step`] reads.
+fn put_step(step: &Step, out: &mut Vec<u8>) {
+    match *step {
+        Step::Read { way, devfn, offset, width } => {
+            out.push(0);
+            put_register(way, devfn, offset, width, out);
+        }
+        Step::Write { way, devfn, offset, width, value } => {
+            out.push(3);
+            put_register(way, devfn, offset, width, out);
+            put_value(value, out);
+        }
+        Step::RawPorts { offset, width, value } => {
+            out.extend([7, value.is_some().into()]);
+            if let Some(value) = value {
+                put_value(value, out);
+            }
+            // The value comes first.
+            out.push(offset);
+            put_width(width, out);
+        }
+        Step::Command { function, value } => out.extend([kind(function, 8 | (value >> 10 & 1) as u8), value as u8]),
+        Step::Size { function, bar } => out.extend([kind(function, 11), bar]),
+        Step::Move { function, bar, address } => {
+            let places = (0..12).flat_map(|base| (0..16).map(move |page| (base, page)));
+            let (base, page) =
+                places.min_by_key(|(base, page)| place(*base, *page).abs_diff(address)).unwrap_or((0, 0));
+            out.extend([kind(function, 12), bar, base, page]);
+        }
+        Step::Control { function, value } => out.extend([kind(function, 17), (value >> 8) as u8]),
+        Step::Table { function, offset, width, value } => {
+            out.push(kind(function, 19));
+            out.extend(offset.to_le_bytes());
+            put_width(width, out);
+            put_value(value, out);
+        }
+        Step::Program { function, vector, data, masked } => {
+            out.extend([kind(function, 21), vector, data, masked.into()]);
+        }
+        Step::Used { function, vector } => out.extend([kind(function, 24), vector]),
+        Step::TakeIsr { function } => out.push(kind(function, 27)),
+        Step::Window { function, bar, offset, length, value } => {
+            // Below 0xe0 every byte is the modern BAR.
+            out.extend([kind(function, if value.is_some() { 29 } else { 28 }), bar]);
+            out.extend(offset.to_le_bytes());
+            if let Some(value) = value {
+                put_value(value.into(), out);
+            }
+            put_width(length, out);
+        }
+        Step::Reset => out.push(30),
+        Step::SaveAndRestore => out.push(31),
+    }
+}
+
+fn kind(function: u8, kind: u8) -> u8 {
+    function << 5 | kind
+}
+
+fn put_register(way: Way, devfn: u8, offset: u16, width: u8, out: &mut Vec<u8>) {
+    // As the derived reader has it: the number of the variant by the upper bits of 32.
+    let variant: u32 = match way {
+        Way::Ports => 0,
+        Way::Ecam => 1 << 31,
+    };
+    out.extend(variant.to_le_bytes());
+    // Where nobody is, any function 7 stands for the others.
+    let known = KNOWN.iter().position(|known| *known == devfn);
+    out.push(known.map_or(devfn | 7, |known| known as u8));
+    let [low, high] = offset.to_le_bytes();
+    out.extend([low, high & 0xf]);
+    put_width(width, out);
+}
+
+fn put_width(width: u8, out: &mut Vec<u8>) {
+    out.push(width.max(1).ilog2() as u8 & 3);
+}
+
+fn put_value(value: u64, out: &mut Vec<u8>) {
+    match value {
+        0 => out.push(0),
+        u64::MAX => out.push(64),
+        1..=0xff => out.extend([128, value as u8]),
+        _ => {
+            out.push(192);
+            out.extend(value.to_le_bytes());
+        }
+    }
 }
 
 /// Does one step to machine and model, and compares.
@@ -241,4 +349,21 @@ pub fn perform(step: &Step, machine: &mut Machine, model: &mut Model) {
     }
     model.check_interrupts(machine);
     model.check_bars(machine);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::mutate::Random;
+
+    #[test]
+    fn a_program_that_is_encoded_decodes_to_the_same_steps() {
+        let mut random = Random::new(1);
+        for _ in 0..500 {
+            let data: Vec<u8> = (0..300).map(|_| random.draw() as u8).collect();
+            let program = Program::read(&data);
+            let again = Program::read(&program.bytes());
+            assert_eq!((again.profile, again.steps), (program.profile, program.steps));
+        }
+    }
 }
