@@ -8,6 +8,7 @@ pub mod lone;
 pub mod machine;
 pub mod oracle;
 pub mod program;
+pub mod record;
 pub mod replay;
 pub mod soak;
 pub mod stats;

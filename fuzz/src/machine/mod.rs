@@ -29,6 +29,7 @@ use ram::{Hash, Ram};
 use vmm::{ECAM, Handle, Kind, SLOT, Shape, Vmm};
 use wires::{Wired, Wiring};
 
+pub(crate) use setup::PLACES;
 pub use setup::{Driven, Setup};
 
 /// Rounds after which something that has to end has not.
@@ -162,6 +163,12 @@ impl Machine {
     #[must_use]
     pub fn queues(&self) -> u16 {
         (self.vmm.device.queue_max_sizes().len() as u16).min(QUEUES as u16)
+    }
+
+    /// Features a modern driver may accept.
+    #[must_use]
+    pub fn offered(&self) -> u64 {
+        self.vmm.device.features() | self.shape.rings | 1 << 32
     }
 
     fn find_capabilities(&mut self) {

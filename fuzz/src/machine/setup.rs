@@ -6,7 +6,7 @@ use super::{Bar, Machine};
 
 const VERSION_1: u64 = 1 << 32;
 /// Where the guest wants BARs: legacy, MSI-X, modern.
-const PLACES: [u64; 3] = [0xc100, 0xe010_0000, 0xe020_0000];
+pub(crate) const PLACES: [u64; 3] = [0xc100, 0xe010_0000, 0xe020_0000];
 
 /// How a driver sets its device up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
