@@ -6,6 +6,7 @@ mod coverage;
 mod finding;
 mod job;
 mod package;
+mod seeds;
 mod teeth;
 
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ pub use package::{Target, targets};
 #[derive(clap::Args)]
 pub struct Options {
     /// Which target; --list names them
-    #[arg(required_unless_present_any = ["list", "teeth"])]
+    #[arg(required_unless_present_any = ["list", "teeth", "seeds"])]
     target: Option<String>,
     /// Name the targets
     #[arg(long)]
@@ -49,6 +50,9 @@ pub struct Options {
     /// Plant every bug that the target (or any target) is to find, one at a time, and see how long it stays unfound
     #[arg(long, conflicts_with_all = ["minutes", "seconds", "coverage", "replay", "asan"])]
     teeth: bool,
+    /// Make the seeds anew that come from a Linux boot: record one in the lab, or take this record of one
+    #[arg(long, value_name = "RECORD", num_args = 0..=1, exclusive = true)]
+    seeds: Option<Option<PathBuf>>,
 }
 
 /// Runs a campaign, or what was asked for in its place.
@@ -62,6 +66,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             println!("{name:<16} {}", covers.join(" "));
         }
         return Ok(());
+    }
+    if let Some(record) = options.seeds {
+        return seeds::make(record.as_deref());
     }
     if options.teeth {
         return try_teeth(&all, options.target.as_deref(), options.jobs as usize);
