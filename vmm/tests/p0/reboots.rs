@@ -36,8 +36,11 @@ impl Belongings {
 
     /// Nothing has come to stay since `early`.
     fn are_those_of(&self, early: &Self, profile: &str) {
+        const INTERRUPTS: usize = 8;
         let Self { files, file_count, threads, written_kib } = self;
-        assert_eq!((files, file_count, threads), (&early.files, &early.file_count, &early.threads), "{profile}");
+        assert_eq!((files, threads), (&early.files, &early.threads), "{profile}");
+        // Where the guest was stopped in its boot decides how many of its interrupts have descriptors yet.
+        assert!(*file_count <= early.file_count + INTERRUPTS, "{profile}: {file_count}, {} before", early.file_count);
         let sum = |kib: &BTreeMap<String, u64>| kib.values().sum::<u64>();
         let grown: Vec<_> = written_kib.iter().filter(|(at, kib)| early.written_kib.get(*at) != Some(kib)).collect();
         assert!(sum(written_kib) <= sum(&early.written_kib) + 128, "{profile}: {grown:?} of {:?}", early.written_kib);

@@ -232,8 +232,8 @@ impl Rx {
     /// The frame in `bounce` as the driver of now may see it, if it may.
     fn readmitted(&self, mut frame: Frame) -> Option<Frame> {
         let Frame { header, len_bytes } = &mut frame;
-        let admitted = self.framing.admit(header)
-            && !self.framing.exceeds_mtu(header, *len_bytes, || self.bounced_ethertype());
+        let admitted =
+            self.framing.admit(header) && !self.framing.exceeds_mtu(header, *len_bytes, || self.bounced_ethertype());
         if !admitted {
             self.queue.counters().dropped.count();
         }
