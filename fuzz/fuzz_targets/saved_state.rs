@@ -1,3 +1,9 @@
 #![cfg_attr(fuzzing, no_main)]
 //! libFuzzer's way into the target `saved_state`.
 zvmm_fuzz::fuzz_bin!(saved_state);
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    let size = libfuzzer_sys::fuzzer_mutate(data, size, max_size);
+    zvmm_fuzz::program::mutate::lengthen(data, size, max_size, seed)
+});

@@ -1,5 +1,7 @@
 //! A mutator that knows records, and programs from a seed.
 
+use std::ops::RangeInclusive;
+
 use super::{KNOBS, RECORD};
 
 /// A small generator: xorshift64*.
@@ -57,6 +59,11 @@ fn record(random: &mut Random) -> [u8; RECORD] {
 
 /// Changes `data[..size]` in place, at most `max` bytes; the new size.
 pub fn mutate(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
+    mutate_within(data, size, max, seed, LEAST_OPS..=MOST_OPS)
+}
+
+/// The same for a target with another length of programs.
+pub fn mutate_within(data: &mut [u8], size: usize, max: usize, seed: u32, ops_range: RangeInclusive<usize>) -> usize {
     let mut random = Random::new(seed.into());
     let max = max.min(data.len());
     let most = max.saturating_sub(KNOBS) / RECORD;
@@ -67,7 +74,7 @@ pub fn mutate(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
     if size < KNOBS {
         data[size..KNOBS].fill(0);
     }
-    let most = most.min(MOST_OPS);
+    let (least_ops, most) = (*ops_range.start(), most.min(*ops_range.end()));
     ops = ops.min(most);
     for _ in 0..1 + random.below(3) {
         let at = |op: usize| KNOBS + op * RECORD;
@@ -82,7 +89,7 @@ pub fn mutate(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
                 ops += 1;
             }
             // One less.
-            2 | 3 if ops > LEAST_OPS => {
+            2 | 3 if ops > least_ops => {
                 let place = random.below(ops);
                 data.copy_within(at(place + 1)..at(ops), at(place));
                 ops -= 1;
@@ -115,10 +122,24 @@ pub fn mutate(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
             _ => {}
         }
     }
-    while ops < LEAST_OPS.min(most) {
+    while ops < least_ops.min(most) {
         let start = KNOBS + ops * RECORD;
         data[start..start + RECORD].copy_from_slice(&record(&mut random));
         ops += 1;
     }
     KNOBS + ops * RECORD
+}
+
+/// Bytes an input has at least that is no program of records: about as many operations as those have.
+const LEAST_BYTES: usize = 112;
+
+/// Lets an input of `data[..size]` go on at random where it is short, at most `max` bytes; the new size. libFuzzer alone
+/// prefers short ones, which say little in the time it takes to build a machine.
+pub fn lengthen(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
+    let least = LEAST_BYTES.min(max).min(data.len());
+    let mut random = Random::new(seed.into());
+    if let Some(rest) = data.get_mut(size..least) {
+        rest.fill_with(|| random.draw() as u8);
+    }
+    size.max(least)
 }

@@ -273,6 +273,12 @@ fn bridges(profile: Profile, lines: Vec<(u32, Arc<dyn IrqLine>)>) -> (Arc<IntxRo
 }
 
 impl Function {
+    /// One that has a bus for itself.
+    pub fn alone(which: usize) -> Self {
+        let mapper = BarMapper::new(&Arc::new(Bus::new()), &Arc::new(Bus::new()), windows()).unwrap();
+        Self::new(which, &SHAPES[which], &PciBus::new(), &Arc::new(mapper))
+    }
+
     fn new(which: usize, shape: &'static Shape, pci: &PciBus, mapper: &Arc<BarMapper>) -> Self {
         let sources: Vec<Arc<Source>> = (0..shape.vectors).map(|_| Arc::default()).collect();
         let line = Arc::new(Line::default());

@@ -7,8 +7,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::mutation::Mutation;
+use super::tree;
 use crate::targets::legacy::machine::Machine as Legacy;
-use crate::targets::pci_config::machine::{ECAM, Machine as Bus, SHAPES};
+use crate::targets::pci_config::machine::{ECAM, Function, Machine as Bus, SHAPES};
 
 /// What a kind of input is about.
 pub fn name(kind: u8) -> &'static str {
@@ -39,61 +40,65 @@ pub fn hostile_legacy(machine: &mut Legacy, kind: u8, mutations: &[Mutation]) {
     }
 }
 
-/// Restores a changed state into a function on the bus, as a machine does: into one that is new.
-pub fn hostile_bus(machine: &mut Bus, kind: u8, mutations: &[Mutation]) {
-    *machine = machine.restored();
+/// Restores a changed state into a function on the bus, as a machine does: into one that is new. Says what was restored.
+pub fn hostile_bus(machine: &mut Bus, kind: u8, mutations: &[Mutation]) -> u8 {
     if kind == 10 {
-        let bridge = &machine.bridges[machine.bridges.len() - 1].1;
-        return hostile(|| bridge.save(), |state| bridge.restore(state), mutations);
+        let ((device, function), bridge) = &machine.bridges[machine.bridges.len() - 1];
+        hostile(|| bridge.save(), |state| bridge.restore(state), mutations);
+        return device << 3 | function;
     }
-    let function = &machine.functions[usize::from(kind - 7)].pci;
-    let saved = function.save();
+    let which = usize::from(kind - 7);
+    let slot = SHAPES[which].slot;
+    let saved = machine.functions[which].pci.save();
     // Queues of a running driver cannot be restored into a function that runs.
-    machine.reset();
-    let function = &machine.functions[usize::from(kind - 7)].pci;
-    let Some(state) = changed(&saved, mutations) else { return };
-    let before = function.save();
-    match function.restore(&state, &[]) {
-        Err(_) => assert_eq!(function.save(), before, "refused, and yet changed"),
-        Ok(()) => {
-            let taken = function.save();
-            let other = machine.restored();
-            assert_eq!(other.functions[usize::from(kind - 7)].pci.save(), taken, "another machine makes another of it");
+    *machine = Bus::new(machine.profile);
+    let function = &machine.functions[which].pci;
+    if let Some(state) = changed(&saved, mutations) {
+        let before = function.save();
+        match function.restore(&state, &[]) {
+            Err(_) => assert_eq!(function.save(), before, "refused, and yet changed"),
+            Ok(()) => {
+                let taken = function.save();
+                let other = Function::alone(which);
+                assert_eq!(other.pci.restore(&taken, &[]), Ok(()), "what was saved is refused");
+                assert_eq!(other.pci.save(), taken, "another machine makes another of it");
+            }
         }
     }
+    slot.0 << 3 | slot.1
 }
 
-/// Touches what a guest can of a bus in an unknown state.
-pub fn touch(machine: &mut Bus) {
-    for (which, shape) in SHAPES.iter().enumerate() {
-        let devfn = u64::from(shape.slot.0 << 3 | shape.slot.1);
-        let mut bars = [0; 6];
-        for offset in (0..256).step_by(4) {
-            let mut data = [0; 4];
-            machine.memory_read(ECAM | devfn << 12 | offset, &mut data);
-            if (0x10..0x28).contains(&offset) {
-                bars[(offset as usize - 0x10) / 4] = u64::from(u32::from_le_bytes(data));
-            }
-        }
-        let mut data = [0; 8];
-        machine.port_read(bars[0] & !3, &mut data[..4]);
-        for base in [bars[1] & !15, bars[4] & !15 | bars[5] << 32] {
-            for offset in [0, 0x10, 0x1000, 0x2000] {
-                machine.memory_read(base.wrapping_add(offset), &mut data);
-            }
-        }
-        let function = &machine.functions[which].pci;
-        function.interrupt().queue_used(0);
-        function.interrupt().config_changed();
+/// Touches what a guest can of a bus with one function, or bridge, in an unknown state.
+pub fn touch(machine: &mut Bus, devfn: u8) {
+    let space = ECAM | u64::from(devfn) << 12;
+    let mut bars = [0; 6];
+    for (bar, offset) in bars.iter_mut().zip((0x10..).step_by(4)) {
+        let mut data = [0; 4];
+        machine.memory_read(space | offset, &mut data);
+        *bar = u64::from(u32::from_le_bytes(data));
     }
+    let mut data = [0; 8];
+    for offset in (0..256).step_by(8) {
+        machine.memory_read(space | offset, &mut data);
+    }
+    let Some(which) = SHAPES.iter().position(|shape| shape.slot.0 << 3 | shape.slot.1 == devfn) else { return };
+    machine.port_read(bars[0] & !3, &mut data[..4]);
+    for base in [bars[1] & !15, bars[4] & !15 | bars[5] << 32] {
+        for offset in [0, 0x10, 0x1000, 0x2000] {
+            machine.memory_read(base.wrapping_add(offset), &mut data);
+        }
+    }
+    let function = &machine.functions[which].pci;
+    function.interrupt().queue_used(0);
+    function.interrupt().config_changed();
 }
 
 fn changed<S: Serialize + DeserializeOwned>(state: &S, mutations: &[Mutation]) -> Option<S> {
-    let mut value = serde_json::to_value(state).expect("a state can be written");
+    let mut value = tree::of(state);
     for mutation in mutations {
         mutation.apply(&mut value);
     }
-    serde_json::from_value(value).ok()
+    tree::read(value)
 }
 
 fn hostile<S>(save: impl Fn() -> S, restore: impl Fn(&S) -> Result<(), StateError>, mutations: &[Mutation])

@@ -6,6 +6,7 @@
 mod device;
 mod mutation;
 mod queue;
+mod tree;
 
 use std::fmt::Write as _;
 
@@ -15,6 +16,9 @@ use mutation::Mutation;
 
 use super::{legacy, pci_config};
 use crate::stats;
+
+/// What a device lives through, half of it before its state is restored: longer lives find no more.
+const MAX_STEPS: usize = 16;
 
 /// Devices of the legacy machine, then functions on the bus, then queues.
 const KINDS: u8 = 12;
@@ -49,7 +53,8 @@ pub fn run(data: &[u8]) {
 }
 
 fn on_legacy(input: &Input) {
-    let program = legacy::program::Program::read(input.life);
+    let mut program = legacy::program::Program::read(input.life);
+    program.steps.truncate(MAX_STEPS);
     stats::operations(program.steps.len() + input.mutations.len());
     let mut machine = legacy::machine::Machine::new(program.kind);
     let (before, after) = program.steps.split_at(program.steps.len() / 2);
@@ -66,7 +71,8 @@ fn on_legacy(input: &Input) {
 }
 
 fn on_bus(input: &Input) {
-    let program = pci_config::program::Program::read(input.life);
+    let mut program = pci_config::program::Program::read(input.life);
+    program.steps.truncate(MAX_STEPS);
     stats::operations(program.steps.len() + input.mutations.len());
     let mut machine = pci_config::machine::Machine::new(program.profile);
     let mut model = pci_config::model::Model::of(&mut machine);
@@ -74,8 +80,8 @@ fn on_bus(input: &Input) {
     for step in before {
         pci_config::program::perform(step, &mut machine, &mut model);
     }
-    device::hostile_bus(&mut machine, input.kind, &input.mutations);
-    device::touch(&mut machine);
+    let restored = device::hostile_bus(&mut machine, input.kind, &input.mutations);
+    device::touch(&mut machine, restored);
     machine.reset();
     machine.forget_sent();
     let mut model = pci_config::model::Model::of(&mut machine);

@@ -1,7 +1,8 @@
 //! Changes of a state as data: one value replaced by another.
 
 use arbitrary::Unstructured;
-use serde_json::{Value, json};
+
+use super::tree::{self, Tree};
 
 /// Replaces value number `which`, counted over the whole state and wrapped around.
 #[derive(Debug)]
@@ -35,33 +36,31 @@ impl Mutation {
             10 => By::Negative(input.arbitrary()?),
             11 => By::Flag(input.arbitrary()?),
             12 => By::Null,
-            13..=14 => By::Copies(input.arbitrary::<u16>()? & 0x7fff),
+            13..=14 => By::Copies(copies(input.arbitrary()?)),
             _ => By::Nothing,
         };
         Ok(Self { which, by })
     }
 
     /// Changes the state.
-    pub fn apply(&self, state: &mut Value) {
+    pub fn apply(&self, state: &mut Tree) {
         let mut left = usize::from(self.which) % count(state);
         if let Some(value) = nth(state, &mut left) {
             match self.by {
-                By::Number(number) => *value = json!(number),
-                By::Bit(bit) => *value = json!(value.as_u64().unwrap_or(0) ^ 1 << bit),
-                By::Negative(number) => *value = json!(number),
-                By::Flag(flag) => *value = json!(flag),
-                By::Null => *value = Value::Null,
+                By::Number(number) => *value = Tree::Unsigned(number),
+                By::Bit(bit) => *value = Tree::Unsigned(value.as_unsigned().unwrap_or(0) ^ 1 << bit),
+                By::Negative(number) => *value = tree::signed(number),
+                By::Flag(flag) => *value = Tree::Flag(flag),
+                By::Null => *value = Tree::Null,
                 By::Copies(copies) => {
                     let first = match &*value {
-                        Value::Array(values) => values.first().cloned().unwrap_or(json!(0)),
+                        Tree::List(values) => values.first().cloned().unwrap_or(Tree::Unsigned(0)),
+                        Tree::Copies(value, _) => (**value).clone(),
                         other => other.clone(),
                     };
-                    // Lists of lists grow faster than any state: what is refused for its size is refused for less.
-                    let copies = if first.is_number() || first.is_boolean() { copies } else { copies & 0x3f };
-                    let total = usize::from(copies) * count(&first);
-                    if total <= usize::from(u16::MAX) {
-                        *value = Value::Array(vec![first; copies.into()]);
-                    }
+                    // Lists of structures are short: what is refused for its size is refused for less.
+                    let copies = if first.is_plain() { copies } else { copies & 0x3f };
+                    *value = Tree::Copies(first.into(), copies.into());
                 }
                 By::Nothing => {}
             }
@@ -69,23 +68,40 @@ impl Mutation {
     }
 }
 
-/// Values in a value, itself included, hence one at least; a list counts with its first few only, or it would be all there is.
-fn count(value: &Value) -> usize {
+/// Most lists hold 256 values at the most, and one 16384: longer than that few are, as they take longer than all the rest.
+fn copies(drawn: u16) -> u16 {
+    if drawn >> 11 == 0x1f { drawn & 0x7fff } else { drawn & 0x1ff }
+}
+
+/// How many values of a list are counted: with all of them a long list would be all there is.
+const COUNTED: usize = 40;
+
+/// Values in a value, itself included, hence one at least.
+fn count(value: &Tree) -> usize {
     match value {
-        Value::Array(values) => 1 + values.iter().take(40).map(count).sum::<usize>(),
-        Value::Object(members) => 1 + members.values().map(count).sum::<usize>(),
+        Tree::List(values) => 1 + values.iter().take(COUNTED).map(count).sum::<usize>(),
+        Tree::Copies(value, copies) => 1 + count(value) * COUNTED.min(*copies),
+        Tree::Members(members) => 1 + members.iter().map(|(_, value)| count(value)).sum::<usize>(),
         _ => 1,
     }
 }
 
-fn nth<'v>(value: &'v mut Value, left: &mut usize) -> Option<&'v mut Value> {
+fn nth<'v>(value: &'v mut Tree, left: &mut usize) -> Option<&'v mut Tree> {
     if *left == 0 {
         return Some(value);
     }
+    let within = count(value);
+    if *left >= within {
+        *left -= within;
+        return None;
+    }
     *left -= 1;
+    if let Tree::Copies(first, copies) = value {
+        *value = Tree::List(vec![(**first).clone(); *copies]);
+    }
     match value {
-        Value::Array(values) => values.iter_mut().take(40).find_map(|value| nth(value, left)),
-        Value::Object(members) => members.values_mut().find_map(|value| nth(value, left)),
+        Tree::List(values) => values.iter_mut().take(COUNTED).find_map(|value| nth(value, left)),
+        Tree::Members(members) => members.iter_mut().find_map(|(_, value)| nth(value, left)),
         _ => None,
     }
 }
