@@ -17,6 +17,8 @@ while read -r module; do insmod "/modules/$module" || echo "LAB cannot load $mod
 for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do [ -b /dev/sda ] && [ -b /dev/sdb ] && break; sleep 0.2; done
 mount -t ext4 -o ro,noload /dev/sda /tools
 mount -t ext4 /dev/sdb /lab
+# What guests name at the root of the other outer machine.
+for file in /lab/initrd-*; do [ -e "$file" ] && ln -s "$file" /; done
 ip link set lo up
 ls /dev/kvm
 for option in ept unrestricted_guest; do echo "$option $(cat /sys/module/kvm_intel/parameters/$option)"; done

@@ -8,7 +8,7 @@ use devices::virtio::net::{Header, NetBackend, NetError, Offloads, Received, Sen
 use devices::virtio::queue::GuestRange;
 use devices::virtio::rng::{RngBackend, RngError};
 
-use super::ram::{Hash, Ram};
+use super::ram::{Hash, Ram, Stream};
 use crate::finding;
 use crate::lone::Lone;
 use crate::oracle::net::Frame;
@@ -28,8 +28,10 @@ pub struct Inner {
     read: u64,
     /// Bytes the terminal still takes.
     pub room: usize,
-    /// What the guest has put out.
+    /// What the guest has sent.
     pub shown: Hash,
+    /// What it has printed.
+    pub printed: Stream,
     next_frame: u64,
 }
 
@@ -167,9 +169,7 @@ impl ConsoleBackend for End {
         let inner = &mut *self.inner.open();
         let taken = if inner.full { 0 } else { bytes.len().min(inner.room) };
         inner.room -= taken;
-        for byte in &bytes[..taken] {
-            inner.shown.add(u64::from(*byte));
-        }
+        inner.printed.add(&bytes[..taken]);
         if let Device::Console(console) = &mut self.oracles.open().device {
             console.shown(bytes, taken);
         }

@@ -559,6 +559,7 @@ impl Machine {
     #[must_use]
     pub fn shown(&self) -> u64 {
         let mut hash = self.end.inner.open().shown;
+        hash.add(self.end.inner.open().printed.digest());
         if let Device::Blk(blk) = &self.oracles.open().device {
             for word in blk.bytes.chunks(8) {
                 hash.add(u64::from_le_bytes(word.try_into().unwrap_or_default()));

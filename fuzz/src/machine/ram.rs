@@ -228,6 +228,47 @@ impl Hash {
     }
 }
 
+/// A digest of a stream of bytes, whatever pieces they come in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stream {
+    hash: Hash,
+    /// Bytes that make no word yet, the first one lowest.
+    rest: u64,
+    rest_bytes: u32,
+}
+
+impl Stream {
+    /// Adds the next bytes.
+    pub fn add(&mut self, bytes: &[u8]) {
+        let missing = (8 - self.rest_bytes as usize) % 8;
+        let (first, others) = bytes.split_at(missing.min(bytes.len()));
+        first.iter().for_each(|byte| self.push(*byte));
+        let (words, last) = others.as_chunks();
+        for word in words {
+            self.hash.add(u64::from_le_bytes(*word));
+        }
+        last.iter().for_each(|byte| self.push(*byte));
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.rest |= u64::from(byte) << (8 * self.rest_bytes);
+        self.rest_bytes += 1;
+        if self.rest_bytes == 8 {
+            self.hash.add(std::mem::take(&mut self.rest));
+            self.rest_bytes = 0;
+        }
+    }
+
+    /// The digest so far.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut hash = self.hash;
+        hash.add(self.rest);
+        hash.add(self.rest_bytes.into());
+        hash.0
+    }
+}
+
 impl fmt::Debug for Ram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Ram")
@@ -348,5 +389,33 @@ impl Bitmap for Mark<'_> {
 
     fn slice_at(&self, offset: usize) -> Self {
         Self { offset: self.offset + offset, altered: self.altered.map(|copy| copy.wrapping_add(offset)), ..*self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_streams_digest_is_of_its_bytes_and_not_of_their_pieces() {
+        let bytes: Vec<u8> = (1..=40).collect();
+        let digest = |pieces: &[&[u8]]| {
+            let mut stream = Stream::default();
+            pieces.iter().for_each(|piece| stream.add(piece));
+            stream.digest()
+        };
+        let whole = digest(&[&bytes]);
+        for cut in 0..=bytes.len() {
+            let (one, other) = bytes.split_at(cut);
+            let (other, last) = other.split_at(other.len() / 3);
+            assert_eq!(digest(&[one, other, last]), whole, "cut at {cut}");
+            if cut < bytes.len() {
+                let mut changed = bytes.clone();
+                changed[cut] ^= 1;
+                assert_ne!(digest(&[&changed]), whole);
+                assert_ne!(digest(&[one]), whole);
+            }
+        }
+        assert_ne!(digest(&[&[0; 8]]), digest(&[&[0; 7]]));
     }
 }

@@ -30,10 +30,10 @@ impl Random {
 }
 
 /// Operations a program has at least after a mutation: short ones say little in the time they take.
-const LEAST_OPS: usize = 12;
+const LEAST_OPS: usize = 10;
 /// Operations it grows to: what needs more than a few of them needs those few close together, and two programs of half the
 /// length are two chances.
-const MOST_OPS: usize = 32;
+const MOST_OPS: usize = 24;
 
 /// A program of `ops` operations.
 pub fn generate(random: &mut Random, ops: usize, out: &mut Vec<u8>) {

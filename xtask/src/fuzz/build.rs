@@ -17,7 +17,7 @@ pub(super) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 const COVERAGE_GUIDED: [&str; 6] = [
     "--cfg=fuzzing",
     "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-level=3",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cforce-frame-pointers=yes",
