@@ -14,7 +14,6 @@ const REPLAY: &str = "ZVMM_FUZZ_REPLAY";
 /// In a fuzzing build: replays one input and ends the process, when the environment asks for that.
 pub fn if_asked(target: &Target) {
     crate::teeth::plant_if_asked();
-    crate::soak::if_asked(target);
     let Some(file) = std::env::var_os(REPLAY) else { return };
     std::process::exit(i32::from(said(one(target, Path::new(&file))).is_err()));
 }

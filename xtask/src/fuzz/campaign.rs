@@ -82,12 +82,9 @@ impl Campaign<'_> {
     /// # Errors
     /// When there is a finding, or a process cannot be run.
     pub fn run(&self, target: &Target) -> anyhow::Result<()> {
-        if let Some(programs) = target.soak.filter(|_| self.repeatable) {
-            return self.soak(target, programs);
-        }
         let name = &target.name;
         let start = Instant::now();
-        let mut jobs = (0..self.jobs).map(|number| self.start(name, number)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut jobs = (0..self.jobs).map(|number| self.start(target, number)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut told = start;
         let mut before = 0;
         loop {
@@ -123,26 +120,17 @@ impl Campaign<'_> {
         Ok(())
     }
 
-    /// Runs numbered programs, the same ones each time.
-    fn soak(&self, target: &Target, programs: u64) -> anyhow::Result<()> {
-        let (name, start) = (&target.name, Instant::now());
-        let output =
-            finding::command(&self.programs.join(name)).env("ZVMM_FUZZ_SOAK", programs.to_string()).output()?;
-        if !output.status.success() {
-            print!("{}", String::from_utf8_lossy(&output.stderr));
-            bail!("a finding among the numbered programs (cargo run --release --example soak, in fuzz/)");
-        }
-        println!("{name:<14} ran {programs} numbered programs in {:.0} s", start.elapsed().as_secs_f64());
-        Ok(())
-    }
-
-    fn start(&self, name: &str, number: u32) -> anyhow::Result<Job> {
+    fn start(&self, target: &Target, number: u32) -> anyhow::Result<Job> {
+        let name = &target.name;
         let [corpus, findings, logs] = [if self.repeatable { "gate" } else { "corpus" }, "findings", "logs"]
             .map(|kind| folder().join(kind).join(name));
         if self.repeatable && corpus.exists() {
             fs::remove_dir_all(&corpus)?;
         }
         let mut command = self.command_in(name, &corpus, &findings)?;
+        if self.repeatable {
+            command.args(["-seed=1".to_owned(), format!("-runs={}", target.gate_programs)]);
+        }
         fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
         Job::start(&mut command, &logs.join(format!("{number}.log")))
     }
@@ -160,9 +148,6 @@ impl Campaign<'_> {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let mut command = finding::command(&self.programs.join(name));
-        if self.repeatable {
-            command.arg("-seed=1");
-        }
         command
             .arg(format!("-max_total_time={}", self.time.as_secs()))
             .arg(format!("-artifact_prefix={}/", findings.display()))

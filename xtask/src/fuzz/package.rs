@@ -14,8 +14,8 @@ pub struct Target {
     pub name: String,
     /// Sources it is to cover: files and folders from the root of the workspace.
     pub covers: Vec<String>,
-    /// Programs that the gate runs in place of a campaign.
-    pub soak: Option<u64>,
+    /// Programs that the gate's campaign ends after.
+    pub gate_programs: u64,
     /// Planted bugs it is to find.
     pub finds: Vec<String>,
 }
@@ -43,7 +43,7 @@ struct PackageMetadata {
     #[serde(default)]
     covers: BTreeMap<String, Vec<String>>,
     #[serde(default)]
-    soaks: BTreeMap<String, u64>,
+    gate_programs: BTreeMap<String, u64>,
     #[serde(default)]
     finds: BTreeMap<String, Vec<String>>,
 }
@@ -61,16 +61,17 @@ pub fn targets() -> anyhow::Result<Vec<Target>> {
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim_end());
     let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
     let mut targets = Vec::new();
-    for Package { targets: programs, metadata: PackageMetadata { mut covers, mut soaks, mut finds } } in
+    for Package { targets: programs, metadata: PackageMetadata { mut covers, mut gate_programs, mut finds } } in
         metadata.packages
     {
         for CargoTarget { name, .. } in programs.into_iter().filter(|target| target.kind == ["bin"]) {
             let covers = covers.remove(&name).unwrap_or_default();
             let finds = finds.remove(&name).unwrap_or_default();
-            let soak = soaks.remove(&name);
-            targets.push(Target { name, covers, soak, finds });
+            let of_gate =
+                gate_programs.remove(&name).with_context(|| format!("fuzz/Cargo.toml: no gate-programs of {name}"))?;
+            targets.push(Target { name, covers, gate_programs: of_gate, finds });
         }
-        let left: Vec<String> = covers.into_keys().chain(soaks.into_keys()).chain(finds.into_keys()).collect();
+        let left: Vec<String> = covers.into_keys().chain(gate_programs.into_keys()).chain(finds.into_keys()).collect();
         anyhow::ensure!(left.is_empty(), "fuzz/Cargo.toml: metadata of what is no target: {}", left.join(", "));
     }
     targets.sort_by(|a, b| a.name.cmp(&b.name));

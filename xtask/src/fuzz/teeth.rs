@@ -164,7 +164,7 @@ mod tests {
         let target = Target {
             name: "t".to_owned(),
             covers: Vec::new(),
-            soak: None,
+            gate_programs: 1,
             finds: ["A", "B", "C"].map(str::to_owned).into(),
         };
         let targets = [target];
