@@ -22,6 +22,9 @@ use process::{Outcome, Zvmm, guests};
 /// All profiles: what a guest proves on one says little about the others.
 const PROFILES: [&str; 3] = ["i440fx", "bhyve", "micro"];
 
+/// Who does a disk's work.
+const ENGINES: [&str; 2] = ["threads", "io_uring"];
+
 /// How a guest reaches PCI configuration space on a profile.
 fn pci_ways(profile: &str) -> &'static [&'static str] {
     if profile == "micro" { &["pci=ecam"] } else { &["pci=ports", "pci=ecam"] }
@@ -118,12 +121,12 @@ fn the_vcpu_does_not_leave_the_kernel_for_a_notification() {
 fn an_independent_driver_verifies_blocks_random_bytes_and_console_output() {
     let Some(guests) = guests() else { return };
     for profile in PROFILES {
-        for pci in pci_ways(profile) {
+        for (pci, engine) in pci_ways(profile).iter().flat_map(|pci| ENGINES.map(|engine| (pci, engine))) {
             let mut image = disk(4);
             let console = tempfile::NamedTempFile::new().expect("a temporary file");
             let outcome = Zvmm::new(&guests, "virtio")
                 .cmdline(&format!("{pci} expect=blk,rng,console"))
-                .args(["--profile", profile, "--rng", "--disk", &path(&image)])
+                .args(["--profile", profile, "--rng", "--disk", &format!("{},engine={engine}", path(&image))])
                 .args(["--console", &format!("file:{}", path(&console))])
                 .run();
             outcome.passed(&["blk data", "blk range", "blk", "rng", "console"]);

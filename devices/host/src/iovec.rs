@@ -31,7 +31,7 @@ pub struct OutsideMemory(pub GuestRange);
 /// Room for vectors, kept between requests so that filling it allocates nothing.
 #[derive(Debug, Default)]
 pub struct VectorBuffer {
-    vectors: Vec<libc::iovec>,
+    pub(crate) vectors: Vec<libc::iovec>,
 }
 
 // SAFETY: outside of the calls that fill it, the pointers in it are never followed; they are only left-over room.
@@ -60,7 +60,7 @@ impl VectorBuffer {
     }
 
     /// Appends vectors for `ranges`; their length in bytes.
-    fn extend(
+    pub(crate) fn extend(
         &mut self,
         mem: &GuestMemoryMmap<()>,
         ranges: impl IntoIterator<Item = GuestRange>,
@@ -184,34 +184,46 @@ impl Vectors<'_> {
 
     /// As many vectors as one call takes.
     fn next_call(&self) -> (*const libc::iovec, libc::c_int) {
-        let mut bytes = 0usize;
-        let mut count = 0;
-        for vector in self.vectors.iter().take(MAX_VECTORS) {
-            bytes = bytes.saturating_add(vector.iov_len);
-            if bytes > MAX_CALL_BYTES && count > 0 {
-                break;
-            }
-            count += 1;
-        }
-        (self.vectors.as_ptr(), count)
+        (self.vectors.as_ptr(), vectors_of_a_call(self.vectors))
     }
 
     /// Takes `moved` bytes off the front.
     fn advance(&mut self, moved: usize) {
-        let mut left = moved.min(self.len_bytes);
-        self.len_bytes -= left;
-        let mut done = 0;
-        for vector in self.vectors.iter_mut() {
-            if left < vector.iov_len {
-                vector.iov_base = vector.iov_base.wrapping_byte_add(left);
-                vector.iov_len -= left;
-                break;
-            }
-            left -= vector.iov_len;
-            done += 1;
-        }
+        let moved = moved.min(self.len_bytes);
+        self.len_bytes -= moved;
+        let done = take_off(self.vectors, moved);
         self.vectors = &mut std::mem::take(&mut self.vectors)[done..];
     }
+}
+
+/// How many of these vectors one call takes.
+pub(crate) fn vectors_of_a_call(vectors: &[libc::iovec]) -> libc::c_int {
+    let mut bytes = 0usize;
+    let mut count = 0;
+    for vector in vectors.iter().take(MAX_VECTORS) {
+        bytes = bytes.saturating_add(vector.iov_len);
+        if bytes > MAX_CALL_BYTES && count > 0 {
+            break;
+        }
+        count += 1;
+    }
+    count
+}
+
+/// Takes `moved` bytes off the front of vectors that have at least as many; how many of them have none left.
+pub(crate) fn take_off(vectors: &mut [libc::iovec], moved: usize) -> usize {
+    let mut left = moved;
+    let mut done = 0;
+    for vector in vectors {
+        if left < vector.iov_len {
+            vector.iov_base = vector.iov_base.wrapping_byte_add(left);
+            vector.iov_len -= left;
+            break;
+        }
+        left -= vector.iov_len;
+        done += 1;
+    }
+    done
 }
 
 /// Writes `len_bytes` zeroes to `file` at `offset`, asking `go_on` between calls.

@@ -18,13 +18,14 @@ compile_error!("devices-host supports Linux and illumos");
 
 pub mod clock;
 pub mod disk;
+pub mod engine;
 pub mod event;
 pub mod heap;
 pub mod iovec;
 #[cfg(any(target_os = "illumos", test))]
 mod pipe;
 pub mod poll;
-pub mod pool;
+mod pool;
 pub mod ram;
 pub mod random;
 pub mod socket;

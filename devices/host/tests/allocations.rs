@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use devices_host::Event;
 use devices_host::disk::Disk;
+use devices_host::engine::{Engine, EngineOptions, Kind, Op};
 use devices_host::iovec::GuestRange;
 use devices_host::poll::{PollFd, poll};
-use devices_host::pool::{Engine, EngineOptions, Op};
 use devices_host::ram::{RamOptions, allocate};
 
 struct Counting;
@@ -66,9 +66,12 @@ fn an_engine_that_has_seen_its_largest_requests_allocates_nothing() {
     std::fs::remove_file(&path).unwrap();
     let mem = Arc::new(allocate(&[(0, 4 << 20)], &RamOptions::default()).unwrap());
     let wake = Arc::new(Event::new().unwrap());
-    let mut engine = Engine::start("disk", disk, mem, wake.clone(), &EngineOptions::default()).unwrap();
-    rounds(&mut engine, &wake, 200);
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
-    rounds(&mut engine, &wake, 200);
-    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0);
+    for kind in [Kind::Threads, Kind::IoUring] {
+        let options = EngineOptions { kind, ..EngineOptions::default() };
+        let mut engine = Engine::start("disk", disk.clone(), mem.clone(), wake.clone(), &options).unwrap();
+        rounds(&mut engine, &wake, 200);
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        rounds(&mut engine, &wake, 200);
+        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{kind:?}");
+    }
 }

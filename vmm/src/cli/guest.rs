@@ -87,7 +87,8 @@ pub struct GuestArgs {
     ///
     /// Keys: ro (the guest cannot write), slot=DEVICE[.FUNCTION] (place on the PCI bus), serial=TEXT (up to 20
     /// characters), queues=N (1 to 32; the vCPUs up to 4), queue_size=N (256), packed, in_order (ring
-    /// features to offer, as with qemu), id=NAME (disk0, disk1, …).
+    /// features to offer, as with qemu), engine=threads|io_uring (who does its work: threads), id=NAME
+    /// (disk0, disk1, …).
     #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Devices")]
     pub disk: Vec<String>,
     /// Network interface (virtio-net) on a TAP device. Again for more interfaces
@@ -298,7 +299,7 @@ fn switch(option: &str, text: &Option<String>) -> Result<Option<bool>, ConfigErr
 }
 
 fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
-    let keys = ["ro", "slot", "serial", "queues", "queue_size", "packed", "in_order", "id"];
+    let keys = ["ro", "slot", "serial", "queues", "queue_size", "packed", "in_order", "engine", "id"];
     let given = Options::read("--disk", text, Some("path"), &keys)?;
     let defaults = DiskConfig::new(given.required("path", "--disk root.img")?);
     Ok(DiskConfig {
@@ -310,6 +311,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         queue_size: given.number("queue_size")?.unwrap_or(defaults.queue_size),
         packed: given.flag("packed")?,
         in_order: given.flag("in_order")?,
+        engine: named("--disk: engine", &given.text("engine")?)?.unwrap_or_default(),
         path: defaults.path,
     })
 }

@@ -44,6 +44,20 @@ pub struct DiskConfig {
     /// Offer to use buffers in the order they were made available (virtio 1.3 §2.7.9). Off by default, as with qemu.
     #[serde(default)]
     pub in_order: bool,
+    /// Who reads and writes it.
+    #[serde(default)]
+    pub engine: DiskEngine,
+}
+
+/// Who does a disk's work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskEngine {
+    /// Threads that block in system calls: on every host.
+    #[default]
+    Threads,
+    /// The kernel, by io_uring(7): on Linux.
+    IoUring,
 }
 
 impl DiskConfig {
@@ -59,6 +73,7 @@ impl DiskConfig {
             queue_size: default_queue_size(),
             packed: false,
             in_order: false,
+            engine: DiskEngine::default(),
         }
     }
 

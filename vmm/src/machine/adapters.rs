@@ -17,9 +17,9 @@ use devices::virtio::net::{Header, NetBackend, NetError, Offloads, Received, Sen
 use devices::virtio::queue::GuestRange;
 use devices::virtio::rng::{RngBackend, RngError};
 use devices::wake::Wake;
+use devices_host::engine::{Engine, EngineError, Op};
 use devices_host::event::Event;
 use devices_host::iovec::{FrameError, GuestRange as HostRange};
-use devices_host::pool::{Engine, EngineError, Op};
 use devices_host::tap::{HEADER_BYTES, Offloads as TapOffloads, Tap};
 
 use crate::control::{EventSender, MachineEvent, SerialPort, Timed};
@@ -114,10 +114,10 @@ fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
     ranges.iter().map(|range| HostRange { address: range.addr, len: range.len })
 }
 
-/// A disk queue on the thread-pool engine.
-pub struct PoolDisk(pub Engine);
+/// A disk queue on its engine.
+pub struct EngineDisk(pub Engine);
 
-impl BlkBackend<GuestRam> for PoolDisk {
+impl BlkBackend<GuestRam> for EngineDisk {
     fn has_room(&self) -> bool {
         self.0.has_room()
     }

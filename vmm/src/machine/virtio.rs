@@ -14,14 +14,14 @@ use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::wake::Wake;
 use devices_host::disk::{Disk, DiskProblem};
+use devices_host::engine::{Engine, EngineOptions, Kind, MAX_THREADS};
 use devices_host::event::Event;
-use devices_host::pool::{Engine, EngineOptions, MAX_THREADS};
 use devices_host::tap::{Tap, TapError};
 
 use super::StartError;
-use super::adapters::{ConsoleEnd, ConsolePipe, HostRandom, PoolDisk, TapLink};
+use super::adapters::{ConsoleEnd, ConsolePipe, EngineDisk, HostRandom, TapLink};
 use super::chipset::{Chipset, ChipsetError};
-use crate::config::{DiskConfig, NetConfig, Profile, Slot, VmConfig};
+use crate::config::{DiskConfig, DiskEngine, NetConfig, Profile, Slot, VmConfig};
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 
@@ -144,16 +144,25 @@ impl Builder<'_> {
             depth: usize::from(config.queue_size),
             inline_single: true,
             cpus: Vec::new(),
+            kind: match config.engine {
+                DiskEngine::Threads => Kind::Threads,
+                DiskEngine::IoUring => Kind::IoUring,
+            },
         };
         let mut specs = Vec::new();
         let mut counters = Vec::new();
         for queue in 0..queues {
             let name = format!("{}-q{queue}", config.id);
             let wake = Arc::new(Event::new().map_err(host("cannot create a wake-up"))?);
-            let engine = Engine::start(&name, disk.clone(), ram.clone(), wake.clone(), &options)
-                .map_err(host("cannot start its threads"))?;
+            let engine =
+                Engine::start(&name, disk.clone(), ram.clone(), wake.clone(), &options).map_err(host(match config
+                    .engine
+                {
+                    DiskEngine::Threads => "cannot start its threads",
+                    DiskEngine::IoUring => "cannot have the kernel do its work (engine=threads works everywhere)",
+                }))?;
             let count = Arc::new(QueueCounters::default());
-            let worker = Box::new(device.worker(queue, PoolDisk(engine), count.clone()));
+            let worker = Box::new(device.worker(queue, EngineDisk(engine), count.clone()));
             specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()] });
             counters.push(count);
         }

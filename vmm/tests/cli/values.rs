@@ -78,6 +78,11 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ("--disk packed", "--disk=@root.img,packed=yes", "--disk: packed='yes' is neither on nor off"),
     ("--disk in_order", "--disk=@root.img,in_order=1", "--disk: in_order='1' is neither on nor off"),
     (
+        "--disk engine",
+        "--disk=@root.img,engine=uring",
+        "--disk: engine: unknown value 'uring'; did you mean 'io_uring'?",
+    ),
+    (
         "--disk id",
         "--disk=@root.img,id=a b",
         "id: 'a b' is not an id; it has 1 to 64 letters, digits, '-', '_' and '.'",
@@ -227,6 +232,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("disks[].queue_size", "2048", "disk0: queue size 2048 is not possible; it is a power of two from 2 to 1024"),
     ("disks[].packed", "1", "disks[0].packed: invalid type: integer '1', expected a boolean"),
     ("disks[].in_order", r#""on""#, "disks[0].in_order: invalid type: string \"on\", expected a boolean"),
+    ("disks[].engine", r#""aio""#, "disks[0].engine: unknown value 'aio'; the valid ones are threads, io_uring"),
     ("nets[].tap", r#""""#, "net0: tap '' is not a link name; it has 1 to 15 letters, no blank or '/'"),
     (
         "nets[].mac",

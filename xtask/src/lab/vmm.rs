@@ -65,6 +65,8 @@ pub struct Machine {
     pub nics: Vec<(String, String)>,
     /// Offer packed virtqueues.
     pub packed: bool,
+    /// Have the kernel do the disks' work.
+    pub io_uring: bool,
     /// A console of virtio's own, which nobody reads.
     pub console: bool,
     /// An entropy source.
@@ -165,8 +167,9 @@ impl Vmm {
         line.option("--initrd", &machine.initrd);
         line.option("--cmdline", &machine.cmdline);
         let packed = if machine.packed { ",packed=on" } else { "" };
+        let engine = if machine.io_uring { ",engine=io_uring" } else { "" };
         for disk in &machine.disks {
-            line.option("--disk", format!("{disk}{packed}"));
+            line.option("--disk", format!("{disk}{packed}{engine}"));
         }
         for (tap, mac) in &machine.nics {
             line.option("--net", format!("tap={tap},mac={mac}{packed}"));
@@ -228,8 +231,9 @@ impl Vmm {
         // microvm has neither a keyboard controller nor a reset register.
         line.option("-append", format!("{}{}", machine.cmdline, if microvm { " reboot=t" } else { "" }));
         let packed = if machine.packed { ",packed=on" } else { "" };
+        let aio = if machine.io_uring { "io_uring" } else { "threads" };
         for (n, disk) in machine.disks.iter().enumerate() {
-            line.option("-drive", format!("file={disk},format=raw,if=none,id=d{n},cache=writeback,aio=threads"));
+            line.option("-drive", format!("file={disk},format=raw,if=none,id=d{n},cache=writeback,aio={aio}"));
             line.option("-device", format!("{block},drive=d{n}{packed}"));
         }
         for (n, (tap, mac)) in machine.nics.iter().enumerate() {
@@ -295,6 +299,7 @@ mod tests {
             rng: false,
             cpu: "host".into(),
             packed: false,
+            io_uring: false,
             kvmclock: true,
             reset_ends: true,
         }
@@ -332,6 +337,7 @@ mod tests {
             Machine { rng: true, ..plain.clone() },
             Machine { kvmclock: false, ..plain.clone() },
             Machine { packed: true, ..plain.clone() },
+            Machine { io_uring: true, ..plain.clone() },
             Machine { reset_ends: false, ..plain.clone() },
             Machine { cpu: "x86-64-v2".to_owned(), ..plain.clone() },
         ];

@@ -188,6 +188,7 @@ fn stock_machine() -> Machine {
         rng: false,
         cpu: "host".to_owned(),
         packed: false,
+        io_uring: false,
         kvmclock: true,
         reset_ends: false,
     }

@@ -11,6 +11,7 @@ use crate::check;
 pub(crate) mod disk;
 pub(crate) mod heap;
 pub(crate) mod ram;
+pub(crate) mod ring;
 pub(crate) mod socket;
 pub(crate) mod tap;
 pub(crate) mod tty;

@@ -8,17 +8,26 @@ use super::{Scenario, Script, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![disk_root(), tcp(10), tcp(100), packed_rings(), names(), serial_input()]
+    vec![
+        disk_root("disk-root", false),
+        disk_root("disk-root-io-uring", true),
+        tcp(10),
+        tcp(100),
+        packed_rings(),
+        names(),
+        serial_input(),
+    ]
 }
 
 const ROOT: &str = "findmnt -n -o SOURCE,FSTYPE,OPTIONS /";
 
-fn disk_root() -> Scenario {
+fn disk_root(name: &str, io_uring: bool) -> Scenario {
     Scenario::new(
-        "disk-root",
+        name,
         "a Debian root on virtio-blk reaches a shell, is written to, and is clean after power-off",
-        |_| {
+        move |_| {
             Script::new()
+                .with(|machine| machine.io_uring = io_uring)
                 .debian_root()
                 .limit(240)
                 .ready_within(150)

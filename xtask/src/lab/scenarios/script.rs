@@ -51,6 +51,7 @@ impl Script {
                 rng: false,
                 cpu: CPU.to_owned(),
                 packed: false,
+                io_uring: false,
                 kvmclock: true,
                 reset_ends: false,
             },

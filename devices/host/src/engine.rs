@@ -1,0 +1,179 @@
+//! Disk engines: a request is submitted and committed, somebody does it, and it is collected.
+//!
+//! One [`Engine`] a virtqueue, so that queues share no lock. Requests, completions and their lists of ranges are recycled:
+//! nothing is allocated once the largest request has been seen.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::Event;
+use crate::disk::Disk;
+use crate::iovec::GuestRange;
+use crate::os::ring::Ring;
+use crate::pool::Pool;
+use crate::ram::SharedRam;
+
+/// The most threads an engine starts.
+pub const MAX_THREADS: usize = 16;
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Disk to guest memory.
+    Read,
+    /// Guest memory to disk.
+    Write {
+        /// It is on stable storage before it completes.
+        durable: bool,
+    },
+    /// All that completed before is on stable storage before this completes.
+    Flush,
+    /// The range's content may be forgotten.
+    Discard,
+    /// The range reads as zeroes afterwards.
+    WriteZeroes {
+        /// Its blocks may be given back.
+        unmap: bool,
+        /// As for [`Write`](Self::Write).
+        durable: bool,
+    },
+}
+
+/// How a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The disk, file system or system cannot do it.
+    #[error("the disk cannot do this")]
+    Unsupported,
+    /// The system refused, with this `errno`.
+    #[error("errno {0}")]
+    Host(i32),
+    /// The disk ended before the request.
+    #[error("the disk ended before the request")]
+    Short,
+    /// A range is not guest memory.
+    #[error("not guest memory")]
+    Memory,
+    /// It was cancelled before it began.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// How an engine is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Threads, 1 to [`MAX_THREADS`].
+    pub threads: usize,
+    /// Requests in flight at most; the engine says [`Engine::has_room`] until then.
+    pub depth: usize,
+    /// Let the committing thread do a request itself when it is the only one in flight: saves two switches of thread,
+    /// and costs that the worker hears nothing meanwhile.
+    pub inline_single: bool,
+    /// CPUs the threads may run on; empty means any.
+    pub cpus: Vec<usize>,
+    /// Who does the work.
+    pub kind: Kind,
+}
+
+/// Who does an engine's work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Threads that block in system calls: on every system.
+    #[default]
+    Threads,
+    /// The kernel, by io_uring(7): Linux only.
+    IoUring,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { threads: 4, depth: 256, inline_single: false, cpus: Vec::new(), kind: Kind::Threads }
+    }
+}
+
+/// Runs the requests of one queue on one disk. Owned by the queue's worker.
+#[derive(Debug)]
+pub struct Engine(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Pool(Pool),
+    Ring(Box<Ring>),
+}
+
+/// The same call of whichever engine it is.
+macro_rules! each {
+    ($engine:expr, $inner:ident => $call:expr) => {
+        match $engine {
+            Inner::Pool($inner) => $call,
+            Inner::Ring($inner) => $call,
+        }
+    };
+}
+
+impl Engine {
+    /// Starts the engine; its threads are named `name` and a number. `wake` is signalled when [`poll`](Self::poll) has
+    /// something to report; clear it before polling.
+    ///
+    /// # Errors
+    /// When a thread cannot be started or bound; when the system has no io_uring or refuses it, and that is what is to do
+    /// the work.
+    pub fn start(
+        name: &str,
+        disk: Arc<Disk>,
+        mem: SharedRam,
+        wake: Arc<Event>,
+        options: &EngineOptions,
+    ) -> io::Result<Self> {
+        Ok(Self(match options.kind {
+            Kind::Threads => Inner::Pool(Pool::start(name, disk, mem, wake, options)?),
+            Kind::IoUring => Inner::Ring(Box::new(Ring::start(name, disk, mem, wake, options)?)),
+        }))
+    }
+
+    /// Whether another request may be staged.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        each!(&self.0, engine => engine.has_room())
+    }
+
+    /// Requests staged or committed and not yet reported by [`poll`](Self::poll). At zero, nobody touches guest memory.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        each!(&self.0, engine => engine.in_flight())
+    }
+
+    /// Takes a request; it starts with the next [`commit`](Self::commit) at the latest. `ranges` are copied; for a read or
+    /// write their length is what is moved, for the others `len_bytes` counts. Staging more than the depth allows works,
+    /// and allocates.
+    pub fn submit(
+        &mut self,
+        token: u64,
+        op: Op,
+        offset_bytes: u64,
+        len_bytes: u64,
+        ranges: impl IntoIterator<Item = GuestRange>,
+    ) {
+        each!(&mut self.0, engine => engine.submit(token, op, offset_bytes, len_bytes, ranges));
+    }
+
+    /// Starts everything staged.
+    pub fn commit(&mut self) {
+        each!(&mut self.0, engine => engine.commit());
+    }
+
+    /// Reports what has completed, each request once and in any order.
+    pub fn poll(&mut self, done: impl FnMut(u64, Result<(), EngineError>)) {
+        each!(&mut self.0, engine => engine.poll(done));
+    }
+
+    /// Cancels what has not begun, and asks what runs to end early where it can. Each request still completes through
+    /// [`poll`](Self::poll).
+    pub fn cancel_all(&mut self) {
+        each!(&mut self.0, engine => engine.cancel_all());
+    }
+}
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

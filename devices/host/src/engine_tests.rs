@@ -1,0 +1,194 @@
+//! What every engine does alike.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::tempdir::TempDir;
+
+use super::*;
+use crate::poll::{PollFd, poll};
+use crate::ram::{RamOptions, allocate};
+
+/// Everybody who does an engine's work.
+const KINDS: [Kind; 2] = [Kind::Threads, Kind::IoUring];
+
+fn options(kind: Kind) -> EngineOptions {
+    EngineOptions { kind, ..EngineOptions::default() }
+}
+
+struct Bench {
+    engine: Engine,
+    wake: Arc<Event>,
+    mem: SharedRam,
+    _dir: TempDir,
+}
+
+fn bench(disk_bytes: u64, options: &EngineOptions) -> Bench {
+    let dir = TempDir::new().unwrap();
+    let path = dir.as_path().join("disk");
+    File::create(&path).unwrap().set_len(disk_bytes).unwrap();
+    let disk = Arc::new(Disk::open("d0", &path, false).unwrap());
+    let mem: SharedRam = Arc::new(allocate(&[(0, 8 << 20)], &RamOptions::default()).unwrap());
+    let wake = Arc::new(Event::new().unwrap());
+    let engine = Engine::start("disk", disk, mem.clone(), wake.clone(), options).unwrap();
+    Bench { engine, wake, mem, _dir: dir }
+}
+
+impl Bench {
+    fn one(&mut self, op: Op, offset_bytes: u64, len: u32) -> Result<(), EngineError> {
+        let has_data = matches!(op, Op::Read | Op::Write { .. });
+        let range = has_data.then_some(GuestRange { address: 0, len });
+        self.engine.submit(1, op, offset_bytes, len.into(), range);
+        self.engine.commit();
+        self.collect(1).remove(&1).unwrap()
+    }
+
+    /// Sleeps as a worker does until `count` requests have completed.
+    fn collect(&mut self, count: usize) -> HashMap<u64, Result<(), EngineError>> {
+        let mut results = HashMap::new();
+        while results.len() < count {
+            let mut fds = [PollFd::new(self.wake.as_raw_fd()).readable(true)];
+            assert_eq!(poll(&mut fds, Some(20_000_000_000)).unwrap(), 1, "a completion without its wake-up");
+            self.wake.clear();
+            self.engine.poll(|token, result| assert!(results.insert(token, result).is_none(), "reported twice"));
+        }
+        results
+    }
+}
+
+#[test]
+fn every_operation_does_what_it_says_inline_and_elsewhere() {
+    for (kind, inline_single) in [(Kind::Threads, false), (Kind::Threads, true), (Kind::IoUring, false)] {
+        let mut bench = bench(1 << 20, &EngineOptions { inline_single, ..options(kind) });
+        bench.mem.write_slice(&[0xa5; 8192], GuestAddress(0)).unwrap();
+        bench.one(Op::Write { durable: false }, 4096, 4096).unwrap();
+        bench.one(Op::Write { durable: true }, 8192, 4096).unwrap();
+        bench.one(Op::Flush, 0, 0).unwrap();
+        bench.one(Op::WriteZeroes { unmap: false, durable: true }, 8192, 2048).unwrap();
+        bench.one(Op::WriteZeroes { unmap: true, durable: false }, 4096, 512).unwrap();
+        bench.one(Op::Read, 4096, 8192).unwrap();
+        let mut bytes = vec![0; 8192];
+        bench.mem.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        let expected = |at: usize| if at < 512 || (4096..4096 + 2048).contains(&at) { 0 } else { 0xa5 };
+        assert!(bytes.iter().enumerate().all(|(at, &byte)| byte == expected(at)));
+        assert!(matches!(bench.one(Op::Discard, 4096, 4096), Ok(()) | Err(EngineError::Unsupported)));
+        assert_eq!(bench.engine.in_flight(), 0);
+    }
+}
+
+#[test]
+fn failures_say_what_failed() {
+    for kind in KINDS {
+        let mut bench = bench(4096, &options(kind));
+        assert_eq!(bench.one(Op::Read, 3584, 1024), Err(EngineError::Short));
+        bench.engine.submit(9, Op::Read, 0, 512, [GuestRange { address: 8 << 20, len: 512 }]);
+        bench.engine.commit();
+        assert_eq!(bench.collect(1)[&9], Err(EngineError::Memory));
+        assert_eq!(bench.one(Op::Write { durable: false }, u64::MAX, 512), Err(EngineError::Host(libc::EIO)));
+        assert_eq!(bench.engine.in_flight(), 0);
+    }
+}
+
+#[test]
+fn batches_of_more_requests_than_threads_all_complete_with_their_own_data() {
+    for kind in KINDS {
+        batches(bench(8 << 20, &EngineOptions { threads: 3, depth: 64, ..options(kind) }));
+    }
+}
+
+fn batches(mut bench: Bench) {
+    for round in 0u64..50 {
+        for n in 0..64u64 {
+            assert!(bench.engine.has_room());
+            bench.mem.write_obj(round * 1000 + n, GuestAddress(n * 4096)).unwrap();
+            let range = GuestRange { address: n * 4096, len: 4096 };
+            bench.engine.submit(n, Op::Write { durable: false }, n * 8192, 4096, [range]);
+        }
+        assert!(!bench.engine.has_room());
+        bench.engine.commit();
+        assert!(bench.collect(64).values().all(Result::is_ok));
+        for n in 0..64u64 {
+            let range = GuestRange { address: (4 << 20) + n * 4096, len: 4096 };
+            bench.engine.submit(n, Op::Read, n * 8192, 4096, [range]);
+        }
+        bench.engine.commit();
+        assert!(bench.collect(64).values().all(Result::is_ok));
+        for n in 0..64u64 {
+            let value: u64 = bench.mem.read_obj(GuestAddress((4 << 20) + n * 4096)).unwrap();
+            assert_eq!(value, round * 1000 + n);
+        }
+    }
+}
+
+#[test]
+fn cancelling_completes_every_request_exactly_once_and_the_engine_goes_on() {
+    // What the kernel has begun it ends, and how much that is depends on its file systems.
+    for (kind, least) in [(Kind::Threads, 1000), (Kind::IoUring, 0)] {
+        let cancelled = cancelling(bench(8 << 20, &EngineOptions { threads: 1, depth: 128, ..options(kind) }));
+        assert!(cancelled >= least, "{kind:?}: {cancelled}");
+    }
+}
+
+fn cancelling(mut bench: Bench) -> usize {
+    let mut cancelled = 0;
+    for _ in 0..20 {
+        for n in 0..100u64 {
+            let range = GuestRange { address: 0, len: 1 << 20 };
+            bench.engine.submit(n, Op::Write { durable: true }, 0, 1 << 20, [range]);
+            if n == 80 {
+                bench.engine.commit();
+            }
+        }
+        bench.engine.cancel_all();
+        let results = bench.collect(100);
+        assert!(results.values().all(|result| matches!(result, Ok(()) | Err(EngineError::Cancelled))));
+        cancelled += results.values().filter(|result| result.is_err()).count();
+        assert_eq!(bench.engine.in_flight(), 0);
+        bench.one(Op::Read, 0, 512).unwrap();
+    }
+    cancelled
+}
+
+#[test]
+fn memory_outlives_requests_whose_engine_goes_away() {
+    for kind in KINDS {
+        for _ in 0..20 {
+            let Bench { mut engine, mem, .. } = bench(8 << 20, &options(kind));
+            for n in 0..8 {
+                engine.submit(n, Op::Read, 0, 1 << 20, [GuestRange { address: n << 20, len: 1 << 20 }]);
+            }
+            engine.commit();
+            drop(mem);
+            drop(engine);
+        }
+    }
+}
+
+#[test]
+fn more_than_the_depth_and_more_pieces_than_a_call_takes_are_done_all_the_same() {
+    for kind in KINDS {
+        let mut bench = bench(8 << 20, &EngineOptions { depth: 4, ..options(kind) });
+        let bytes: Vec<u8> = (0..1 << 20).map(|n: u32| (n % 251) as u8).collect();
+        bench.mem.write_slice(&bytes, GuestAddress(0)).unwrap();
+        for n in 0..40u64 {
+            // 2048 pieces of 64 bytes, in two calls.
+            let start = n * 0x2000;
+            let pieces = (0..2048).map(|piece| GuestRange { address: start + piece * 64, len: 64 });
+            bench.engine.submit(n, Op::Write { durable: false }, n * 0x2_0000, 0x2_0000, pieces);
+        }
+        bench.engine.commit();
+        assert!(bench.collect(40).values().all(Result::is_ok), "{kind:?}");
+        for n in 0..40u64 {
+            let into = GuestRange { address: 4 << 20, len: 0x2_0000 };
+            bench.engine.submit(n, Op::Read, n * 0x2_0000, 0x2_0000, [into]);
+            bench.engine.commit();
+            bench.collect(1)[&n].unwrap();
+            let mut found = vec![0; 0x2_0000];
+            bench.mem.read_slice(&mut found, GuestAddress(4 << 20)).unwrap();
+            let start = (n * 0x2000) as usize;
+            assert!(found == bytes[start..start + 0x2_0000], "{kind:?}, request {n}");
+        }
+    }
+}
