@@ -145,6 +145,21 @@ fn an_independent_driver_verifies_blocks_random_bytes_and_console_output() {
 }
 
 #[test]
+fn what_follows_the_last_sector_of_a_disk_is_left_out_and_said() {
+    let Some(guests) = guests() else { return };
+    let image = disk(1);
+    image.as_file().set_len((1 << 20) + 100).expect("space for a disk image");
+    let outcome = Zvmm::new(&guests, "virtio")
+        .cmdline("pci=ecam expect=blk")
+        .args(["--profile", "micro", "--disk", &path(&image)])
+        .run();
+    outcome.passed_with_warnings(&["blk data", "blk range", "blk"]);
+    let line = format!("disk disk0: {}: its last 100 bytes are no block of 512 and left out", path(&image));
+    assert!(outcome.errors().contains(&line), "{outcome:?}");
+    assert_eq!(image.as_file().metadata().expect("an image").len(), (1 << 20) + 100, "and left alone");
+}
+
+#[test]
 fn an_independent_driver_exchanges_packets_of_all_sizes_with_the_host() {
     let Some(guests) = guests() else { return };
     for profile in PROFILES {

@@ -39,9 +39,6 @@ pub enum DiskProblem {
     /// It holds no whole sector.
     #[error("is too small: {0} bytes, a disk has at least one sector of 512")]
     TooSmall(u64),
-    /// It ends inside a sector.
-    #[error("has {0} bytes, which is not a multiple of 512: truncate or extend it")]
-    PartialSector(u64),
     /// The system does not say what it needs to.
     #[error("cannot {what}: {error}")]
     Query {
@@ -57,6 +54,7 @@ pub enum DiskProblem {
 pub struct Disk {
     file: File,
     size_bytes: u64,
+    left_out_bytes: u64,
     logical_block_bytes: u32,
     read_only: bool,
     is_block_device: bool,
@@ -64,12 +62,27 @@ pub struct Disk {
 
 impl Disk {
     /// Opens the raw disk at `path`. `id` is what messages call it. A writable disk is locked exclusively, a read-only
-    /// one against writers; the lock goes with the disk.
+    /// one against writers; the lock goes with the disk. What follows the last whole block is no part of it, which is said.
     ///
     /// # Errors
     /// See [`DiskProblem`].
     pub fn open(id: &str, path: &Path, read_only: bool) -> Result<Self, DiskError> {
-        Self::open_raw(path, read_only).map_err(|why| DiskError { id: id.to_owned(), path: path.to_owned(), why })
+        let disk = Self::open_raw(path, read_only).map_err(|why| DiskError {
+            id: id.to_owned(),
+            path: path.to_owned(),
+            why,
+        })?;
+        let (left_out_bytes, block_bytes) = (disk.left_out_bytes, disk.block_bytes());
+        if left_out_bytes > 0 {
+            let path = path.display();
+            log::warn!("disk {id}: {path}: its last {left_out_bytes} bytes are no block of {block_bytes} and left out");
+        }
+        Ok(disk)
+    }
+
+    /// What its size is a multiple of.
+    fn block_bytes(&self) -> u64 {
+        u64::from(self.logical_block_bytes).max(SECTOR_BYTES)
     }
 
     fn open_raw(path: &Path, read_only: bool) -> Result<Self, DiskProblem> {
@@ -104,16 +117,16 @@ impl Disk {
         } else {
             (metadata.len(), SECTOR_BYTES as u32)
         };
-        if size_bytes < SECTOR_BYTES {
+        let mut disk = Self { file, size_bytes, left_out_bytes: 0, logical_block_bytes, read_only, is_block_device };
+        disk.left_out_bytes = size_bytes % disk.block_bytes();
+        disk.size_bytes -= disk.left_out_bytes;
+        if disk.size_bytes == 0 {
             return Err(DiskProblem::TooSmall(size_bytes));
         }
-        if !size_bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(DiskProblem::PartialSector(size_bytes));
-        }
-        Ok(Self { file, size_bytes, logical_block_bytes, read_only, is_block_device })
+        Ok(disk)
     }
 
-    /// Size in bytes, a multiple of 512.
+    /// Size in bytes, a multiple of 512 and of the logical block.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
@@ -285,8 +298,9 @@ mod tests {
         let dir = TempDir::new().unwrap();
         assert_eq!(refusal(&file(&dir, 0)), "is too small: 0 bytes, a disk has at least one sector of 512");
         assert_eq!(refusal(&file(&dir, 511)), "is too small: 511 bytes, a disk has at least one sector of 512");
-        assert_eq!(refusal(&file(&dir, 513)), "has 513 bytes, which is not a multiple of 512: truncate or extend it");
-        assert_eq!(Disk::open("d0", &file(&dir, 1024), false).unwrap().size_bytes(), 1024);
+        for (len, size) in [(512, 512), (1023, 512), (1024, 1024), (1025, 1024)] {
+            assert_eq!(Disk::open("d0", &file(&dir, len), false).unwrap().size_bytes(), size);
+        }
     }
 
     #[test]

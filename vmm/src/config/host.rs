@@ -136,10 +136,6 @@ impl VmConfig {
                 let problem = format!("{path} has {} bytes, not even one sector of 512", metadata.len());
                 return Err(ConfigError::setting(&disk.id, problem));
             }
-            if metadata.is_file() && metadata.len() % 512 != 0 {
-                let problem = format!("{path} has {} bytes, no multiple of 512: truncate or extend it", metadata.len());
-                return Err(ConfigError::setting(&disk.id, problem));
-            }
             open(&disk.id, &disk.path, !disk.read_only)?;
             let identity = (metadata.dev(), metadata.ino());
             let shares = |(other, read_only, _): &&_| *other == identity && !(*read_only && disk.read_only);

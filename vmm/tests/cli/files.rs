@@ -143,10 +143,10 @@ fn a_configuration_that_is_no_text_or_has_no_end_is_refused() {
 }
 
 #[test]
-fn a_disk_that_ends_inside_a_sector_or_is_a_terminal_is_refused() {
+fn a_disk_of_less_than_a_sector_or_a_terminal_is_refused() {
     let place = Place::new();
-    fs::write(place.path("odd.img"), [0; 1000]).expect("a file");
-    place.refuses(&["--disk=@odd.img"], "disk0: @odd.img has 1000 bytes, no multiple of 512: truncate or extend it");
+    fs::write(place.path("tiny.img"), [0; 511]).expect("a file");
+    place.refuses(&["--disk=@tiny.img"], "disk0: @tiny.img has 511 bytes, not even one sector of 512");
     let line = "disk0: /dev/null is a character device; a disk is a file or a block device";
     place.refuses(&["--disk=/dev/null"], line);
 }
