@@ -82,6 +82,13 @@ pub trait BlkBackend<M: ?Sized>: Send {
         true
     }
 
+    /// Says whether writes may stay in a volatile cache of the disk from now on: while the driver can flush and has
+    /// write-back on. Otherwise every write comes as durable (virtio 1.3 §5.2.6.2), and a disk with a cache to switch off
+    /// spares a flush for each. Called before every batch, by every queue's worker, and with `false` when the device is
+    /// reset: cheap where nothing changes. Whether a write must be durable is said by the request alone: with several
+    /// queues a change reaches them one by one.
+    fn set_write_cache(&mut self, _write_back: bool) {}
+
     /// Takes a request. It is not started necessarily before [`commit`](Self::commit). An error is the request's
     /// immediate failure: no completion follows it.
     fn submit(&mut self, mem: &M, request: BlkRequest<'_>) -> Result<(), BlkError>;

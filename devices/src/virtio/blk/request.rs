@@ -44,7 +44,7 @@ pub(super) struct Mode {
 impl Mode {
     /// Whether a completed write must be on stable storage (virtio 1.3 §5.2.6.2): the driver has no way to flush, or
     /// has switched the cache to write-through.
-    fn durable(self, shared: &Shared) -> bool {
+    pub(super) fn durable(self, shared: &Shared) -> bool {
         let cannot_flush = self.features & feature::FLUSH == 0;
         let write_through = self.features & feature::CONFIG_WCE != 0 && !shared.writeback.load(Ordering::Acquire);
         cannot_flush || write_through

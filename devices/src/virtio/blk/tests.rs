@@ -1,3 +1,4 @@
+mod cache;
 mod rules;
 
 use std::sync::Arc;

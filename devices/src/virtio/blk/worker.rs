@@ -74,6 +74,7 @@ impl<B> BlkWorker<B> {
         B: BlkBackend<M>,
     {
         self.queue.disable_kicks(mem);
+        self.backend.set_write_cache(!self.mode.durable(&self.shared));
         let mut drained = false;
         for _ in 0..self.queue.size() {
             if !self.backend.has_room() {
@@ -238,7 +239,12 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
         if !abandon {
             self.queue.publish(mem);
         }
-        self.backend.in_flight() == 0
+        let stopped = self.backend.in_flight() == 0;
+        if stopped && abandon {
+            // Whoever drives the disk next may know of no cache.
+            self.backend.set_write_cache(false);
+        }
+        stopped
     }
 
     fn take_state(&mut self, queue: u16) -> Option<QueueState> {

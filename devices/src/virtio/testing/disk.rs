@@ -19,6 +19,8 @@ struct Inner {
     room: Option<usize>,
     fail_next: VecDeque<BlkError>,
     log: Vec<BlkOp>,
+    write_cache: Option<bool>,
+    cache_log: Vec<bool>,
     waiting: Vec<(RequestToken, Result<(), BlkError>)>,
     ready: VecDeque<(RequestToken, Result<(), BlkError>)>,
 }
@@ -69,6 +71,11 @@ impl MemoryDisk {
     pub fn take_log(&self) -> Vec<BlkOp> {
         std::mem::take(&mut self.0.lock().unwrap().log)
     }
+
+    /// How the write cache was switched since the last call.
+    pub fn take_cache_log(&self) -> Vec<bool> {
+        std::mem::take(&mut self.0.lock().unwrap().cache_log)
+    }
 }
 
 impl Inner {
@@ -102,6 +109,13 @@ impl<M: GuestMemory + ?Sized> BlkBackend<M> for MemoryDisk {
     fn has_room(&self) -> bool {
         let inner = self.0.lock().unwrap();
         inner.room.is_none_or(|room| inner.waiting.len() + inner.ready.len() < room)
+    }
+
+    fn set_write_cache(&mut self, write_back: bool) {
+        let inner = &mut *self.0.lock().unwrap();
+        if inner.write_cache.replace(write_back) != Some(write_back) {
+            inner.cache_log.push(write_back);
+        }
     }
 
     fn submit(&mut self, mem: &M, request: BlkRequest<'_>) -> Result<(), BlkError> {
