@@ -231,12 +231,15 @@ impl Loop {
     }
 
     fn wait(&self, step: Step) {
+        if self.backend_fd.is_none() || !(step.want_readable || step.want_writable) {
+            self.shared.wake.wait();
+            return self.counters.iter().for_each(|counters| counters.wakeups.count());
+        }
         let mut fds = [
             PollFd::new(self.shared.wake.as_raw_fd()).readable(true),
             PollFd::new(self.backend_fd.unwrap_or(-1)).readable(step.want_readable).writable(step.want_writable),
         ];
-        let wanted = if self.backend_fd.is_some() && (step.want_readable || step.want_writable) { 2 } else { 1 };
-        match poll(&mut fds[..wanted], None) {
+        match poll(&mut fds, None) {
             Ok(_) => {
                 if fds[0].is_readable() {
                     self.shared.wake.clear();

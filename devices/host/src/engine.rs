@@ -113,7 +113,7 @@ macro_rules! each {
 
 impl Engine {
     /// Starts the engine; its threads are named `name` and a number. `wake` is signalled when [`poll`](Self::poll) has
-    /// something to report; clear it before polling.
+    /// something to report that the last [`commit`](Self::commit) has not left; clear it before polling.
     ///
     /// # Errors
     /// When a thread cannot be started or bound; when the system has no io_uring or refuses it, and that is what is to do
@@ -157,12 +157,13 @@ impl Engine {
         each!(&mut self.0, engine => engine.submit(token, op, offset_bytes, len_bytes, ranges));
     }
 
-    /// Starts everything staged.
+    /// Starts everything staged. What has ended by the time this returns need not signal anybody: [`poll`](Self::poll)
+    /// after it, before sleeping.
     pub fn commit(&mut self) {
         each!(&mut self.0, engine => engine.commit());
     }
 
-    /// Reports what has completed, each request once and in any order.
+    /// Reports what has completed, each request once and in any order. What completes later signals.
     pub fn poll(&mut self, done: impl FnMut(u64, Result<(), EngineError>)) {
         each!(&mut self.0, engine => engine.poll(done));
     }

@@ -29,7 +29,12 @@ impl Event {
         self.0.wake();
     }
 
-    /// Takes the signal away; whether there was one.
+    /// Sleeps until the event is signalled, and takes the signal away: one system call on Linux.
+    pub fn wait(&self) {
+        self.0.wait();
+    }
+
+    /// Takes the signal away; whether there was one. Never blocks.
     pub fn clear(&self) -> bool {
         self.0.clear()
     }
@@ -82,6 +87,30 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_ends_with_a_wake_before_or_after_it_and_takes_it_away() {
+        let event = Arc::new(Event::new().unwrap());
+        event.wake();
+        event.wait();
+        assert!(!event.clear());
+        let woken = Arc::new(Event::new().unwrap());
+        let waiter = std::thread::spawn({
+            let (event, woken) = (event.clone(), woken.clone());
+            move || {
+                for _ in 0..1000 {
+                    event.wait();
+                    woken.wake();
+                }
+            }
+        });
+        for _ in 0..1000 {
+            event.wake();
+            woken.wait();
+        }
+        waiter.join().unwrap();
+        assert!(!event.clear() && !woken.clear());
+    }
+
+    #[test]
     fn a_pipe_behaves_like_an_eventfd() {
         let event = crate::pipe::PipeEvent::new().unwrap();
         assert!(!is_readable(&event));
@@ -94,5 +123,7 @@ mod tests {
         assert!(!is_readable(&event));
         event.wake();
         assert!(is_readable(&event), "a wake after a clear must signal again");
+        event.wait();
+        assert!(!event.clear(), "a wait takes the signal away");
     }
 }

@@ -33,6 +33,12 @@ impl PipeEvent {
         }
     }
 
+    pub(crate) fn wait(&self) {
+        // Fails only where memory is short; who waits looks for work and waits again.
+        let _ = crate::poll::poll(&mut [crate::poll::PollFd::new(self.as_raw_fd()).readable(true)], None);
+        self.clear();
+    }
+
     pub(crate) fn clear(&self) -> bool {
         let mut bytes = [0u8; 16];
         // SAFETY: reads at most as many bytes as the buffer holds from a descriptor this object owns.

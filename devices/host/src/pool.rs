@@ -142,7 +142,8 @@ impl Pool {
         if let (Some(buffer), [_], 1) = (&mut self.inline, &self.staged[..], self.in_flight) {
             if let Some(job) = self.staged.pop() {
                 let result = self.shared.execute(&job, buffer);
-                self.shared.complete(job, result);
+                // Nobody sleeps who would have to be woken: the caller polls next.
+                self.shared.add(job, result);
             }
             return;
         }
@@ -254,14 +255,18 @@ impl Shared {
     }
 
     fn complete(&self, job: Job, result: Result<(), EngineError>) {
+        // The rest of a batch rides on the first one's wake-up: the worker takes the whole list.
+        if self.add(job, result) {
+            self.wake.wake();
+        }
+    }
+
+    /// Adds to the list of what has completed; whether it was empty.
+    fn add(&self, job: Job, result: Result<(), EngineError>) -> bool {
         let mut done = lock(&self.done);
         let first = done.is_empty();
         done.push(Completion { token: job.token, result, ranges: job.ranges });
-        drop(done);
-        // The rest of a batch rides on the first one's wake-up: the worker takes the whole list.
-        if first {
-            self.wake.wake();
-        }
+        first
     }
 }
 

@@ -50,6 +50,7 @@ fn rounds(engine: &mut Engine, wake: &Event, count: u64) {
             engine.submit(n, op, n * 65536, 65536, ranges);
         }
         engine.commit();
+        engine.poll(|_, result| result.unwrap());
         while engine.in_flight() > 0 {
             poll(&mut [PollFd::new(wake.as_raw_fd()).readable(true)], Some(10_000_000_000)).unwrap();
             wake.clear();

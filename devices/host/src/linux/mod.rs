@@ -4,7 +4,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::check;
 
@@ -21,16 +21,32 @@ pub(crate) struct Event(EventFd);
 
 impl Event {
     pub(crate) fn new() -> io::Result<Self> {
-        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Self)
+        // Blocking, so that sleeping and taking the signal away are one call.
+        EventFd::new(EFD_CLOEXEC).map(Self)
     }
 
     pub(crate) fn wake(&self) {
-        // Fails only where the counter is full, and then the event is signalled.
+        // Would wait only where the counter is full, which 2⁶⁴ wakes in a row make it.
         let _ = self.0.write(1);
     }
 
+    pub(crate) fn wait(&self) {
+        // A signal that interrupts it ends it, or not: who waits looks for work and waits again.
+        let _ = self.0.read();
+    }
+
     pub(crate) fn clear(&self) -> bool {
-        self.0.read().is_ok()
+        let mut count = 0u64;
+        let into = libc::iovec { iov_base: (&raw mut count).cast(), iov_len: size_of::<u64>() };
+        // SAFETY: the vector is the counter above. Without a wait, whatever the descriptor's own flag says.
+        let read = unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const into, 1, -1, libc::RWF_NOWAIT) };
+        if read < 0 && io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
+            // A kernel before 5.8 cannot read an eventfd so; a signal that stays would be a loop. Nobody else takes it
+            // away between the question and the read.
+            let mut fds = [crate::poll::PollFd::new(self.as_raw_fd()).readable(true)];
+            return crate::poll::poll(&mut fds, Some(0)).is_ok_and(|ready| ready > 0) && self.0.read().is_ok();
+        }
+        read > 0
     }
 }
 

@@ -190,6 +190,9 @@ impl Ring {
     pub(crate) fn commit(&mut self) {
         self.eraser.commit();
         if self.staged {
+            // What the kernel ends at once (the page cache has it) is there when the caller polls, which is next: a
+            // wake-up for it would cost a write, and a round that finds nothing.
+            self.ring.completion().disable_eventfd();
             self.give();
         }
         if self.staged || !self.over.is_empty() {
@@ -200,6 +203,11 @@ impl Ring {
 
     pub(crate) fn poll(&mut self, mut done: impl FnMut(u64, Result<(), EngineError>)) {
         loop {
+            // Enabled before looking: what ends after the look signals, and what ended before it is seen.
+            if self.ring.completion().eventfd_disabled() {
+                self.ring.completion().enable_eventfd();
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            }
             self.reap();
             self.in_flight -= self.over.len();
             self.over.drain(..).for_each(|(token, result)| done(token, result));
