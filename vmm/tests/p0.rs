@@ -117,6 +117,35 @@ fn the_vcpu_does_not_leave_the_kernel_for_a_notification() {
     running.finish().passed(&["doorbell single 1000", "doorbell burst 1000"]);
 }
 
+/// A disk costs nothing while its guest leaves it alone: no thread of it runs, not even to look whether there is work.
+#[test]
+fn an_idle_disk_wakes_none_of_its_threads() {
+    let Some(guests) = guests() else { return };
+    for engine in ENGINES {
+        let image = disk(1);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let socket = folder.path().join("qmp");
+        let running = Zvmm::new(&guests, "doorbell")
+            .cmdline("dev=blk n=200 hold=3000")
+            .args(["--disk", &format!("{},engine={engine}", path(&image)), "--qmp", &socket.display().to_string()])
+            .start();
+        running.wait_for("PASS doorbell burst 200");
+        let look = || {
+            let stats = process::ask(&socket, "query-stats");
+            let disk = stats["devices"].as_array().and_then(|all| all.iter().find(|device| device["kind"] == "disk"));
+            let wakeups = disk.and_then(|disk| disk["queues"][0]["wakeups"].as_u64()).expect("a counter");
+            (wakeups, running.switches("disk0-"))
+        };
+        // The last interrupt's round may still be ending.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let before = look();
+        std::thread::sleep(std::time::Duration::from_millis(2000));
+        assert!(before.0 > 0 && before.1.len() >= 2, "{engine}: {before:?}");
+        assert_eq!(look(), before, "{engine}: wake-ups, and switches of each thread, in two seconds");
+        running.finish().passed(&["doorbell single 200", "doorbell burst 200"]);
+    }
+}
+
 #[test]
 fn an_independent_driver_verifies_blocks_random_bytes_and_console_output() {
     let Some(guests) = guests() else { return };

@@ -110,6 +110,23 @@ impl Running {
         self.child.id()
     }
 
+    /// How often each thread whose name begins so has stopped running, of itself or not, by thread.
+    pub fn switches(&self, name: &str) -> Vec<(String, u64)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a process");
+        let mut all = Vec::new();
+        for task in tasks.map(|task| task.expect("a thread").path()) {
+            let status = std::fs::read_to_string(task.join("status")).expect("a thread's status");
+            let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+            let count = |name| field(name).parse::<u64>().expect("a count");
+            if field("Name:").starts_with(name) {
+                let switches = count("voluntary_ctxt_switches:") + count("nonvoluntary_ctxt_switches:");
+                all.push((task.display().to_string(), switches));
+            }
+        }
+        all.sort();
+        all
+    }
+
     /// Sends a signal, and waits until it is taken: two that wait together are one (signal(7)).
     #[track_caller]
     pub fn signal(&self, signal: i32) {
