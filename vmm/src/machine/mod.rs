@@ -19,6 +19,8 @@ use devices_host::ram::{Pages, RamOptions};
 use firmware::acpi::build_acpi;
 use firmware::smbios::{SmbiosConfig, SystemInfo, build_smbios};
 
+#[doc(hidden)]
+pub use self::adapters::EngineDisk;
 use self::adapters::PowerEvents;
 use self::chipset::Chipset;
 use self::image::KernelImage;

@@ -1,0 +1,165 @@
+//! System calls of a disk queue's worker a request, and whether they stay within what the design allows: in a round at most
+//! one submission and wait, a read a wake-up, a write a batch that was shown to the driver.
+//!
+//! `cargo run --release -p benches --bin disk-calls` runs itself under strace. Calls of starting and stopping are not in
+//! it: every figure is the difference between a long run and a short one.
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::process::{Command, ExitCode, Stdio};
+
+    use benches::disk::{self, EngineShape, Load, Stack};
+    use devices_host::engine::Kind;
+
+    const FILE_BYTES: u64 = 16 << 20;
+    const REQUESTS: u64 = 2000;
+
+    fn kind(engine: &str) -> Kind {
+        if engine == "threads" { Kind::Threads } else { Kind::IoUring }
+    }
+
+    /// Runs requests and prints what the parent needs to know.
+    fn run(engine: &str, depth: usize, requests: u64, path: &Path) {
+        let load = Load { depth, bytes: 4096, random: true, direct: false };
+        let mut stack = Stack::start(path, &load, EngineShape { kind: kind(engine), timed: false }).expect("a stack");
+        let done = stack.run_count(requests).requests;
+        let (counters, rounds, worker) = (stack.counters(), stack.rounds(), stack.worker_thread);
+        let pool = threads_named("disk0-q0-");
+        let (wakeups, interrupts) = (counters.wakeups, counters.interrupts_sent);
+        println!("{worker} {done} {rounds} {wakeups} {interrupts} {pool:?}");
+    }
+
+    fn threads_named(start: &str) -> Vec<i32> {
+        let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+        tasks
+            .filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with(start)))
+            .filter_map(|task| task.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+
+    /// What one run came to.
+    #[derive(Default)]
+    struct Counts {
+        requests: f64,
+        rounds: f64,
+        wakeups: f64,
+        interrupts: f64,
+        worker: BTreeMap<String, f64>,
+        pool: BTreeMap<String, f64>,
+    }
+
+    fn count(engine: &str, depth: usize, requests: u64, path: &Path) -> Option<Counts> {
+        let trace = path.with_extension("strace");
+        let output = Command::new("strace")
+            .args(["-f", "-qq", "-o"])
+            .arg(&trace)
+            .arg(std::env::current_exe().ok()?)
+            .args([engine, &depth.to_string(), &requests.to_string()])
+            .arg(path)
+            .stdin(Stdio::null())
+            .output()
+            .ok()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (numbers, pool) = said.trim().split_once(" [")?;
+        let [worker, requests, rounds, wakeups, interrupts] =
+            numbers.split(' ').map(|word| word.parse::<f64>().ok()).collect::<Option<Vec<_>>>()?[..]
+        else {
+            return None;
+        };
+        let pool: Vec<i32> = pool.trim_end_matches(']').split(", ").filter_map(|id| id.parse().ok()).collect();
+        let mut counts = Counts { requests, rounds, wakeups, interrupts, ..Counts::default() };
+        let text = std::fs::read_to_string(&trace).ok()?;
+        let _ = std::fs::remove_file(&trace);
+        for line in text.lines() {
+            let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
+            let call = call.trim_start();
+            if call.starts_with(['<', '+', '-']) {
+                continue;
+            }
+            let (Ok(thread), Some((name, _))) = (thread.parse::<i32>(), call.split_once('(')) else { continue };
+            let whose = if f64::from(thread) == worker {
+                &mut counts.worker
+            } else if pool.contains(&thread) {
+                &mut counts.pool
+            } else {
+                continue;
+            };
+            *whose.entry(name.to_owned()).or_default() += 1.0;
+        }
+        Some(counts)
+    }
+
+    fn difference(long: &BTreeMap<String, f64>, short: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+        let mut left = long.clone();
+        for (name, count) in short {
+            *left.entry(name.clone()).or_default() -= count;
+        }
+        left
+    }
+
+    fn list(calls: &BTreeMap<String, f64>, requests: f64) -> String {
+        let each = calls.iter().map(|(name, count)| (name, count / requests)).filter(|(_, each)| *each >= 0.005);
+        let words: Vec<String> = each.map(|(name, each)| format!("{name} {each:.2}")).collect();
+        if words.is_empty() { "–".to_owned() } else { words.join(", ") }
+    }
+
+    fn measure() -> Option<bool> {
+        let path = std::env::temp_dir().join(format!("disk-calls-{}.img", std::process::id()));
+        disk::prepare_file(&path, FILE_BYTES).ok()?;
+        println!(
+            "| engine, depth | rounds | wake-ups | batches shown | worker's calls | bound | of them | its threads' calls |"
+        );
+        println!("|---|---|---|---|---|---|---|---|");
+        let mut holds = true;
+        for engine in ["io_uring", "threads"] {
+            for depth in [1, 32] {
+                let [short, long] = [REQUESTS, 3 * REQUESTS].map(|requests| count(engine, depth, requests, &path));
+                let (short, long) = (short?, long?);
+                let requests = long.requests - short.requests;
+                let (worker, pool) = (difference(&long.worker, &short.worker), difference(&long.pool, &short.pool));
+                let all = worker.values().sum::<f64>() / requests;
+                let of = |what: fn(&Counts) -> f64| (what(&long) - what(&short)) / requests;
+                let (rounds, wakeups, batches) = (of(|c| c.rounds), of(|c| c.wakeups), of(|c| c.interrupts));
+                let bound = rounds + wakeups + batches;
+                println!(
+                    "| {engine}, {depth} | {rounds:.3} | {wakeups:.3} | {batches:.3} | {all:.3} | {bound:.3} | {} | {} |",
+                    list(&worker, requests),
+                    list(&pool, requests)
+                );
+                // Starting and ending are a few calls more or less from run to run.
+                if all > bound + 0.01 && !(engine == "threads" && depth > 1) {
+                    println!("BEYOND: {engine}, {depth} in flight: {all:.3} calls a request, {bound:.3} allowed");
+                    holds = false;
+                }
+            }
+        }
+        let _ = std::fs::remove_file(&path);
+        Some(holds)
+    }
+
+    pub fn main() -> ExitCode {
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        if let [engine, depth, requests, path] = &arguments[..] {
+            let number = |text: &String| text.parse::<u64>().expect("a number");
+            run(engine, number(depth) as usize, number(requests), path.as_ref());
+            return ExitCode::SUCCESS;
+        }
+        match measure() {
+            Some(true) => ExitCode::SUCCESS,
+            Some(false) => ExitCode::FAILURE,
+            None => {
+                eprintln!("disk-calls: no calls were counted: install strace");
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::main();
+    #[cfg(not(target_os = "linux"))]
+    std::process::ExitCode::SUCCESS
+}

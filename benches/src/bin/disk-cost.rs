@@ -1,0 +1,169 @@
+//! What a request to a disk costs the process, in user instructions.
+//!
+//! `CARGO_PROFILE_RELEASE_STRIP=none cargo run --release -p benches --bin disk-cost` runs itself under callgrind (no clock
+//! is involved, so one run is enough) and fails where a read from the page cache through the whole stack costs the worker's
+//! thread more instructions than the plain io_uring loop does, by more than the limit. Everything the thread does counts:
+//! waiting, ring, request, engine, interrupt. What starting and stopping cost is not in it: every figure is the difference
+//! between a long run and a short one.
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, ExitCode, Stdio};
+
+    use benches::disk::{self, EngineShape, Figure, Load, Raw, Stack};
+    use benches::null::NullQueue;
+    use devices_host::engine::Kind;
+
+    const FILE_BYTES: u64 = 16 << 20;
+    /// Requests of the short run; the long one has twice as many.
+    const REQUESTS: u64 = 4096;
+    /// More than the plain loop, at most, with many requests in flight.
+    const LIMIT: f64 = 800.0;
+
+    /// Who is measured.
+    const SIDES: [(&str, &str); 5] = [
+        ("null-split", "worker with a null back end, split ring"),
+        ("null-packed", "worker with a null back end, packed ring"),
+        ("raw", "plain io_uring loop"),
+        ("io_uring", "whole worker thread, engine io_uring"),
+        ("threads", "whole worker thread, engine threads"),
+    ];
+
+    #[inline(never)]
+    #[unsafe(no_mangle)]
+    fn disk_cost_measured(work: &mut dyn FnMut()) {
+        work();
+    }
+
+    fn run(side: &str, depth: usize, requests: u64, path: &Path) {
+        let load = Load { depth, bytes: 4096, random: true, direct: false };
+        match side {
+            "null-split" | "null-packed" => {
+                let mut queue = NullQueue::new(side == "null-packed");
+                for _ in 0..requests / depth as u64 {
+                    queue.post(depth as u64);
+                    disk_cost_measured(&mut || queue.step());
+                    queue.take_back(depth as u64);
+                }
+            }
+            "raw" => {
+                let file = disk::open(path, false).expect("the file opens");
+                let mut raw = Raw::new(file, &load).expect("io_uring");
+                disk_cost_measured(&mut || drop(raw.run_count(requests).expect("reads")));
+            }
+            _ => {
+                let kind = if side == "threads" { Kind::Threads } else { Kind::IoUring };
+                let mut stack = Stack::start(path, &load, EngineShape { kind, timed: false }).expect("a stack");
+                stack.run_count(requests);
+            }
+        }
+    }
+
+    /// Instructions of a run: of the worker's whole thread, or of the part that is measured.
+    fn instructions(side: &str, depth: usize, requests: u64, path: &Path) -> Option<f64> {
+        let folder = path.with_extension("callgrind");
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder).ok()?;
+        let mut valgrind = Command::new("valgrind");
+        // Fair, or a thread that waits for another keeps it from running for a while.
+        valgrind.args(["--tool=callgrind", "--fair-sched=yes", "--separate-threads=yes"]);
+        valgrind.arg(format!("--callgrind-out-file={}", folder.join("out").display()));
+        if !is_stack(side) {
+            valgrind.args(["--collect-atstart=no", "--toggle-collect=disk_cost_measured*"]);
+        }
+        let output = valgrind
+            .arg(std::env::current_exe().ok()?)
+            .args([side, &depth.to_string(), &requests.to_string()])
+            .arg(path)
+            .stdin(Stdio::null())
+            .output()
+            .ok()?;
+        if !output.status.success() {
+            eprintln!("disk-cost: {side}: {}", String::from_utf8_lossy(&output.stderr));
+            return None;
+        }
+        let threads = std::fs::read_dir(&folder).ok()?.flatten();
+        let counts: Vec<f64> = threads.filter_map(|file| of_thread(&file.path(), is_stack(side))).collect();
+        let _ = std::fs::remove_dir_all(&folder);
+        // One worker: two threads that look like it would be none that is known.
+        (!is_stack(side) || counts.len() == 1).then(|| counts.iter().sum())
+    }
+
+    fn is_stack(side: &str) -> bool {
+        side == "io_uring" || side == "threads"
+    }
+
+    /// The sum of a thread's file, where it is wanted.
+    fn of_thread(file: &Path, worker_only: bool) -> Option<f64> {
+        let text = std::fs::read_to_string(file).ok()?;
+        if worker_only
+            && !text.contains("devices::virtio::blk::worker::BlkWorker<B> as devices::virtio::VirtioWorker<M>>::step")
+        {
+            return None;
+        }
+        let total =
+            text.lines().find_map(|line| line.strip_prefix("totals:").or_else(|| line.strip_prefix("summary:")));
+        total?.trim().parse().ok()
+    }
+
+    fn cost(side: &str, depth: usize, path: &Path) -> Option<f64> {
+        let [short, long] = [REQUESTS, 2 * REQUESTS].map(|requests| instructions(side, depth, requests, path));
+        Some((long? - short?) / REQUESTS as f64)
+    }
+
+    fn measure() -> Option<bool> {
+        let path = std::env::temp_dir().join(format!("disk-cost-{}.img", std::process::id()));
+        disk::prepare_file(&path, FILE_BYTES).ok()?;
+        let _removed = Removed(path.clone());
+        println!("| user instructions a request | depth 1 | depth 32 |\n|---|---|---|");
+        let mut costs = Vec::new();
+        for (side, name) in SIDES {
+            let [one, many] = [cost(side, 1, &path)?, cost(side, 32, &path)?];
+            println!("| {name} | {one:.0} | {many:.0} |");
+            costs.push((side, many));
+        }
+        let of = |wanted: &str| costs.iter().find(|(side, _)| *side == wanted).map_or(f64::NAN, |(_, cost)| *cost);
+        let added = Figure {
+            name: "instructions that io_uring's worker adds to the plain loop, depth 32".to_owned(),
+            // A count of nothing is no count.
+            value: Some(of("io_uring")).filter(|cost| *cost > 0.0).unwrap_or(f64::NAN) - of("raw"),
+            limit: LIMIT,
+            at_least: false,
+        };
+        println!("{}", added.line());
+        Some(added.holds())
+    }
+
+    struct Removed(PathBuf);
+
+    impl Drop for Removed {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    pub fn main() -> ExitCode {
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        if let [side, depth, requests, path] = &arguments[..] {
+            let number = |text: &String| text.parse::<u64>().expect("a number");
+            run(side, number(depth) as usize, number(requests), path.as_ref());
+            return ExitCode::SUCCESS;
+        }
+        match measure() {
+            Some(true) => ExitCode::SUCCESS,
+            Some(false) => ExitCode::FAILURE,
+            None => {
+                eprintln!("disk-cost: no instruction count: install valgrind, and build without stripping");
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::main();
+    #[cfg(not(target_os = "linux"))]
+    std::process::ExitCode::SUCCESS
+}

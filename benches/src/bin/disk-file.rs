@@ -1,0 +1,259 @@
+//! Reads of a file through zvmm's whole path, without a VM, against a plain io_uring loop on the same file with the same
+//! flags: `cargo run --release -p benches --bin disk-file -- --realtime`.
+//!
+//! The stack is the machine's own (guest memory, worker in its thread, engine, real wake-ups); a thread on another CPU is
+//! the guest's driver. The loop has the worker's CPU. In every round each side runs once, in turn; a ratio is made of the
+//! two runs of one round, and the median of the rounds counts. `--check` fails where a limit is not kept.
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::io;
+    use std::path::PathBuf;
+    use std::process::ExitCode;
+    use std::time::Duration;
+
+    use benches::disk::{
+        self, EngineShape, Figure, Load, Raw, Stack, Times, eventfd_round_trip_us, median, on_worker_cpu, spread,
+    };
+    use clap::Parser;
+    use devices_host::engine::Kind;
+
+    /// Least part of the plain loop's requests a second: on the disk, and where the page cache has everything.
+    const DIRECT_RATIO: f64 = 0.90;
+    const CACHED_RATIO: f64 = 0.70;
+    const SEQUENTIAL_RATIO: f64 = 0.95;
+    /// What the worker may take for a request, µs: to submit it and to return it.
+    const WORKER_US: f64 = 3.0;
+    /// More than the plain loop and a wake-up there and back, µs, one request at a time.
+    const LATENCY_US: f64 = 5.0;
+
+    const ENGINES: [(&str, Kind); 2] = [("io_uring", Kind::IoUring), ("threads", Kind::Threads)];
+
+    #[derive(Parser)]
+    struct Options {
+        /// The file to read; made where it is not there, kept for the next time
+        #[arg(long, default_value = "target/bench-disk.img")]
+        file: PathBuf,
+        /// Its size where it is made, MiB
+        #[arg(long, default_value_t = 1024)]
+        mib: u64,
+        /// Rounds; in each every side runs once
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+        /// Time of one run, ms
+        #[arg(long, default_value_t = 300)]
+        ms: u64,
+        /// Loads to run, by the beginning of a name such as `direct-rr32` or `cached-sr4`
+        #[arg(long)]
+        only: Option<String>,
+        /// Run ahead of everything else on the machine (root)
+        #[arg(long)]
+        realtime: bool,
+        /// Fail when a limit is not kept
+        #[arg(long)]
+        check: bool,
+        /// Resets of the device under load to take the time of; 0 for none
+        #[arg(long, default_value_t = 200)]
+        resets: usize,
+    }
+
+    /// What one side did, by round.
+    #[derive(Default)]
+    struct Side {
+        iops: Vec<f64>,
+        latency_us: Vec<f64>,
+        cpu_us: Vec<f64>,
+    }
+
+    impl Side {
+        fn add(&mut self, times: &Times, cpu_ns: u64) {
+            self.iops.push(times.iops());
+            self.latency_us.push(times.latency_us());
+            self.cpu_us.push(cpu_ns as f64 / 1e3 / times.requests as f64);
+        }
+
+        fn ratios(&self, floor: &Self) -> Vec<f64> {
+            self.iops.iter().zip(&floor.iops).map(|(ours, floor)| ours / floor).collect()
+        }
+    }
+
+    fn title(load: &Load) -> String {
+        format!("{}-{}", if load.direct { "direct" } else { "cached" }, load.name())
+    }
+
+    fn loads() -> Vec<Load> {
+        let mut loads = Vec::new();
+        for direct in [false, true] {
+            let random = [1, 32, 128].map(|depth| Load { depth, bytes: 4 << 10, random: true, direct });
+            loads.extend(random);
+            loads.push(Load { depth: 4, bytes: 128 << 10, random: false, direct });
+        }
+        loads
+    }
+
+    /// CPU time of the calling thread.
+    fn own_cpu_ns() -> io::Result<u64> {
+        // SAFETY: takes nothing.
+        disk::thread_cpu_ns(unsafe { libc::gettid() })
+    }
+
+    fn measure(options: &Options, load: &Load, figures: &mut Vec<Figure>) -> io::Result<()> {
+        disk::set_cached(&options.file, !load.direct)?;
+        let title = title(load);
+        let time = Duration::from_millis(options.ms);
+        let mut raw = Raw::new(disk::open(&options.file, load.direct)?, load)?;
+        let shape = |kind, timed| EngineShape { kind, timed };
+        let start = |kind, timed| Stack::start(&options.file, load, shape(kind, timed));
+        let mut stacks = ENGINES.map(|(_, kind)| start(kind, false)).into_iter().collect::<io::Result<Vec<_>>>()?;
+        let mut sides: [Side; 3] = Default::default();
+        let mut round_trips_us = Vec::new();
+        for round in 0..=options.rounds {
+            // The first round is for what only happens once.
+            let time = if round == 0 { time / 4 } else { time };
+            for turn in 0..sides.len() {
+                let at = (round + turn) % sides.len();
+                let (times, cpu_ns) = match at {
+                    0 => on_worker_cpu(|| {
+                        let before = own_cpu_ns()?;
+                        Ok::<_, io::Error>((raw.run(time)?, own_cpu_ns()? - before))
+                    })??,
+                    _ => {
+                        let stack = &mut stacks[at - 1];
+                        let before = disk::thread_cpu_ns(stack.worker_thread)?;
+                        let times = stack.run(time);
+                        (times, disk::thread_cpu_ns(stack.worker_thread)? - before)
+                    }
+                };
+                if round > 0 {
+                    sides[at].add(&times, cpu_ns);
+                }
+            }
+            if load.depth == 1 && round > 0 {
+                round_trips_us.push(eventfd_round_trip_us(2000)?);
+            }
+        }
+        drop(stacks);
+        let [floor, ours @ ..] = &sides;
+        for ((engine, kind), side) in ENGINES.iter().zip(ours) {
+            let mut timed = start(*kind, true)?;
+            timed.run(time);
+            let [submit_us, complete_us] = timed.worker_times_us();
+            drop(timed);
+            let ratios = side.ratios(floor);
+            println!(
+                "| {title} | {engine} | {:.1} | {:.1} | {} | {:.2} | {:.2} | {submit_us:.2} + {complete_us:.2} |",
+                median(&floor.iops) / 1e3,
+                median(&side.iops) / 1e3,
+                spread(&ratios, 2),
+                median(&floor.cpu_us),
+                median(&side.cpu_us),
+            );
+            if *kind != Kind::IoUring {
+                continue;
+            }
+            let mut least = |what: &str, value, limit| {
+                figures.push(Figure { name: format!("{title}: {what}"), value, limit, at_least: true });
+            };
+            let ratio = "requests a second, of the plain loop's";
+            match (load.random, load.direct, load.depth) {
+                (false, ..) => least(ratio, median(&ratios), SEQUENTIAL_RATIO),
+                (true, true, _) => least(ratio, median(&ratios), DIRECT_RATIO),
+                (true, false, 2..) => least(ratio, median(&ratios), CACHED_RATIO),
+                // Two threads take turns there: what counts is the time of a request.
+                (true, false, _) => {}
+            }
+            let mut most = |what: &str, value, limit| {
+                figures.push(Figure { name: format!("{title}: {what}"), value, limit, at_least: false });
+            };
+            most("worker's time to submit and to return a request, µs", submit_us + complete_us, WORKER_US);
+            if load.depth == 1 {
+                let more = |round: usize| side.latency_us[round] - floor.latency_us[round] - round_trips_us[round];
+                let more: Vec<f64> = (0..options.rounds).map(more).collect();
+                println!(
+                    "| {title} | {engine}: a request {} µs, of the plain loop {}, wake-up there and back {}, the rest {} |",
+                    spread(&side.latency_us, 1),
+                    spread(&floor.latency_us, 1),
+                    spread(&round_trips_us, 1),
+                    spread(&more, 1)
+                );
+                most("a request beyond the plain loop's and a wake-up there and back, µs", median(&more), LATENCY_US);
+            }
+        }
+        Ok(())
+    }
+
+    /// Resets of the device with 32 reads under way.
+    fn resets(options: &Options) -> io::Result<()> {
+        println!(
+            "\n| reset with 32 reads in flight | parked p50, µs | p99 | longest | call p50, µs | p99 |\n|---|---|---|---|---|---|"
+        );
+        for direct in [false, true] {
+            disk::set_cached(&options.file, !direct)?;
+            let load = Load { depth: 32, bytes: 4 << 10, random: true, direct };
+            for (engine, kind) in ENGINES {
+                let mut stack = Stack::start(&options.file, &load, EngineShape { kind, timed: false })?;
+                let (mut parked, mut call) = (Vec::new(), Vec::new());
+                for _ in 0..options.resets {
+                    let times = stack.reset_under_load();
+                    parked.push(times.0.as_nanos() as f64 / 1e3);
+                    call.push(times.1.as_nanos() as f64 / 1e3);
+                }
+                parked.sort_by(f64::total_cmp);
+                call.sort_by(f64::total_cmp);
+                let at = |values: &[f64], part: f64| values[((values.len() - 1) as f64 * part).round() as usize];
+                println!(
+                    "| {}, {engine} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} |",
+                    if direct { "direct" } else { "cached" },
+                    at(&parked, 0.5),
+                    at(&parked, 0.99),
+                    at(&parked, 1.0),
+                    at(&call, 0.5),
+                    at(&call, 0.99)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn run(options: &Options) -> io::Result<bool> {
+        disk::prepare_file(&options.file, options.mib << 20)?;
+        if options.realtime {
+            disk::become_realtime()?;
+        }
+        println!(
+            "| load | engine | plain loop, 1000/s | zvmm, 1000/s | ratio | loop's CPU, µs | worker's CPU, µs | submit + return, µs |"
+        );
+        println!("|---|---|---|---|---|---|---|---|");
+        let mut figures = Vec::new();
+        for load in loads() {
+            if options.only.as_ref().is_none_or(|only| title(&load).starts_with(only.as_str())) {
+                measure(options, &load, &mut figures)?;
+            }
+        }
+        if options.resets > 0 && options.only.is_none() {
+            resets(options)?;
+        }
+        println!();
+        figures.iter().for_each(|figure| println!("{}", figure.line()));
+        Ok(figures.iter().all(Figure::holds))
+    }
+
+    pub fn main() -> ExitCode {
+        let options = Options::parse();
+        match run(&options) {
+            Ok(holds) if holds || !options.check => ExitCode::SUCCESS,
+            Ok(_) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("disk-file: {error}");
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::main();
+    #[cfg(not(target_os = "linux"))]
+    std::process::ExitCode::SUCCESS
+}

@@ -1,0 +1,152 @@
+//! A disk in one process and without a VM: guest memory, queue worker, engine and file are zvmm's, the driver is a thread.
+
+mod driver;
+mod figures;
+mod raw;
+mod stack;
+
+pub use driver::Driver;
+pub use figures::{Figure, median, spread};
+pub use raw::Raw;
+pub use stack::{EngineShape, Stack, Times, eventfd_round_trip_us, on_worker_cpu};
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// What a load reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Requests in flight.
+    pub depth: usize,
+    /// Bytes a request, a multiple of 4096; one segment a 4 KiB page, as a guest's scattered pages are.
+    pub bytes: usize,
+    /// Where each request reads: anywhere, or behind the last one.
+    pub random: bool,
+    /// Past the host's page cache.
+    pub direct: bool,
+}
+
+impl Load {
+    /// Its name in tables: `rr32` reads 4 KiB at random with 32 in flight, `sr4` 128 KiB in sequence with 4.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}{}", if self.random { "rr" } else { "sr" }, self.depth)
+    }
+}
+
+/// Offsets of reads, in the order of a [`Load`].
+#[derive(Clone, Debug)]
+pub struct Offsets {
+    blocks: u64,
+    bytes: u64,
+    random: bool,
+    next: u64,
+}
+
+impl Offsets {
+    /// For a disk of `disk_bytes`.
+    #[must_use]
+    pub fn new(load: &Load, disk_bytes: u64) -> Self {
+        let bytes = load.bytes as u64;
+        let next = if load.random { 0x9e37_79b9_7f4a_7c15 } else { 0 };
+        Self { blocks: disk_bytes / bytes, bytes, random: load.random, next }
+    }
+
+    /// The next one.
+    pub fn take(&mut self) -> u64 {
+        let block = self.next % self.blocks;
+        if self.random {
+            // xorshift64.
+            self.next ^= self.next << 13;
+            self.next ^= self.next >> 7;
+            self.next ^= self.next << 17;
+        } else {
+            self.next += 1;
+        }
+        block * self.bytes
+    }
+}
+
+/// Makes a file of `len` bytes that were all written, and are on the disk; leaves one alone that is there.
+///
+/// # Errors
+/// What the system says.
+pub fn prepare_file(path: &Path, len: u64) -> io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == len) {
+        return Ok(());
+    }
+    let mut file = File::create(path)?;
+    let mut chunk = vec![0u8; 1 << 20];
+    for at in 0..len >> 20 {
+        // Other bytes in every chunk: nothing below may store it as less than it is.
+        for (n, byte) in chunk.iter_mut().enumerate() {
+            *byte = (n as u64).wrapping_mul(2_654_435_761).wrapping_add(at.wrapping_mul(40_503)) as u8;
+        }
+        file.write_all(&chunk)?;
+    }
+    file.sync_all()
+}
+
+/// Opens a file for reading, past the page cache or not.
+///
+/// # Errors
+/// What the system says.
+pub fn open(path: &Path, direct: bool) -> io::Result<File> {
+    File::options().read(true).custom_flags(if direct { libc::O_DIRECT } else { 0 }).open(path)
+}
+
+/// Puts all of a file into the page cache, or takes it out.
+///
+/// # Errors
+/// What the system says.
+pub fn set_cached(path: &Path, cached: bool) -> io::Result<()> {
+    let mut file = open(path, false)?;
+    if cached {
+        return io::copy(&mut file, &mut io::sink()).map(drop);
+    }
+    // SAFETY: takes numbers only.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Runs the calling thread ahead of everything that is not real-time, it and the threads it starts from now on.
+///
+/// # Errors
+/// When the system does not permit it.
+pub fn become_realtime() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 10 };
+    // SAFETY: the parameters live through the call.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// CPU time of a thread of this process, nanoseconds.
+///
+/// # Errors
+/// When there is no such thread, or the kernel does not say.
+pub fn thread_cpu_ns(thread: i32) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat"))?;
+    text.split_whitespace().next().and_then(|ns| ns.parse().ok()).ok_or_else(|| io::Error::other("no CPU time"))
+}
+
+/// The thread of this process whose name begins so.
+///
+/// # Errors
+/// When there is none.
+pub fn thread_named(name: &str) -> io::Result<i32> {
+    for entry in std::fs::read_dir("/proc/self/task")? {
+        let path = entry?.path();
+        if std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
+            let id = path.file_name().and_then(|id| id.to_str()).and_then(|id| id.parse().ok());
+            return id.ok_or_else(|| io::Error::other("a thread without a number"));
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, format!("no thread `{name}`")))
+}

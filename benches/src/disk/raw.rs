@@ -1,0 +1,98 @@
+//! The floor: a plain loop over io_uring on the same file.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+use devices::GuestRam;
+use devices_host::ram::{RamOptions, allocate};
+use io_uring::{IoUring, opcode, types};
+use vm_memory::{GuestAddress, GuestMemoryBackend as _};
+
+use super::{Load, Offsets, Times};
+
+/// One thread that submits, waits and submits again, into memory of the same kind as a guest's.
+pub struct Raw {
+    ring: IoUring,
+    offsets: Offsets,
+    load: Load,
+    mem: GuestRam,
+    _file: File,
+}
+
+impl Raw {
+    /// A loop over `file`, opened with the load's flags.
+    ///
+    /// # Errors
+    /// When there is no io_uring, or no memory.
+    pub fn new(file: File, load: &Load) -> io::Result<Self> {
+        let ring = IoUring::new(load.depth.next_power_of_two() as u32)?;
+        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        let bytes = ((load.depth * load.bytes) as u64).next_multiple_of(2 << 20);
+        let mem = allocate(&[(0, bytes)], &RamOptions::default()).map_err(io::Error::other)?;
+        Ok(Self { ring, offsets: Offsets::new(load, file.metadata()?.len()), load: *load, mem, _file: file })
+    }
+
+    /// Reads for `time`.
+    ///
+    /// # Errors
+    /// When a read fails.
+    pub fn run(&mut self, time: Duration) -> io::Result<Times> {
+        let end = Instant::now() + time;
+        self.run_while(|_| Instant::now() < end)
+    }
+
+    /// Reads until so many are done.
+    ///
+    /// # Errors
+    /// When a read fails.
+    pub fn run_count(&mut self, count: u64) -> io::Result<Times> {
+        self.run_while(|done| done < count)
+    }
+
+    fn run_while(&mut self, mut more: impl FnMut(u64) -> bool) -> io::Result<Times> {
+        let start = Instant::now();
+        let mut times = Times::default();
+        let mut free: Vec<u64> = (0..self.load.depth as u64).collect();
+        let mut in_flight = 0;
+        let single = self.load.depth == 1;
+        loop {
+            let began = if single { Some(Instant::now()) } else { None };
+            if more(times.requests) {
+                for slot in free.drain(..) {
+                    self.read(slot)?;
+                    in_flight += 1;
+                }
+            }
+            if in_flight == 0 {
+                break;
+            }
+            self.ring.submit_and_wait(1)?;
+            let completions = self.ring.completion();
+            for entry in completions {
+                if entry.result() != self.load.bytes as i32 {
+                    return Err(io::Error::other(format!("a read ended with {}", entry.result())));
+                }
+                free.push(entry.user_data());
+                in_flight -= 1;
+                times.requests += 1;
+            }
+            if let Some(began) = began {
+                times.latencies_ns.push(began.elapsed().as_nanos() as u32);
+            }
+        }
+        times.elapsed = start.elapsed();
+        Ok(times)
+    }
+
+    fn read(&mut self, slot: u64) -> io::Result<()> {
+        let at = self.mem.get_host_address(GuestAddress(slot * self.load.bytes as u64)).map_err(io::Error::other)?;
+        let entry = opcode::Read::new(types::Fixed(0), at, self.load.bytes as u32)
+            .offset(self.offsets.take())
+            .build()
+            .user_data(slot);
+        // SAFETY: the buffer is mapped for as long as `mem`, and `run_while` waits for every read it starts.
+        unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)
+    }
+}

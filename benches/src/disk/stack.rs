@@ -1,0 +1,424 @@
+//! zvmm's own way from a driver's ring to a file and back: queue worker in its thread, engine, real wake-ups.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use devices::GuestRam;
+use devices::park::Parked;
+use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, RequestToken, SECTOR_BYTES};
+use devices::virtio::counters::{QueueCounters, QueueCountersSnapshot};
+use devices::virtio::{Activation, NeedsReset, QueueRunner, VirtioInterrupt};
+use devices::wake::Wake;
+use devices_host::Event;
+use devices_host::disk::Disk;
+use devices_host::engine::{Engine, EngineOptions, Kind};
+use devices_host::ram::{RamOptions, allocate};
+use devices_host::thread::bind_current;
+use zvmm::machine::EngineDisk;
+use zvmm::worker::{DeviceWorkers, Rings, WorkerSpec};
+
+use super::{Driver, Load, Offsets, thread_named};
+
+/// The CPU of the driver, and the one of the worker and of everything it is compared with.
+const DRIVER_CPU: usize = 0;
+const WORKER_CPU: usize = 1;
+
+/// What one run took.
+#[derive(Clone, Debug, Default)]
+pub struct Times {
+    /// Requests completed.
+    pub requests: u64,
+    /// From the first to the last.
+    pub elapsed: Duration,
+    /// Each request's time, with one in flight.
+    pub latencies_ns: Vec<u32>,
+}
+
+impl Times {
+    /// Requests a second.
+    #[must_use]
+    pub fn iops(&self) -> f64 {
+        self.requests as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// Median time of a request, µs; `NaN` with more than one in flight.
+    #[must_use]
+    pub fn latency_us(&self) -> f64 {
+        let mut latencies = self.latencies_ns.clone();
+        latencies.sort_unstable();
+        latencies.get(latencies.len() / 2).map_or(f64::NAN, |&ns| f64::from(ns) / 1e3)
+    }
+}
+
+/// How a stack is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineShape {
+    /// Who does the work.
+    pub kind: Kind,
+    /// Take the time of what the worker does to a request, which costs time itself.
+    pub timed: bool,
+}
+
+/// A running disk with its driver.
+pub struct Stack {
+    workers: Arc<DeviceWorkers>,
+    driver: Driver,
+    interrupt: Arc<Interrupt>,
+    kick: Arc<Event>,
+    counters: Arc<QueueCounters>,
+    offsets: Offsets,
+    depth: usize,
+    clock: Arc<WorkerClock>,
+    /// The worker's thread.
+    pub worker_thread: i32,
+}
+
+impl Stack {
+    /// Starts one on a file. The calling thread may run on the driver's CPU only from now on.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or a thread or engine not started.
+    pub fn start(path: &Path, load: &Load, shape: EngineShape) -> io::Result<Self> {
+        let disk = Arc::new(Disk::open("disk0", path, true).map_err(io::Error::other)?);
+        if load.direct {
+            set_direct(&disk)?;
+        }
+        let disk_bytes = disk.size_bytes();
+        let mem =
+            allocate(&Driver::memory(load.depth, load.bytes), &RamOptions::default()).map_err(io::Error::other)?;
+        let driver = Driver::new(mem.clone(), load.depth, load.bytes);
+        let config = BlkConfig { capacity_sectors: disk_bytes / SECTOR_BYTES, read_only: true, ..BlkConfig::default() };
+        // As the machine starts a disk of one queue.
+        let options = EngineOptions {
+            threads: 8,
+            depth: usize::from(config.queue_size),
+            inline_single: true,
+            cpus: vec![DRIVER_CPU, WORKER_CPU],
+            kind: shape.kind,
+        };
+        let wake = Arc::new(Event::new()?);
+        // A worker's thread runs where the one that starts it does. Those of the engine take what is free.
+        let engine = Engine::start("disk0-q0", disk, Arc::new(mem.clone()), wake.clone(), &options)?;
+        bind_current(&[WORKER_CPU])?;
+        let counters = Arc::new(QueueCounters::default());
+        let clock = Arc::new(WorkerClock::default());
+        let backend =
+            Timed { disk: EngineDisk(engine), clock: clock.clone(), timed: shape.timed, popping: None.into() };
+        let worker = Box::new(BlkDevice::new(config).worker(0, backend, counters.clone()));
+        let name = format!("worker-{}", next_number());
+        let spec = WorkerSpec {
+            name: name.clone(),
+            worker,
+            wake: wake.clone(),
+            backend_fd: None,
+            counters: vec![counters.clone()],
+        };
+        let workers = DeviceWorkers::spawn(&mem, Rings::default(), vec![spec])?;
+        bind_current(&[DRIVER_CPU])?;
+        let worker_thread = wait_for_thread(&name)?;
+        let interrupt = Arc::new(Interrupt(Event::new()?));
+        let stack = Self {
+            workers,
+            driver,
+            interrupt,
+            kick: wake,
+            counters,
+            offsets: Offsets::new(load, disk_bytes),
+            depth: load.depth,
+            clock,
+            worker_thread,
+        };
+        stack.activate();
+        Ok(stack)
+    }
+
+    fn activate(&self) {
+        self.workers.start(Activation {
+            features: Driver::FEATURES,
+            legacy: false,
+            queues: vec![(0, self.driver.state())],
+            interrupt: self.interrupt.clone(),
+        });
+    }
+
+    /// Reads for `time`.
+    pub fn run(&mut self, time: Duration) -> Times {
+        let end = Instant::now() + time;
+        self.run_while(|_| Instant::now() < end)
+    }
+
+    /// Reads until so many are done.
+    pub fn run_count(&mut self, count: u64) -> Times {
+        self.run_while(|done| done < count)
+    }
+
+    fn run_while(&mut self, mut more: impl FnMut(u64) -> bool) -> Times {
+        let mut times = Times::default();
+        let mut free: Vec<u16> = (0..self.depth as u16).collect();
+        let mut in_flight = 0;
+        let single = self.depth == 1;
+        let start = Instant::now();
+        let mut began = start;
+        loop {
+            if !free.is_empty() && more(times.requests) {
+                if single {
+                    began = Instant::now();
+                }
+                for slot in free.drain(..) {
+                    self.driver.post(slot, self.offsets.take());
+                    in_flight += 1;
+                }
+                if self.driver.publish() {
+                    self.kick.wake();
+                }
+            }
+            if in_flight == 0 {
+                break;
+            }
+            let before = free.len();
+            self.driver.collect(|slot| free.push(slot));
+            let done = free.len() - before;
+            if done == 0 {
+                if self.driver.wait_for_interrupt() {
+                    self.interrupt.wait();
+                }
+                continue;
+            }
+            in_flight -= done;
+            times.requests += done as u64;
+            if single {
+                times.latencies_ns.push(began.elapsed().as_nanos() as u32);
+            }
+        }
+        times.elapsed = start.elapsed();
+        times
+    }
+
+    /// Fills the queue with reads, resets the device while they are under way, and starts it again. Returns how long the
+    /// writing vCPU would be parked, and how long the call itself kept it, that is: any lock it holds.
+    pub fn reset_under_load(&mut self) -> (Duration, Duration) {
+        for slot in 0..self.depth as u16 {
+            self.driver.post(slot, self.offsets.take());
+        }
+        if self.driver.publish() {
+            self.kick.wake();
+        }
+        // Until the engine has them, or some of them.
+        let chains = self.counters.chains.get();
+        while self.counters.chains.get() == chains {
+            std::hint::spin_loop();
+        }
+        let waiter = Arc::new(Waiter(Event::new().expect("an event")));
+        let token = Parked::new();
+        let start = Instant::now();
+        self.workers.reset(token.clone());
+        let call = start.elapsed();
+        token.wake_on_complete(waiter.clone());
+        while !token.is_complete() {
+            waiter.0.wait();
+        }
+        let parked = start.elapsed();
+        self.driver.reset();
+        self.interrupt.0.clear();
+        self.activate();
+        (parked, call)
+    }
+
+    /// The queue's counters.
+    #[must_use]
+    pub fn counters(&self) -> QueueCountersSnapshot {
+        self.counters.snapshot()
+    }
+
+    /// Rounds of the worker so far in which it looked for requests.
+    #[must_use]
+    pub fn rounds(&self) -> u64 {
+        self.clock.rounds.load(Ordering::Relaxed)
+    }
+
+    /// Mean time of the worker from taking a request to its submission, and from its completion to the used ring, µs;
+    /// where it was to be taken.
+    #[must_use]
+    pub fn worker_times_us(&self) -> [f64; 2] {
+        let mean = |[sum, count]: [&AtomicU64; 2]| {
+            sum.load(Ordering::Relaxed) as f64 / count.load(Ordering::Relaxed) as f64 / 1e3
+        };
+        let WorkerClock { submit_ns, submits, complete_ns, completes, .. } = &*self.clock;
+        [mean([submit_ns, submits]), mean([complete_ns, completes])]
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        self.workers.join();
+    }
+}
+
+fn set_direct(disk: &Disk) -> io::Result<()> {
+    use std::os::fd::AsFd as _;
+    let fd = disk.as_fd().as_raw_fd();
+    // SAFETY: takes numbers only; the descriptor is open.
+    let failed = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_DIRECT)
+    };
+    if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn next_number() -> u64 {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    NUMBER.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A thread names itself when it runs first.
+fn wait_for_thread(name: &str) -> io::Result<i32> {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match thread_named(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// An interrupt as KVM takes it: one write to an eventfd.
+struct Interrupt(Event);
+
+impl Interrupt {
+    fn wait(&self) {
+        self.0.wait();
+    }
+}
+
+impl VirtioInterrupt for Interrupt {
+    fn queue_used(&self, _queue: u16) {
+        self.0.wake();
+    }
+
+    fn config_changed(&self) {}
+
+    fn needs_reset(&self, why: &NeedsReset) {
+        panic!("the device refused its driver: {}", why.reason);
+    }
+}
+
+struct Waiter(Event);
+
+impl Wake for Waiter {
+    fn wake(&self) {
+        self.0.wake();
+    }
+}
+
+/// One wake-up each way between two threads on the CPUs of driver and worker, by the same calls: µs a round trip, median.
+///
+/// # Errors
+/// When the system has no thread or event left.
+pub fn eventfd_round_trip_us(rounds: usize) -> io::Result<f64> {
+    let (there, back) = (Arc::new(Event::new()?), Arc::new(Event::new()?));
+    bind_current(&[WORKER_CPU])?;
+    let other = {
+        let (there, back) = (there.clone(), back.clone());
+        std::thread::spawn(move || {
+            for _ in 0..rounds {
+                there.wait();
+                back.wake();
+            }
+        })
+    };
+    bind_current(&[DRIVER_CPU])?;
+    let mut times: Vec<f64> = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        let start = Instant::now();
+        there.wake();
+        back.wait();
+        times.push(start.elapsed().as_nanos() as f64 / 1e3);
+    }
+    other.join().map_err(|_| io::Error::other("a thread panicked"))?;
+    Ok(super::median(&times))
+}
+
+/// Runs `work` on the worker's CPU: what the worker is compared with has its place.
+///
+/// # Errors
+/// When there is no such CPU.
+pub fn on_worker_cpu<T>(work: impl FnOnce() -> T) -> io::Result<T> {
+    bind_current(&[WORKER_CPU])?;
+    let result = work();
+    bind_current(&[DRIVER_CPU])?;
+    Ok(result)
+}
+
+/// What the worker has spent on requests.
+#[derive(Default)]
+struct WorkerClock {
+    rounds: AtomicU64,
+    submit_ns: AtomicU64,
+    submits: AtomicU64,
+    complete_ns: AtomicU64,
+    completes: AtomicU64,
+}
+
+/// A back end that takes the time around what the worker does: a worker asks for room before it takes a chain, and
+/// returns a chain inside the call that reports its completion.
+struct Timed<B> {
+    disk: B,
+    clock: Arc<WorkerClock>,
+    timed: bool,
+    popping: std::cell::Cell<Option<Instant>>,
+}
+
+impl<B: BlkBackend<GuestRam>> BlkBackend<GuestRam> for Timed<B> {
+    fn has_room(&self) -> bool {
+        if self.timed {
+            self.popping.set(Some(Instant::now()));
+        }
+        self.disk.has_room()
+    }
+
+    fn submit(&mut self, mem: &GuestRam, request: BlkRequest<'_>) -> Result<(), BlkError> {
+        let result = self.disk.submit(mem, request);
+        if let Some(popping) = self.popping.take() {
+            let clock = &self.clock;
+            clock.submit_ns.fetch_add(popping.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            clock.submits.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn set_write_cache(&mut self, write_back: bool) {
+        self.disk.set_write_cache(write_back);
+    }
+
+    fn commit(&mut self) {
+        self.clock.rounds.fetch_add(1, Ordering::Relaxed);
+        self.disk.commit();
+    }
+
+    fn poll(&mut self, mem: &GuestRam, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
+        let Self { disk, clock, timed, .. } = self;
+        if !*timed {
+            return disk.poll(mem, done);
+        }
+        disk.poll(mem, &mut |token, result| {
+            let start = Instant::now();
+            done(token, result);
+            clock.complete_ns.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            clock.completes.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+
+    fn cancel_all(&mut self) {
+        self.disk.cancel_all();
+    }
+
+    fn in_flight(&self) -> usize {
+        self.disk.in_flight()
+    }
+}
