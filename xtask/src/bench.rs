@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures, each with the floor it is measured against, taken in one loop.
 
 mod boot;
+mod disk;
 mod memory;
 mod start;
 mod syscalls;
@@ -25,6 +26,8 @@ enum Bench {
     Start(start::Options),
     /// A stock guest's boot under zvmm and qemu in turn: time, CPU time, exits, page faults, memory
     Boot(boot::Options),
+    /// A stock guest's reads of a disk under zvmm and qemu in turn: exits, CPU time and operations a second
+    Disk(disk::Options),
 }
 
 /// Runs a bench and prints its tables.
@@ -35,6 +38,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     match options.bench {
         Bench::Start(options) => start::run(&options),
         Bench::Boot(options) => boot::run(&options),
+        Bench::Disk(options) => disk::run(&options),
     }
 }
 

@@ -5,11 +5,14 @@
 //! * `lab-peer pattern FILE BYTES`: writes BYTES of the pattern to a file and reads them back.
 //! * `lab-peer clock`: says the real time in seconds for each line it reads.
 //! * `lab-peer avx CPUS ROUNDS`: checks that AVX registers outlive exits.
+//! * `lab-peer load DEVICE PHASE...`: reads a block device for the storage figures, each phase when a line comes in.
 //!
 //! The first two print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
 
 #[path = "lab-peer/avx.rs"]
 mod avx;
+#[path = "lab-peer/load.rs"]
+mod load;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -28,9 +31,15 @@ fn main() -> anyhow::Result<()> {
     if arguments == ["clock"] {
         return clock();
     }
+    if let [mode, device, phases @ ..] = &arguments[..]
+        && mode == "load"
+    {
+        return load::run(device.as_ref(), phases);
+    }
     let [mode, address, bytes] = &arguments[..] else {
         bail!(
-            "usage: lab-peer serve|call ADDRESS BYTES, lab-peer pattern FILE BYTES, lab-peer clock, lab-peer avx CPUS ROUNDS"
+            "usage: lab-peer serve|call ADDRESS BYTES, lab-peer pattern FILE BYTES, lab-peer clock, \
+             lab-peer avx CPUS ROUNDS, lab-peer load DEVICE PHASE..."
         );
     };
     let bytes: u64 = bytes.parse().context("BYTES is no number")?;

@@ -6,7 +6,7 @@ mod control;
 mod direct;
 mod images;
 pub mod job;
-mod kernel;
+pub mod kernel;
 pub mod kvm_tests;
 pub mod matrix;
 mod outer;
