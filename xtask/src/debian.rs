@@ -120,8 +120,12 @@ pub fn program_path(root: &Path, program: &str) -> anyhow::Result<PathBuf> {
 /// The library search path of an unpacked set, as the dynamic linker wants it.
 #[must_use]
 pub fn library_path(root: &Path) -> String {
-    ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/pulseaudio", "usr/lib"]
+    let folders = ["", "/pulseaudio", "/ceph"].map(|folder| format!("usr/lib/x86_64-linux-gnu{folder}"));
+    folders
+        .into_iter()
+        .chain(["usr/lib".to_owned()])
         .map(|folder| root.join(folder).display().to_string())
+        .collect::<Vec<_>>()
         .join(":")
 }
 

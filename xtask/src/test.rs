@@ -45,13 +45,15 @@ struct Part {
     full_only: bool,
 }
 
-const PARTS: [Part; 11] = [
+const PARTS: [Part; 13] = [
     Part { name: "unit", run: unit, full_only: false },
     Part { name: "kvm", run: kvm, full_only: false },
     Part { name: "illumos", run: illumos, full_only: false },
     Part { name: "fuzz", run: fuzz, full_only: false },
     Part { name: "teeth", run: teeth, full_only: false },
     Part { name: "lab", run: lab, full_only: false },
+    Part { name: "storage", run: storage, full_only: true },
+    Part { name: "crash", run: crash, full_only: true },
     Part { name: "micro", run: micro, full_only: true },
     Part { name: "bhyve", run: bhyve, full_only: true },
     Part { name: "double-bhyve", run: double_bhyve, full_only: true },
@@ -176,6 +178,18 @@ fn lab(options: &Options) -> anyhow::Result<&'static str> {
         lab::run_cases("gate", &matrix::gate(&all))?;
     }
     Ok("lab")
+}
+
+/// Verified load on disks, at length.
+fn storage(_options: &Options) -> anyhow::Result<&'static str> {
+    lab::run_cases("storage", &matrix::everything(&scenarios::long(scenarios::LOAD_S), Vmm::ZVMM))?;
+    Ok("storage")
+}
+
+/// Power failures while guests write.
+fn crash(_options: &Options) -> anyhow::Result<&'static str> {
+    lab::crash::run(lab::crash::ROUNDS)?;
+    Ok("crash")
 }
 
 /// All scenarios with the smallest machine.

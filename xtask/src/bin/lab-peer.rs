@@ -6,13 +6,22 @@
 //! * `lab-peer clock`: says the real time in seconds for each line it reads.
 //! * `lab-peer avx CPUS ROUNDS`: checks that AVX registers outlive exits.
 //! * `lab-peer load DEVICE PHASE...`: reads a block device for the storage figures, each phase when a line comes in.
+//! * `lab-peer resets DEVICE COUNT`: resets a virtio disk under load; no acknowledged write may be lost.
+//! * `lab-peer journal write|check STREAM FOLDER SEQUENCE`: writes records for good and says so, or looks for them.
+//! * `lab-peer no-sync PROGRAM ARGUMENTS…`: becomes a program for which fdatasync(2) does nothing and succeeds.
 //!
 //! The first two print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
 
 #[path = "lab-peer/avx.rs"]
 mod avx;
+#[path = "lab-peer/journal.rs"]
+mod journal;
 #[path = "lab-peer/load.rs"]
 mod load;
+#[path = "lab-peer/no_sync.rs"]
+mod no_sync;
+#[path = "lab-peer/resets.rs"]
+mod resets;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -31,16 +40,18 @@ fn main() -> anyhow::Result<()> {
     if arguments == ["clock"] {
         return clock();
     }
-    if let [mode, device, phases @ ..] = &arguments[..]
-        && mode == "load"
-    {
-        return load::run(device.as_ref(), phases);
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["resets", device, count] => return resets::run(device, count.parse().context("COUNT is no number")?),
+        ["journal", action, stream, folder, sequence] => {
+            let stream = stream.parse().context("STREAM is one letter")?;
+            return journal::run(action, stream, folder.as_ref(), sequence.parse().context("SEQUENCE is no number")?);
+        }
+        ["load", device, ..] => return load::run(device.as_ref(), &arguments[2..]),
+        ["no-sync", program, rest @ ..] => return Err(no_sync::become_program(program, rest)),
+        _ => {}
     }
     let [mode, address, bytes] = &arguments[..] else {
-        bail!(
-            "usage: lab-peer serve|call ADDRESS BYTES, lab-peer pattern FILE BYTES, lab-peer clock, \
-             lab-peer avx CPUS ROUNDS, lab-peer load DEVICE PHASE..."
-        );
+        bail!("usage: lab-peer MODE …; its source says which there are");
     };
     let bytes: u64 = bytes.parse().context("BYTES is no number")?;
     match mode.as_str() {
@@ -64,7 +75,7 @@ fn main() -> anyhow::Result<()> {
         }
         "pattern" => fill(address.as_ref(), bytes),
         "avx" => avx::run(address.parse().context("CPUS is no number")?, u32::try_from(bytes)?),
-        _ => bail!("`{mode}` is neither serve, call, pattern nor avx"),
+        _ => bail!("there is no mode `{mode}`"),
     }
 }
 

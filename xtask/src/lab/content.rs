@@ -29,8 +29,11 @@ const GUEST_MODULES: [&str; 9] = [
     "failover",
 ];
 
+/// And of guests whose disks are put to the proof.
+const STORAGE_MODULES: [&str; 1] = ["xfs"];
+
 /// Packages of the Debian guest root: a sysvinit system with a shell, no service that is not needed to check a VMM.
-const ROOT_PACKAGES: [&str; 21] = [
+const ROOT_PACKAGES: [&str; 22] = [
     "base-files",
     "base-passwd",
     "bash",
@@ -50,6 +53,7 @@ const ROOT_PACKAGES: [&str; 21] = [
     "procps",
     "sed",
     "sysvinit-core",
+    "udev",
     "util-linux",
     "acpid",
 ];
@@ -109,6 +113,12 @@ pub mod at {
 
     /// That of the attacker: not on the tools disk, so that a change of it costs no new disk.
     pub const ATTACKER: &str = "/initrd-attacker";
+
+    /// That of Debian's own kernel with more file systems: made when it is needed, too.
+    pub const STORAGE: &str = "/initrd-storage";
+
+    /// A disk with `fio`, to be mounted on `/fio`, likewise.
+    pub const FIO: &str = "/fio.img";
 
     /// That of Debian's own kernel with `lscpu` in it.
     #[must_use]
@@ -199,6 +209,43 @@ pub fn attacker_initrd(attacker: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// The initial RAM file system of guests whose disks are put to the proof, made anew.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn storage_initrd(content: &Content) -> anyhow::Result<PathBuf> {
+    let modules = GUEST_MODULES.into_iter().chain(STORAGE_MODULES).collect::<Vec<_>>();
+    let programs = [&content.busybox[..], &fs::read(&content.peer_path)?];
+    let archive = guest_initrd(&kernel::get(Which::Stable)?, programs, &modules, None)?;
+    let path = paths::lab().join("initrd-storage");
+    let fresh = path.with_extension(format!("new{}", std::process::id()));
+    fs::write(&fresh, archive)?;
+    fs::rename(fresh, &path)?;
+    Ok(path)
+}
+
+/// The disk with Debian's `fio`, which wants four dozen libraries: kept until the package changes.
+///
+/// # Errors
+/// When the package cannot be had, or the disk not be made.
+pub fn fio_image() -> anyhow::Result<PathBuf> {
+    let lab = paths::lab();
+    let (image, stamp_path) = (lab.join("fio.img"), lab.join("fio.stamp"));
+    let root = debian::unpack("fio", &["fio"])?;
+    let lock = fs::File::create(lab.join(".fio.lock"))?;
+    lock.lock().context("cannot take the lock of fio's image")?;
+    let stamp = fs::read_to_string(lab.join("debian/fio.json"))?;
+    if !image.exists() || fs::read_to_string(&stamp_path).ok().as_ref() != Some(&stamp) {
+        let stage = lab.join("fio.stage");
+        debian::remove_tree(&stage)?;
+        images::stage_program(&root, "fio", &stage, "/fio")?;
+        images::ext4(&stage, &image, 4)?;
+        debian::remove_tree(&stage)?;
+        fs::write(stamp_path, stamp)?;
+    }
+    Ok(image)
+}
+
 /// What decides what guests' kernels say, in a few lines of text.
 fn identity(kernels: &[Kernel]) -> anyhow::Result<String> {
     let mut text = fs::read_to_string(paths::lab().join("debian/qemu.json"))?;
@@ -236,10 +283,10 @@ fn make_tools(stage: &Path, tools: &Path, qemu: &Path, programs: [&[u8]; 2], ker
         let place = |path: String| stage.join(path.trim_start_matches("/tools/"));
         fs::copy(&kernel.bzimage, place(at::kernel(which, false)))?;
         fs::copy(&kernel.vmlinux, place(at::kernel(which, true)))?;
-        fs::write(place(at::initrd(which)), guest_initrd(kernel, programs, None)?)?;
+        fs::write(place(at::initrd(which)), guest_initrd(kernel, programs, &GUEST_MODULES, None)?)?;
     }
     let with_lscpu = stage.join(at::initrd_with_lscpu().trim_start_matches("/tools/"));
-    fs::write(with_lscpu, guest_initrd(&kernels[0], programs, Some(&lscpu()?))?)?;
+    fs::write(with_lscpu, guest_initrd(&kernels[0], programs, &GUEST_MODULES, Some(&lscpu()?))?)?;
     images::stage_program(qemu, "qemu-system-x86_64", stage, "/tools")?;
     let e2fsprogs = debian::unpack("e2fsprogs", &["e2fsprogs"])?;
     images::stage_program(&e2fsprogs, "e2fsck", stage, "/tools")?;
@@ -266,7 +313,12 @@ fn lscpu() -> anyhow::Result<PathBuf> {
     Ok(stage)
 }
 
-fn guest_initrd(kernel: &Kernel, [busybox, peer]: [&[u8]; 2], more: Option<&Path>) -> anyhow::Result<Vec<u8>> {
+fn guest_initrd(
+    kernel: &Kernel,
+    [busybox, peer]: [&[u8]; 2],
+    modules: &[&str],
+    more: Option<&Path>,
+) -> anyhow::Result<Vec<u8>> {
     let mut fs = Initramfs::new()?;
     fs.file("bin/busybox", busybox)?;
     fs.link("bin/sh", "busybox")?;
@@ -274,7 +326,7 @@ fn guest_initrd(kernel: &Kernel, [busybox, peer]: [&[u8]; 2], more: Option<&Path
     fs.file("init", GUEST_INIT.as_bytes())?;
     fs.file("shell.sh", GUEST_SHELL.as_bytes())?;
     fs.file("etc/acpi/PWRF/00000080", POWER_BUTTON.as_bytes())?;
-    fs.modules(&kernel.modules(&GUEST_MODULES)?)?;
+    fs.modules(&kernel.modules(modules)?)?;
     if let Some(folder) = more {
         fs.tree(folder, "")?;
     }

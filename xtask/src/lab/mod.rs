@@ -3,6 +3,7 @@
 pub mod attacks;
 mod content;
 mod control;
+pub mod crash;
 mod direct;
 mod images;
 pub mod job;
@@ -11,6 +12,7 @@ pub mod kvm_tests;
 pub mod matrix;
 mod outer;
 pub mod place;
+mod power;
 pub mod scenarios;
 pub mod vmm;
 pub mod vmx;
@@ -42,6 +44,12 @@ pub struct Options {
     /// List the scenarios and end
     #[arg(long)]
     list: bool,
+    /// Seconds of verified load on a disk, in each scenario that has it
+    #[arg(long, default_value_t = scenarios::LOAD_S)]
+    load_seconds: u64,
+    /// Let the outer machine lose power while guests write, instead, so many times
+    #[arg(long, value_name = "ROUNDS", num_args = 0..=1, default_missing_value = "20")]
+    crash: Option<u32>,
     /// Run in the emulated machine with VMX and EPT instead: its own tests, and scenarios that are named
     #[arg(long)]
     vmx: bool,
@@ -50,10 +58,13 @@ pub struct Options {
 /// Runs `cargo xtask lab`.
 pub fn run(options: Options) -> anyhow::Result<()> {
     options.vmm.check()?;
+    if let Some(rounds) = options.crash {
+        return crash::run(rounds);
+    }
     if options.vmx {
         return vmx::run(&options.scenarios, options.vmm, options.list);
     }
-    let all = scenarios::all();
+    let all: Vec<Scenario> = scenarios::all().into_iter().chain(scenarios::long(options.load_seconds)).collect();
     if options.list {
         for scenario in &all {
             println!("{:<24} {}", scenario.name, scenario.about);
@@ -262,9 +273,16 @@ impl Lab {
     /// # Errors
     /// When it does not build.
     fn add_what_guests_need(&mut self, guests: impl IntoIterator<Item = vmm::Machine>) -> anyhow::Result<()> {
-        if guests.into_iter().any(|guest| guest.initrd == content::at::ATTACKER) {
-            let initrd = content::attacker_initrd(&outer::build_static("xtask", "lab-attacker")?)?;
-            self.programs.push((content::at::ATTACKER.trim_start_matches('/').to_owned(), initrd));
+        let guests: Vec<vmm::Machine> = guests.into_iter().collect();
+        let mut add = |at: &str, file: PathBuf| self.programs.push((at.trim_start_matches('/').to_owned(), file));
+        if guests.iter().any(|guest| guest.initrd == content::at::ATTACKER) {
+            add(content::at::ATTACKER, content::attacker_initrd(&outer::build_static("xtask", "lab-attacker")?)?);
+        }
+        if guests.iter().any(|guest| guest.initrd == content::at::STORAGE) {
+            add(content::at::STORAGE, content::storage_initrd(&self.content)?);
+        }
+        if guests.iter().any(|guest| guest.disks.iter().any(|disk| disk == content::at::FIO)) {
+            add(content::at::FIO, content::fio_image()?);
         }
         Ok(())
     }
@@ -301,7 +319,14 @@ impl Lab {
     /// When the place cannot be set up.
     pub fn run(&self, name: &str, (cpus, memory_mib): (u32, u64), job: &Job, show: bool) -> anyhow::Result<Report> {
         let limit = job.runs.iter().map(|run| run.limit_s).sum::<u64>() + 60;
-        let shape = Shape { name: name.to_owned(), cpus, memory_mib, limit: Duration::from_secs(limit), show };
+        let shape = Shape {
+            name: name.to_owned(),
+            cpus,
+            memory_mib,
+            limit: Duration::from_secs(limit),
+            show,
+            drives: Vec::new(),
+        };
         let run = match self.place {
             Place::Direct => direct::run,
             Place::Nested(_) => outer::boot,

@@ -25,6 +25,8 @@ pub struct Shape {
     pub limit: Duration,
     /// Show its console while it runs.
     pub show: bool,
+    /// Drives beside the tools disk, each a value of qemu's `-drive`.
+    pub drives: Vec<String>,
 }
 
 /// What came back from an outer boot.
@@ -67,50 +69,108 @@ pub fn boot(
     runner: &Path,
     programs: &[(String, PathBuf)],
 ) -> anyhow::Result<Report> {
-    let folder = RunFolder::new(&shape.name)?;
-    let (log, results, initrd) = (folder.file("log"), folder.file("results"), folder.file("initrd"));
-    fs::write(&initrd, content.outer_initrd(job, runner, programs)?)?;
+    Outer::start(shape, content, job, runner, programs)?.finish(shape)
+}
 
-    let mut qemu = debian::command(&content.qemu, "qemu-system-x86_64")?;
-    // Debian ships the emulator itself as a module.
-    qemu.env("QEMU_MODULE_DIR", content.qemu.join("usr/lib/x86_64-linux-gnu/qemu"));
-    for folder in ["qemu", "seabios"] {
-        qemu.arg("-L").arg(content.qemu.join("usr/share").join(folder));
-    }
-    qemu.args(MACHINE);
-    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    qemu.arg("-smp").arg(shape.cpus.to_string()).arg("-m").arg(format!("{}M", shape.memory_mib));
-    qemu.arg("-serial").arg(format!("file:{}", log.display()));
-    qemu.arg("-serial").arg(format!("file:{}", results.display()));
-    qemu.arg("-kernel").arg(&content.outer_kernel).arg("-initrd").arg(&initrd);
-    // Without `no_timer_check` the outer kernel panics where this machine is so busy that four ticks do not come in time.
-    let cmdline = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check rdinit=/init";
-    qemu.args(["-append", cmdline]);
-    // Scenarios may write to the disk; the next boot finds it as it was.
-    qemu.arg("-drive").arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", content.tools.display()));
-    qemu.arg("-monitor").arg(format!("unix:{},server=on,wait=off", folder.file("monitor").display()));
-    qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+/// An outer machine that runs.
+pub struct Outer {
+    guard: Guard,
+    folder: RunFolder,
+    start: Instant,
+}
 
-    let start = Instant::now();
-    let child = qemu.spawn().context("cannot start the outer machine")?;
-    let mut guard = Guard(child);
-    let (status, stuck) = guard.wait(shape, start, &folder)?;
-    let wall = start.elapsed();
-    if stuck {
-        let state = registers(&folder.file("monitor")).unwrap_or_else(|error| format!("{error:#}"));
-        fs::OpenOptions::new().append(true).open(&log)?.write_all(state.as_bytes())?;
-    }
-    if let Some(status) = status
-        && !status.success()
-    {
-        let mut said = String::new();
-        if let Some(stderr) = guard.0.stderr.as_mut() {
-            stderr.read_to_string(&mut said)?;
+impl Outer {
+    /// Boots one with a job.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(
+        shape: &Shape,
+        content: &Content,
+        job: &Job,
+        runner: &Path,
+        programs: &[(String, PathBuf)],
+    ) -> anyhow::Result<Self> {
+        let folder = RunFolder::new(&shape.name)?;
+        let (log, results, initrd) = (folder.file("log"), folder.file("results"), folder.file("initrd"));
+        fs::write(&initrd, content.outer_initrd(job, runner, programs)?)?;
+
+        let mut qemu = debian::command(&content.qemu, "qemu-system-x86_64")?;
+        // Debian ships the emulator itself as a module.
+        qemu.env("QEMU_MODULE_DIR", content.qemu.join("usr/lib/x86_64-linux-gnu/qemu"));
+        for folder in ["qemu", "seabios"] {
+            qemu.arg("-L").arg(content.qemu.join("usr/share").join(folder));
         }
-        bail!("the outer machine ended with {status}: {}", said.trim_end());
+        qemu.args(MACHINE);
+        qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        qemu.arg("-smp").arg(shape.cpus.to_string()).arg("-m").arg(format!("{}M", shape.memory_mib));
+        qemu.arg("-serial").arg(format!("file:{}", log.display()));
+        qemu.arg("-serial").arg(format!("file:{}", results.display()));
+        qemu.arg("-kernel").arg(&content.outer_kernel).arg("-initrd").arg(&initrd);
+        // Without `no_timer_check` the outer kernel panics where this machine is so busy that four ticks do not come in time.
+        let cmdline = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check rdinit=/init";
+        qemu.args(["-append", cmdline]);
+        // Scenarios may write to the disk; the next boot finds it as it was.
+        qemu.arg("-drive")
+            .arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", content.tools.display()));
+        for drive in &shape.drives {
+            qemu.arg("-drive").arg(drive);
+        }
+        qemu.arg("-monitor").arg(format!("unix:{},server=on,wait=off", folder.file("monitor").display()));
+        qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+
+        let start = Instant::now();
+        let guard = Guard(qemu.spawn().context("cannot start the outer machine")?);
+        Ok(Self { guard, folder, start })
     }
-    drop(guard);
-    folder.report(wall, stuck)
+
+    /// What its console has said.
+    #[must_use]
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.folder.file("log")).unwrap_or_default()).into_owned()
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.guard.0.try_wait()?.is_some())
+    }
+
+    /// Ends it as a power failure does: with nothing written back.
+    ///
+    /// # Errors
+    /// When its log cannot be kept.
+    pub fn kill(self) -> anyhow::Result<Report> {
+        // SIGKILL, and waits.
+        drop(self.guard);
+        self.folder.report(self.start.elapsed(), false)
+    }
+
+    /// Waits for its end, and ends it when it got stuck or the time is over.
+    ///
+    /// # Errors
+    /// When it could not do its work at all.
+    pub fn finish(mut self, shape: &Shape) -> anyhow::Result<Report> {
+        let (status, stuck) = self.guard.wait(shape, self.start, &self.folder)?;
+        let wall = self.start.elapsed();
+        if stuck {
+            let state = registers(&self.folder.file("monitor")).unwrap_or_else(|error| format!("{error:#}"));
+            fs::OpenOptions::new().append(true).open(self.folder.file("log"))?.write_all(state.as_bytes())?;
+        }
+        if let Some(status) = status
+            && !status.success()
+        {
+            let mut said = String::new();
+            if let Some(stderr) = self.guard.0.stderr.as_mut() {
+                stderr.read_to_string(&mut said)?;
+            }
+            bail!("the outer machine ended with {status}: {}", said.trim_end());
+        }
+        drop(self.guard);
+        self.folder.report(wall, stuck)
+    }
 }
 
 /// The outer machine's registers, three times: shows whether it runs in circles, and where.

@@ -67,6 +67,10 @@ pub struct Machine {
     pub packed: bool,
     /// Have the kernel do the disks' work.
     pub io_uring: bool,
+    /// Virtqueues of each disk, when they are not to be the VMM's own choice.
+    pub queues: Option<u16>,
+    /// Serial numbers of the first disks.
+    pub serials: Vec<String>,
     /// A console of virtio's own, which nobody reads.
     pub console: bool,
     /// An entropy source.
@@ -168,8 +172,10 @@ impl Vmm {
         line.option("--cmdline", &machine.cmdline);
         let packed = if machine.packed { ",packed=on" } else { "" };
         let engine = if machine.io_uring { ",engine=io_uring" } else { "" };
-        for disk in &machine.disks {
-            line.option("--disk", format!("{disk}{packed}{engine}"));
+        let queues = machine.queues.map_or_else(String::new, |count| format!(",queues={count}"));
+        for (n, disk) in machine.disks.iter().enumerate() {
+            let serial = machine.serials.get(n).map_or_else(String::new, |serial| format!(",serial={serial}"));
+            line.option("--disk", format!("{disk}{packed}{engine}{queues}{serial}"));
         }
         for (tap, mac) in &machine.nics {
             line.option("--net", format!("tap={tap},mac={mac}{packed}"));
@@ -231,10 +237,12 @@ impl Vmm {
         // microvm has neither a keyboard controller nor a reset register.
         line.option("-append", format!("{}{}", machine.cmdline, if microvm { " reboot=t" } else { "" }));
         let packed = if machine.packed { ",packed=on" } else { "" };
+        let queues = machine.queues.map_or_else(String::new, |count| format!(",num-queues={count}"));
         let aio = if machine.io_uring { "io_uring" } else { "threads" };
         for (n, disk) in machine.disks.iter().enumerate() {
             line.option("-drive", format!("file={disk},format=raw,if=none,id=d{n},cache=writeback,aio={aio}"));
-            line.option("-device", format!("{block},drive=d{n}{packed}"));
+            let serial = machine.serials.get(n).map_or_else(String::new, |serial| format!(",serial={serial}"));
+            line.option("-device", format!("{block},drive=d{n}{packed}{queues}{serial}"));
         }
         for (n, (tap, mac)) in machine.nics.iter().enumerate() {
             line.option("-netdev", format!("tap,id=n{n},ifname={tap},script=no,downscript=no,vhost=off"));
@@ -300,6 +308,8 @@ mod tests {
             cpu: "host".into(),
             packed: false,
             io_uring: false,
+            queues: None,
+            serials: Vec::new(),
             kvmclock: true,
             reset_ends: true,
         }
@@ -338,6 +348,8 @@ mod tests {
             Machine { kvmclock: false, ..plain.clone() },
             Machine { packed: true, ..plain.clone() },
             Machine { io_uring: true, ..plain.clone() },
+            Machine { queues: Some(2), ..plain.clone() },
+            Machine { serials: vec!["one".to_owned()], ..plain.clone() },
             Machine { reset_ends: false, ..plain.clone() },
             Machine { cpu: "x86-64-v2".to_owned(), ..plain.clone() },
         ];

@@ -189,6 +189,8 @@ fn stock_machine() -> Machine {
         cpu: "host".to_owned(),
         packed: false,
         io_uring: false,
+        queues: None,
+        serials: Vec::new(),
         kvmclock: true,
         reset_ends: false,
     }

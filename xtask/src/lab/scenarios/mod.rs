@@ -7,10 +7,12 @@ mod devices;
 mod life_cycle;
 mod script;
 mod shapes;
+mod storage;
 
 pub use demo::{demo, demo_sights};
 pub use script::{CPU, Script, WARNINGS};
 pub use shapes::{LSCPU, shows_topology};
+pub use storage::{LOAD_S, long};
 
 use anyhow::Context as _;
 
@@ -25,6 +27,7 @@ pub struct Scenario {
     pub about: String,
     /// Memory the outer machine needs, MiB.
     pub outer_memory_mib: u64,
+    fits: fn(Vmm) -> bool,
     build: Box<dyn Fn(Vmm) -> Script + Send + Sync>,
     check: Check,
 }
@@ -42,9 +45,26 @@ impl Scenario {
             name: name.into(),
             about: about.into(),
             outer_memory_mib: 2048,
+            fits: |_| true,
             build: Box::new(build),
             check: Box::new(check),
         }
+    }
+
+    /// Only with machines that have what it is about.
+    fn only_where(self, fits: fn(Vmm) -> bool) -> Self {
+        Self { fits, ..self }
+    }
+
+    /// Whether a VMM's machine has what this is about.
+    #[must_use]
+    pub fn fits(&self, vmm: Vmm) -> bool {
+        (self.fits)(vmm)
+    }
+
+    /// In an outer machine with so much memory.
+    fn outer_memory(self, mib: u64) -> Self {
+        Self { outer_memory_mib: mib, ..self }
     }
 
     /// The run of this scenario with a VMM.
@@ -76,10 +96,13 @@ impl Scenario {
     }
 }
 
-/// All scenarios, in the order they run.
+/// All scenarios that take seconds, in the order they run; [`long`] has the others.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
-    [boots::all(), shapes::all(), devices::all(), life_cycle::all(), attacker::all()].into_iter().flatten().collect()
+    [boots::all(), shapes::all(), devices::all(), storage::all(), life_cycle::all(), attacker::all()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// For scenarios whose steps prove everything.
@@ -111,17 +134,21 @@ mod tests {
         Vmm::MICROVM,
     ];
 
+    fn everything() -> Vec<Scenario> {
+        all().into_iter().chain(long(LOAD_S)).collect()
+    }
+
     #[test]
     fn every_scenario_has_a_time() {
         let times = crate::times::Times::read().unwrap();
-        for scenario in all() {
+        for scenario in everything() {
             assert!(times.seconds(&format!("lab/{}", scenario.name)).is_some(), "{}", scenario.name);
         }
     }
 
     #[test]
     fn every_scenario_has_a_name_of_its_own() {
-        let all = all();
+        let all = everything();
         let mut names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -130,7 +157,7 @@ mod tests {
 
     #[test]
     fn every_scenario_ends_its_guest_whoever_runs_it() {
-        for scenario in all() {
+        for scenario in everything() {
             for vmm in VMMS {
                 let run = scenario.run(vmm);
                 assert!(matches!(run.steps.last(), Some(Step::Exit { .. })), "{} ends nothing", scenario.name);
@@ -141,7 +168,7 @@ mod tests {
     /// Where a guest ends with its power it has a shell that can be asked for its log.
     #[test]
     fn every_guest_that_ends_with_its_power_is_asked_for_its_warnings() {
-        for scenario in all() {
+        for scenario in everything() {
             let run = scenario.run(Vmm::ZVMM);
             // The attacker is init itself.
             if scenario.name == attacker::NAME {
@@ -156,7 +183,7 @@ mod tests {
     #[test]
     fn a_run_that_shows_nothing_passes_no_check_that_looks_at_something() {
         let blind = ["reboot-5", "sigterm", "panic-exit"];
-        for scenario in all().into_iter().filter(|scenario| !blind.contains(&scenario.name.as_str())) {
+        for scenario in everything().into_iter().filter(|scenario| !blind.contains(&scenario.name.as_str())) {
             let checked = scenario.check(&Outcome::default(), Vmm::ZVMM);
             assert!(checked.is_err(), "{} passes with nothing seen", scenario.name);
         }

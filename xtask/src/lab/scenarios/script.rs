@@ -52,6 +52,8 @@ impl Script {
                 cpu: CPU.to_owned(),
                 packed: false,
                 io_uring: false,
+                queues: None,
+                serials: Vec::new(),
                 kvmclock: true,
                 reset_ends: false,
             },
@@ -112,6 +114,12 @@ impl Script {
     /// A shell command in the outer machine before the VMM starts.
     pub fn before(mut self, command: &str) -> Self {
         self.before.push(command.to_owned());
+        self
+    }
+
+    /// A shell command in the outer machine after the VMM is gone.
+    pub fn after(mut self, command: &str) -> Self {
+        self.after.push(command.to_owned());
         self
     }
 
