@@ -63,7 +63,7 @@ const RUN_ABOUT: &str = "\
 Run a guest until it powers off.
 
 Everything can be said with options, or in a JSON file (--config), or both: options beside a file override its \
-values; --disk, --net and --log add to its lists. 'zvmm check-config --print OPTIONS' writes the file for you.
+values; --disk, --limit-group, --net and --log add to its lists. 'zvmm check-config --print OPTIONS' writes the file for you.
 
 Sizes are bytes, or have a suffix K, M, G or T. In option values with keys, a comma inside a value is written twice. \
 Relative paths start at the working directory.";

@@ -4,6 +4,8 @@
 //! or the bus write) and the completions of its back end all signal that object; control messages lie in a mailbox. A
 //! round is: wait, clear, look into the mailbox, step until there is nothing left to do without waiting.
 
+#[cfg(test)]
+mod deadline_tests;
 mod life;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ use devices::park::Parked;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::queue::{F_IN_ORDER, F_RING_PACKED};
 use devices::virtio::{Activation, F_RING_RESET, QueueRunner, QueueState, Step, VirtioWorker, WorkerActivation};
+use devices_host::clock::monotonic_ns;
 use devices_host::event::Event;
 use devices_host::poll::{PollFd, poll};
 
@@ -231,7 +234,8 @@ impl Loop {
     }
 
     fn wait(&self, step: Step) {
-        if self.backend_fd.is_none() || !(step.want_readable || step.want_writable) {
+        let wants_fd = self.backend_fd.is_some() && (step.want_readable || step.want_writable);
+        if !wants_fd && step.wake_at_ns.is_none() {
             self.shared.wake.wait();
             return self.counters.iter().for_each(|counters| counters.wakeups.count());
         }
@@ -239,7 +243,8 @@ impl Loop {
             PollFd::new(self.shared.wake.as_raw_fd()).readable(true),
             PollFd::new(self.backend_fd.unwrap_or(-1)).readable(step.want_readable).writable(step.want_writable),
         ];
-        match poll(&mut fds, None) {
+        let timeout_ns = step.wake_at_ns.map(|at_ns| at_ns.saturating_sub(monotonic_ns()));
+        match poll(&mut fds[..if wants_fd { 2 } else { 1 }], timeout_ns) {
             Ok(_) => {
                 if fds[0].is_readable() {
                     self.shared.wake.clear();

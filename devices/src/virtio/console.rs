@@ -348,7 +348,7 @@ impl<M: GuestMemory, B: ConsoleBackend> VirtioWorker<M> for ConsoleWorker<B> {
         }
         let (tx_again, want_writable) = self.transmit(mem);
         let (rx_again, want_readable) = self.receive(mem);
-        Step { again: tx_again || rx_again, want_readable, want_writable }
+        Step { again: tx_again || rx_again, want_readable, want_writable, ..Step::default() }
     }
 
     fn begin_stop(&mut self, _mem: &M) {

@@ -10,6 +10,7 @@ pub mod blk;
 pub mod console;
 pub mod counters;
 mod generation;
+pub mod limit;
 pub mod net;
 pub mod pci;
 pub mod queue;
@@ -176,6 +177,9 @@ pub struct Step {
     pub want_readable: bool,
     /// Wake when the back end's descriptor is writable.
     pub want_writable: bool,
+    /// Wake at this moment of the [clock](crate::legacy::clock::Clock::monotonic_ns) at the latest: a rate limit holds
+    /// chains back until then. Kicks are of no use before.
+    pub wake_at_ns: Option<u64>,
 }
 
 /// The part of a device that runs one or more queues: a state machine over guest memory `M`, driven by whoever calls

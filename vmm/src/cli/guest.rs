@@ -9,8 +9,8 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use crate::config::options::{Options, on_off};
 use crate::config::{
-    ConfigError, ConsoleConfig, DebugPortConfig, DiskConfig, NetConfig, RngConfig, SerialBackend, Topology, VmConfig,
-    parse_size, reword, vcpu_limits,
+    ConfigError, ConsoleConfig, DebugPortConfig, DiskConfig, LimitConfig, LimitGroupConfig, NetConfig, RngConfig,
+    SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
 };
 
 /// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
@@ -18,7 +18,7 @@ use crate::config::{
 #[allow(rustdoc::broken_intra_doc_links, reason = "the comments are the help text, where [default] is no link")]
 #[derive(Debug, Default, Args)]
 pub struct GuestArgs {
-    /// Read the guest from a JSON file; options override its values, --disk, --net and --log add to its lists
+    /// Read the guest from a JSON file; options override its values, --disk, --limit-group, --net and --log add to its lists
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Name of the guest in logs and on the control socket
@@ -89,8 +89,17 @@ pub struct GuestArgs {
     /// characters), queues=N (1 to 32; the vCPUs up to 4), queue_size=N (256), packed, in_order (ring
     /// features to offer, as with qemu), engine=threads|io_uring (who does its work: threads), id=NAME
     /// (disk0, disk1, …).
+    ///
+    /// Rate limits: limit_ops=N (requests a second), limit_bytes=SIZE (bytes a second, such as 50M), each with a burst
+    /// after a pause (limit_ops_burst=N, limit_bytes_burst=SIZE; a tenth of a second's worth), limit_group=NAME (shares
+    /// the limits of a --limit-group, beside its own).
     #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Devices")]
     pub disk: Vec<String>,
+    /// Rate limits that disks share: those with limit_group=NAME. Again for more groups
+    ///
+    /// Keys: limit_ops=N, limit_ops_burst=N, limit_bytes=SIZE, limit_bytes_burst=SIZE, as for --disk.
+    #[arg(long, value_name = "NAME,KEY=VALUE…", help_heading = "Devices")]
+    pub limit_group: Vec<String>,
     /// Network interface (virtio-net) on a TAP device. Again for more interfaces
     ///
     /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
@@ -207,6 +216,11 @@ impl GuestArgs {
         for text in &self.disk {
             config.disks.push(disk(text)?);
         }
+        for text in &self.limit_group {
+            let given = Options::read("--limit-group", text, Some("name"), &LIMIT_KEYS)?;
+            let name = given.required("name", "--limit-group tenant,limit_ops=1000")?;
+            config.limit_groups.push(LimitGroupConfig { name, limits: limits(&given)? });
+        }
         for text in &self.net {
             config.nets.push(net(text)?);
         }
@@ -299,7 +313,8 @@ fn switch(option: &str, text: &Option<String>) -> Result<Option<bool>, ConfigErr
 }
 
 fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
-    let keys = ["ro", "slot", "serial", "queues", "queue_size", "packed", "in_order", "engine", "id"];
+    let keys = ["ro", "slot", "serial", "queues", "queue_size", "packed", "in_order", "engine", "id", "limit_group"];
+    let keys = [&keys[..], &LIMIT_KEYS].concat();
     let given = Options::read("--disk", text, Some("path"), &keys)?;
     let defaults = DiskConfig::new(given.required("path", "--disk root.img")?);
     Ok(DiskConfig {
@@ -312,7 +327,21 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         packed: given.flag("packed")?,
         in_order: given.flag("in_order")?,
         engine: named("--disk: engine", &given.text("engine")?)?.unwrap_or_default(),
+        limits: limits(&given)?,
+        limit_group: given.text("limit_group")?,
         path: defaults.path,
+    })
+}
+
+const LIMIT_KEYS: [&str; 4] = ["limit_ops", "limit_ops_burst", "limit_bytes", "limit_bytes_burst"];
+
+fn limits(given: &Options) -> Result<LimitConfig, ConfigError> {
+    let bytes = |key| given.value(key).map(|size| size.map(|Size(bytes)| bytes));
+    Ok(LimitConfig {
+        ops: given.number("limit_ops")?,
+        ops_burst: given.number("limit_ops_burst")?,
+        bytes: bytes("limit_bytes")?,
+        bytes_burst: bytes("limit_bytes_burst")?,
     })
 }
 

@@ -94,6 +94,7 @@ impl VmConfig {
         self.check_memory(&mut found);
         self.check_boot(&mut found);
         self.check_disks(&mut found);
+        self.check_limits(&mut found);
         self.check_nets(&mut found);
         self.check_ids(&mut found);
         self.check_backends(&mut found);
@@ -327,10 +328,10 @@ fn check_socket(setting: &str, socket: &Path, found: &mut Problems) {
     }
 }
 
-struct Problems(Vec<ConfigError>);
+pub(super) struct Problems(Vec<ConfigError>);
 
 impl Problems {
-    fn add(&mut self, setting: &str, problem: impl Into<String>) {
+    pub(super) fn add(&mut self, setting: &str, problem: impl Into<String>) {
         self.0.push(ConfigError::setting(setting, problem));
     }
 

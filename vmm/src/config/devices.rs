@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::LimitConfig;
 use super::values::{BadValue, Mac, Slot, as_text};
 
 /// The most virtqueues one disk may have.
@@ -47,6 +48,12 @@ pub struct DiskConfig {
     /// Who reads and writes it.
     #[serde(default)]
     pub engine: DiskEngine,
+    /// How much it may do.
+    #[serde(default, skip_serializing_if = "LimitConfig::is_empty")]
+    pub limits: LimitConfig,
+    /// The [group](super::LimitGroupConfig) whose limits it shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_group: Option<String>,
 }
 
 /// Who does a disk's work.
@@ -74,6 +81,8 @@ impl DiskConfig {
             packed: false,
             in_order: false,
             engine: DiskEngine::default(),
+            limits: LimitConfig::default(),
+            limit_group: None,
         }
     }
 

@@ -8,6 +8,7 @@ mod check;
 mod devices;
 mod host;
 mod json;
+mod limits;
 pub(crate) mod nearest;
 pub(crate) mod options;
 mod ports;
@@ -28,8 +29,9 @@ pub use devices::{
 pub use host::HostFacts;
 pub(crate) use host::system_text;
 pub(crate) use json::reword;
+pub use limits::{LimitConfig, LimitGroupConfig};
 pub use slots::SlotPlan;
-pub use values::{BadValue, LogRule, Mac, Slot, Uuid, format_size, parse_size};
+pub use values::{BadValue, LogRule, Mac, Size, Slot, Uuid, format_size, parse_size};
 
 /// The most vCPUs a guest may have: APIC id 255 is the broadcast id of the xAPIC (Intel SDM vol. 3 §12.6.1).
 pub const MAX_VCPUS: u8 = 254;
@@ -59,6 +61,9 @@ pub struct VmConfig {
     pub boot: BootConfig,
     /// virtio-blk disks, in the order the guest sees them.
     pub disks: Vec<DiskConfig>,
+    /// Rate limits that disks share.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limit_groups: Vec<LimitGroupConfig>,
     /// virtio-net interfaces, in the order the guest sees them.
     pub nets: Vec<NetConfig>,
     /// virtio-rng.
@@ -106,6 +111,7 @@ impl Default for VmConfig {
             memory: MemoryConfig::default(),
             boot: BootConfig::default(),
             disks: Vec::new(),
+            limit_groups: Vec::new(),
             nets: Vec::new(),
             rng: None,
             console: None,

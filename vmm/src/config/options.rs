@@ -1,5 +1,6 @@
 //! Option values of the form `VALUE,key=value,flag`, as in `--disk root.img,ro,slot=4`.
 
+use std::num::IntErrorKind;
 use std::str::FromStr;
 
 use super::{ConfigError, nearest};
@@ -84,6 +85,9 @@ impl Options {
     pub(crate) fn number<T: TryFrom<u64>>(&self, key: &str) -> Result<Option<T>, ConfigError> {
         let parse = |text: String| match text.parse::<u64>() {
             Ok(number) => T::try_from(number).map_err(|_| self.problem(format!("{key}={text} is too large"))),
+            Err(error) if *error.kind() == IntErrorKind::PosOverflow => {
+                Err(self.problem(format!("{key}={text} is too large")))
+            }
             Err(_) => Err(self.problem(format!("{key}={text} is not a number"))),
         };
         self.text(key)?.map(parse).transpose()
@@ -160,6 +164,8 @@ mod tests {
     fn a_number_that_does_not_fit_is_refused() {
         let error = read("a,slot=300").unwrap().number::<u8>("slot").unwrap_err().to_string();
         assert_eq!(error, "--disk: slot=300 is too large");
+        let error = read("a,slot=99999999999999999999").unwrap().number::<u64>("slot").unwrap_err().to_string();
+        assert_eq!(error, "--disk: slot=99999999999999999999 is too large");
         let error = read("a,slot=x").unwrap().number::<u8>("slot").unwrap_err().to_string();
         assert_eq!(error, "--disk: slot=x is not a number");
     }

@@ -4,6 +4,7 @@ mod adapters;
 mod chipset;
 mod collected;
 mod image;
+mod limits;
 mod stats;
 mod virtio;
 

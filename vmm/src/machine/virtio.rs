@@ -9,6 +9,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{BlkConfig, BlkDevice, EraseLimits, SECTOR_BYTES};
 use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
+use devices::virtio::limit::{Meters, Throttle};
 use devices::virtio::net::{NetConfig as LinkConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
@@ -19,8 +20,9 @@ use devices_host::event::Event;
 use devices_host::tap::{Tap, TapError};
 
 use super::StartError;
-use super::adapters::{ConsoleEnd, ConsolePipe, EngineDisk, HostRandom, TapLink};
+use super::adapters::{ConsoleEnd, ConsolePipe, EngineDisk, HostClock, HostRandom, TapLink};
 use super::chipset::{Chipset, ChipsetError};
+use super::limits::Groups;
 use crate::config::{DiskConfig, DiskEngine, NetConfig, Profile, Slot, VmConfig};
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
@@ -120,8 +122,15 @@ struct Queues {
 }
 
 impl Builder<'_> {
-    /// A disk, with a worker and an engine a queue.
-    pub fn disk(&mut self, config: &DiskConfig, disk: Arc<Disk>, slot: Slot, vcpus: u8) -> Result<(), DeviceError> {
+    /// A disk, with a worker and an engine a queue, all of them held back by `limits`.
+    pub fn disk(
+        &mut self,
+        config: &DiskConfig,
+        disk: Arc<Disk>,
+        slot: Slot,
+        vcpus: u8,
+        limits: &[Meters],
+    ) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let queues = config.queue_count(vcpus);
         let erase = disk.can_discard().then_some(EraseLimits { max_sectors: ERASE_SECTORS, alignment_sectors: 8 });
@@ -162,7 +171,9 @@ impl Builder<'_> {
                     DiskEngine::IoUring => "cannot have the kernel do its work (engine=threads works everywhere)",
                 }))?;
             let count = Arc::new(QueueCounters::default());
-            let worker = Box::new(device.worker(queue, EngineDisk(engine), count.clone()));
+            let throttle = Throttle::new(limits, Arc::new(HostClock));
+            let worker = device.worker(queue, EngineDisk(engine), count.clone()).with_throttle(throttle);
+            let worker = Box::new(worker);
             specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()] });
             counters.push(count);
         }
@@ -273,8 +284,9 @@ impl Builder<'_> {
         main: &Arc<dyn Wake>,
     ) -> Result<Option<Arc<ConsolePipe>>, BuildError> {
         let plan = config.slot_plan().map_err(|error| BuildError::Config(error.to_string()))?;
+        let groups = Groups::new(&config.limit_groups);
         for ((disk, opened), slot) in config.disks.iter().zip(host.disks).zip(&plan.disks) {
-            self.disk(disk, opened, *slot, config.cpus.count)?;
+            self.disk(disk, opened, *slot, config.cpus.count, &groups.meters_of(disk))?;
         }
         for ((net, tap), slot) in config.nets.iter().zip(host.taps).zip(&plan.nets) {
             self.net(net, tap, *slot)?;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemory;
 
-use super::backend::{BlkBackend, BlkError, BlkRequest, RequestToken};
+use super::backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
 use super::device::Shared;
 use super::request::{Mode, Outcome, Status, parse};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::counters::QueueCounters;
+use crate::virtio::limit::Throttle;
 use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 use crate::virtio::{QueueState, Step, VirtioWorker, WorkerActivation};
@@ -23,6 +24,7 @@ pub struct BlkWorker<B> {
     queue: WorkerQueue,
     indices: [u16; 1],
     backend: B,
+    throttle: Throttle,
     /// Requests the disk is working on, by head. As long as the queue.
     in_flight: Vec<Option<InFlight>>,
     /// Counts starts, so that no completion is taken for a request of an earlier life of the queue.
@@ -50,12 +52,21 @@ impl<B> BlkWorker<B> {
             queue: WorkerQueue::new(queue, max_size, counters),
             indices: [queue],
             backend,
+            throttle: Throttle::default(),
             in_flight: Vec::new(),
             life: 0,
             stopping: false,
             cancelled: false,
             ranges: Vec::new(),
         }
+    }
+
+    /// Holds the worker to rate limits. Every request counts as one, also one that fails; the bytes are those of reads,
+    /// writes and zeroes written. Flushes, discards and the rest move no data and count by number alone.
+    #[must_use]
+    pub fn with_throttle(mut self, throttle: Throttle) -> Self {
+        self.throttle = throttle;
+        self
     }
 
     /// The disk.
@@ -67,17 +78,22 @@ impl<B> BlkWorker<B> {
         RequestToken(u64::from(self.life) << 16 | u64::from(head))
     }
 
-    /// Takes chains while there are some, the disk has room and the step's budget lasts. Says whether to come back at
-    /// once.
-    fn take_requests<M: GuestMemory>(&mut self, mem: &M) -> bool
+    /// Takes chains while there are some, the disk has room, no rate limit is reached and the step's budget lasts. Says
+    /// when to come back.
+    fn take_requests<M: GuestMemory>(&mut self, mem: &M) -> Step
     where
         B: BlkBackend<M>,
     {
         self.queue.disable_kicks(mem);
         self.backend.set_write_cache(!self.mode.durable(&self.shared));
-        let mut drained = false;
+        self.throttle.begin_step();
+        let (mut drained, mut wake_at_ns) = (false, None);
         for _ in 0..self.queue.size() {
             if !self.backend.has_room() {
+                break;
+            }
+            wake_at_ns = self.throttle.wait_until();
+            if wake_at_ns.is_some() {
                 break;
             }
             let Some(chain) = self.queue.pop(mem) else {
@@ -89,8 +105,17 @@ impl<B> BlkWorker<B> {
         self.backend.commit();
         // A disk that answers at once saves the driver a wake-up.
         self.collect(mem, false);
-        // A disk that is full wakes the worker when it has room again; until then a kick would be in vain.
-        if drained { self.queue.enable_kicks(mem) } else { self.backend.has_room() }
+        // A disk that is full wakes the worker when it has room again, and a rate limit when it is over; until then a kick
+        // would be in vain. A limit that holds no chain back does not wake anybody.
+        let held_back = wake_at_ns.is_some();
+        if (drained || held_back) && !self.queue.enable_kicks(mem) {
+            self.throttle.rest();
+            return Step::default();
+        }
+        if held_back {
+            self.queue.disable_kicks(mem);
+        }
+        Step { again: !held_back && (drained || self.backend.has_room()), wake_at_ns, ..Step::default() }
     }
 
     fn begin<M: GuestMemory>(&mut self, mem: &M, chain: Chain)
@@ -98,7 +123,9 @@ impl<B> BlkWorker<B> {
         B: BlkBackend<M>,
     {
         self.ranges.clear();
-        let work = match parse(mem, &chain, &self.shared, self.mode, &mut self.ranges) {
+        let outcome = parse(mem, &chain, &self.shared, self.mode, &mut self.ranges);
+        self.throttle.charge(data_bytes(&outcome));
+        let work = match outcome {
             Ok(Outcome::Submit(work)) => work,
             Ok(Outcome::Done { filled_bytes }) => return finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes),
             Err(status) => return finish(&mut self.queue, mem, chain, status, 0),
@@ -112,8 +139,8 @@ impl<B> BlkWorker<B> {
             ranges: &self.ranges,
         };
         let (filled_bytes, taken_bytes) = match work.op {
-            super::BlkOp::Read => (work.len_bytes, 0),
-            super::BlkOp::Write { .. } => (0, work.len_bytes),
+            BlkOp::Read => (work.len_bytes, 0),
+            BlkOp::Write { .. } => (0, work.len_bytes),
             _ => (0, 0),
         };
         let head = usize::from(chain.head());
@@ -162,6 +189,14 @@ impl<B> BlkWorker<B> {
 impl<B> Drop for BlkWorker<B> {
     fn drop(&mut self) {
         self.abandon_all();
+    }
+}
+
+/// Bytes that a request costs at a rate limit. Zeroes count, since the disk may have to write them; a discard does not.
+fn data_bytes(outcome: &Result<Outcome, Status>) -> u64 {
+    match outcome {
+        Ok(Outcome::Submit(work)) if work.op != BlkOp::Discard => work.len_bytes,
+        _ => 0,
     }
 }
 
@@ -219,9 +254,10 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
 
     fn step(&mut self, mem: &M) -> Step {
         self.collect(mem, false);
-        let again = !self.stopping && self.queue.is_live() && self.take_requests(mem);
+        let takes = !self.stopping && self.queue.is_live();
+        let step = if takes { self.take_requests(mem) } else { Step::default() };
         self.queue.publish(mem);
-        Step { again, ..Step::default() }
+        step
     }
 
     fn begin_stop(&mut self, _mem: &M) {
@@ -251,6 +287,7 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
         if queue != self.queue.index() {
             return None;
         }
+        self.throttle.rest();
         self.abandon_all();
         self.queue.take_state()
     }

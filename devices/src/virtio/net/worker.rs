@@ -88,7 +88,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         if let Some(tx) = &mut self.tx {
             (tx_again, want_writable) = tx.step(mem, &mut self.backend);
         }
-        Step { again: rx_again || tx_again, want_readable, want_writable }
+        Step { again: rx_again || tx_again, want_readable, want_writable, ..Step::default() }
     }
 
     fn begin_stop(&mut self, _mem: &M) {
