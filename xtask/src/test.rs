@@ -113,6 +113,10 @@ fn unit(options: &Options) -> anyhow::Result<&'static str> {
     for (package, needs_kvm) in PACKAGES.into_iter().filter(|(_, needs_kvm)| !needs_kvm.is_empty()) {
         cargo(&["test", "--package", package, "--lib", "--bins", "--quiet", "--", "--skip", needs_kvm], &seeds)?;
     }
+    if options.full {
+        // What takes minutes.
+        cargo(&["test", "--package", "devices", "--lib", "--quiet", "--", "--ignored"], &seeds)?;
+    }
     Ok("unit")
 }
 

@@ -385,6 +385,9 @@ impl<M: GuestMemory, B: ConsoleBackend> VirtioWorker<M> for ConsoleWorker<B> {
         if state.version != 1 {
             return refuse("its version is not 1");
         }
+        if state.unsettled || state.lost {
+            return refuse("it is a disk's");
+        }
         for (bytes, saved) in [(&mut self.output, &state.from_guest), (&mut self.input, &state.to_guest)] {
             if !bytes.load(saved) {
                 return refuse("it holds more bytes than a console does");

@@ -203,8 +203,12 @@ pub trait VirtioWorker<M>: Send {
     /// completions are thrown away (reset) or still published (pause).
     fn poll_stopped(&mut self, mem: &M, abandon: bool) -> bool;
 
-    /// Gives back the state of a stopped queue, `None` where it was not running.
+    /// Gives back the state of a stopped queue, `None` where it was not running. A worker may keep requests of the queue
+    /// that wait for an operator; it goes on with them when it is started with that state.
     fn take_state(&mut self, queue: u16) -> Option<QueueState>;
+
+    /// A queue that stands still, its state taken, is reset: what the worker kept of it is over.
+    fn forget(&mut self, _queue: u16) {}
 
     /// Bytes on their way that a worker with stopped queues holds beside them, and that a machine restored from the
     /// queues alone would lose. Most workers hold none.
@@ -248,11 +252,17 @@ pub struct WorkerState {
     pub from_guest: Vec<u8>,
     /// Given by the back end, and in no buffer of the guest's yet.
     pub to_guest: Vec<u8>,
+    /// Of a disk: a write failed or was cancelled, and no flush has succeeded since.
+    #[serde(default)]
+    pub unsettled: bool,
+    /// Of a disk: a flush failed, and nobody has said to go on.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 impl Default for WorkerState {
     fn default() -> Self {
-        Self { version: 1, from_guest: Vec::new(), to_guest: Vec::new() }
+        Self { version: 1, from_guest: Vec::new(), to_guest: Vec::new(), unsettled: false, lost: false }
     }
 }
 

@@ -55,6 +55,23 @@ impl WorkerQueue {
         }
     }
 
+    /// Goes on where [`state`](Self::state) said the queue stands, with the chains that are in flight. `false` where it is
+    /// stopped, or was told to stand elsewhere.
+    pub fn go_on(&mut self, state: &QueueState, activation: &WorkerActivation) -> bool {
+        match &mut self.running {
+            Some(running) if running.queue.state() == *state => {
+                running.interrupt = activation.interrupt.clone();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Where a running queue stands: without the chains in flight, if there are some.
+    pub fn state(&self) -> Option<QueueState> {
+        self.running.as_ref().map(|running| running.queue.state())
+    }
+
     /// Whether chains can be taken from the queue.
     pub fn is_live(&self) -> bool {
         self.running.as_ref().is_some_and(|running| !running.broken)

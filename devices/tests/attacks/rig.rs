@@ -88,7 +88,7 @@ pub fn segment(sector: u64, sectors: u32, flags: u32) -> Buf {
 pub fn disk(features: u64) -> Disk {
     let mem = guest_ram(RAM as usize);
     let disk = MemoryDisk::new(DISK_BYTES);
-    let limits = Some(EraseLimits { max_sectors: u32::MAX, alignment_sectors: 1 });
+    let limits = Some(EraseLimits { max_sectors: u32::MAX, max_segments: 1, alignment_sectors: 1 });
     let device = BlkDevice::new(BlkConfig {
         capacity_sectors: DISK_BYTES as u64 / 512,
         queue_size: SIZE,

@@ -40,6 +40,8 @@ struct Request {
     cancelled: bool,
     /// Digest of what a read gave, and when.
     content: (u64, u64),
+    /// What had failed when it was asked for.
+    moment: u64,
 }
 
 /// One queue's handle to the disk.
@@ -154,18 +156,20 @@ impl BlkBackend<Ram> for Handle {
             finding!("spec", "request {token:#x} of queue {} is submitted twice", self.queue);
         }
         let Oracles { rings, device, .. } = oracles;
+        let mut moment = 0;
         if let (Device::Blk(blk), false) = (&mut *device, rings.blind()) {
             let ranges = || request.ranges.iter().map(|range| (range.addr, range.len)).collect();
-            blk.asked(rings.flying_mut(self.queue), ask, token | u64::from(self.queue) << 48, ranges);
+            moment = blk.asked(rings.flying_mut(self.queue), ask, token | u64::from(self.queue) << 48, ranges);
         }
         if let Some(error) = inner.refuse.take() {
-            answer(oracles, self.queue, token, Err(error), (0, 0));
+            answer(oracles, self.queue, token, (ask, moment), Err(error), (0, 0));
             return Err(error);
         }
         let mut ranges = inner.spare.pop().unwrap_or_default();
         ranges.clear();
         ranges.extend_from_slice(request.ranges);
-        let mut new = Request { queue: self.queue, token, ask, ranges, done: None, cancelled: false, content: (0, 0) };
+        let mut new =
+            Request { queue: self.queue, token, ask, ranges, done: None, cancelled: false, content: (0, 0), moment };
         if !inner.hold {
             new.done = Some(execute(&mut new, &self.ram, oracles));
         }
@@ -182,11 +186,12 @@ impl BlkBackend<Ram> for Handle {
                 let Some(at) = inner.requests.iter().position(ready) else { return };
                 let request = inner.requests.remove(at);
                 inner.spare.push(request.ranges);
-                (request.token, request.done.unwrap_or(Ok(())), request.content)
+                let ask = (request.ask, request.moment);
+                (request.token, request.done.unwrap_or(Ok(())), request.content, ask)
             };
             {
                 let _quiet = resources::Quiet::begin();
-                answer(&mut self.oracles.open(), self.queue, next.0, next.1, next.2);
+                answer(&mut self.oracles.open(), self.queue, next.0, next.3, next.1, next.2);
             }
             done(RequestToken(next.0), next.1);
         }
@@ -209,15 +214,18 @@ impl BlkBackend<Ram> for Handle {
 }
 
 /// Tells the model how a request ended.
-fn answer(oracles: &mut Oracles, queue: u16, token: u64, result: Result<(), BlkError>, content: (u64, u64)) {
-    let status = match result {
-        Ok(()) => 0,
-        Err(BlkError::Unsupported) => 2,
-        Err(_) => 1,
-    };
+fn answer(
+    oracles: &mut Oracles,
+    queue: u16,
+    token: u64,
+    (ask, moment): (Ask, u64),
+    result: Result<(), BlkError>,
+    content: (u64, u64),
+) {
     // The guest may have written over it since.
     let content = Some(content.0).filter(|_| content.1 == oracles.moment);
     if let Device::Blk(blk) = &mut oracles.device {
-        blk.answered(oracles.rings.flying_mut(queue), token | u64::from(queue) << 48, status, content);
+        blk.done(ask, moment, result);
+        blk.answered(oracles.rings.flying_mut(queue), token | u64::from(queue) << 48, result, content);
     }
 }

@@ -122,6 +122,8 @@ impl Machine {
                 writeback: true,
                 capacity: shape.disk.capacity_sectors,
                 bytes: vec![0; shape.disk.capacity_sectors as usize * 512],
+                failed: (0, 0),
+                lost: false,
                 config: shape.disk.clone(),
             }),
             Kind::Net => Device::Net(net::Net::default()),
@@ -400,6 +402,17 @@ impl Machine {
             blk.writeback = byte[0] != 0;
         }
         self.vmm.runner.run(budget);
+        self.resync();
+    }
+
+    /// A model that did not see what the disk was asked for does not know what is durable.
+    fn resync(&mut self) {
+        let oracles = &mut *self.oracles.open();
+        if let (true, Device::Blk(blk), Handle::Blk(device)) =
+            (oracles.rings.blind(), &mut oracles.device, &self.vmm.handle)
+        {
+            (blk.failed, blk.lost) = (if device.is_settled() { (0, 0) } else { (1, 0) }, device.is_lost());
+        }
     }
 
     fn look(&mut self) {
@@ -463,6 +476,10 @@ impl Machine {
         self.settle();
     }
 
+    fn is_lost(&self) -> bool {
+        matches!(&self.oracles.open().device, Device::Blk(blk) if blk.lost)
+    }
+
     /// `true` where the guest has to hear of it.
     fn tell_device(&mut self, value: u16) -> bool {
         match &self.vmm.handle {
@@ -470,6 +487,10 @@ impl Machine {
                 let sectors = vmm::SECTORS - u64::from(value % 4);
                 if let Device::Blk(blk) = &mut self.oracles.open().device {
                     blk.capacity = sectors;
+                    blk.lost &= value & 4 == 0;
+                }
+                if value & 4 != 0 {
+                    device.go_on();
                 }
                 device.set_capacity(sectors);
                 true
@@ -509,11 +530,15 @@ impl Machine {
         self.wired = Wired::new(self.wiring, self.shape.vectors, QUEUES);
         self.vmm = Vmm::new(&self.shape, &self.ram, &self.oracles, &self.disk, &self.end, &self.wired);
         // What the host has told the old device it tells the new one.
+        let lost = self.is_lost();
         let changes = std::mem::take(&mut self.changes);
         for value in &changes {
             self.tell_device(*value);
         }
         self.changes = changes;
+        if let Device::Blk(blk) = &mut self.oracles.open().device {
+            blk.lost = lost;
+        }
         self.vmm.runner.restore(&workers);
         if let Err(error) = self.vmm.function.restore(&saved, &queues) {
             finding!("restore", "a state that was saved is refused: {error}");

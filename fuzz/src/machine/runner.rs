@@ -237,6 +237,9 @@ impl Runner {
             Message::Reset(done) => match &mut slot.mode {
                 Mode::Stopped => done.complete(),
                 Mode::Paused(..) => {
+                    for &queue in &slot.queues {
+                        slot.worker.forget(queue);
+                    }
                     slot.mode = Mode::Stopped;
                     done.complete();
                 }

@@ -72,7 +72,7 @@ impl Shape {
     /// A machine with `kind`; bits of `knob` choose what it offers.
     #[must_use]
     pub fn new(kind: Kind, knob: u8) -> Self {
-        let limits = (knob & 1 == 0).then_some(EraseLimits { max_sectors: 32, alignment_sectors: 1 });
+        let limits = (knob & 1 == 0).then_some(EraseLimits { max_sectors: 32, max_segments: 2, alignment_sectors: 1 });
         let disk = BlkConfig {
             capacity_sectors: SECTORS,
             read_only: knob & 0x0e == 0x0e,

@@ -3,7 +3,7 @@
 use super::ring::{Flying, Range};
 use crate::finding;
 use crate::machine::ram::Ram;
-use devices::virtio::blk::{BlkConfig, BlkOp};
+use devices::virtio::blk::{BlkConfig, BlkError, BlkOp};
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;
@@ -21,6 +21,12 @@ pub enum Plan {
     Ask(Ask),
     /// The disk works on it, under this token.
     Working(Ask, u64),
+    /// It is done under this token, and counts once a flush has succeeded that begins at this moment.
+    Unsettled(Ask, u64, u64),
+    /// The disk works on that flush.
+    Settling(Ask, u64),
+    /// The disk has to be asked for this under this token, after what it was asked before.
+    Next(Ask, u64),
     /// It ends with this status; `filled` bytes of its data area are written from its start.
     Ends {
         /// Status byte.
@@ -62,6 +68,10 @@ pub struct Blk {
     pub capacity: u64,
     /// What a reader of the disk gets.
     pub bytes: Vec<u8>,
+    /// Writes that failed, and how many of them a flush has settled.
+    pub failed: (u64, u64),
+    /// A flush failed: nothing is durable until the operator says so.
+    pub lost: bool,
 }
 
 /// Bytes `from..from + to.len()` of a list of ranges.
@@ -103,7 +113,7 @@ const fn ends(status: u8) -> Plan {
 }
 
 impl Blk {
-    fn plan(&self, ram: &Ram, chain: &Flying) -> Plan {
+    fn plan(&self, ram: &Ram, chain: &mut Flying) -> Plan {
         let Some(room) = chain.writable_bytes.checked_sub(1) else { return Plan::Mute };
         let mut header = [0; 16];
         if !gather(ram, &chain.readable, 0, &mut header) {
@@ -140,37 +150,68 @@ impl Blk {
         }
     }
 
-    fn erase(&self, ram: &Ram, chain: &Flying, data: u64, durable: bool, discard: bool) -> Plan {
+    fn erase(&self, ram: &Ram, chain: &mut Flying, data: u64, durable: bool, discard: bool) -> Plan {
         let (limits, bit) = match discard {
             true => (self.config.discard, F_DISCARD),
             false => (self.config.write_zeroes, F_WRITE_ZEROES),
         };
         let Some(limits) = limits.filter(|_| self.features & bit != 0) else { return ends(UNSUPP) };
-        let mut segment = [0; 16];
-        if data != 16 || !gather(ram, &chain.readable, 16, &mut segment) {
+        if data == 0 || data % 16 != 0 || data / 16 > limits.max_segments.into() {
             return ends(IOERR);
         }
-        let sector = u64::from_le_bytes(segment[..8].try_into().unwrap_or_default());
-        let sectors = u32::from_le_bytes(segment[8..12].try_into().unwrap_or_default());
-        let flags = u32::from_le_bytes(segment[12..].try_into().unwrap_or_default());
-        if flags & !u32::from(!discard) != 0 {
-            return ends(UNSUPP);
+        for at in (0..data).step_by(16) {
+            let mut segment = [0; 16];
+            gather(ram, &chain.readable, 16 + at, &mut segment);
+            let sector = u64::from_le_bytes(segment[..8].try_into().unwrap_or_default());
+            let sectors = u32::from_le_bytes(segment[8..12].try_into().unwrap_or_default());
+            let flags = u32::from_le_bytes(segment[12..].try_into().unwrap_or_default());
+            if flags & !u32::from(!discard) != 0 {
+                return ends(UNSUPP);
+            }
+            if sectors > limits.max_sectors || self.config.read_only {
+                return ends(IOERR);
+            }
+            let op = if discard { BlkOp::Discard } else { BlkOp::WriteZeroes { unmap: flags & 1 != 0, durable } };
+            match self.ask(op, sector, u64::from(sectors) * 512) {
+                Plan::Ask(ask) => chain.rest.push(ask),
+                Plan::Ends { status: OK, .. } => {}
+                refused => return refused,
+            }
         }
-        if sectors > limits.max_sectors || self.config.read_only {
-            return ends(IOERR);
-        }
-        let op = if discard { BlkOp::Discard } else { BlkOp::WriteZeroes { unmap: flags & 1 != 0, durable } };
-        self.ask(op, sector, u64::from(sectors) * 512)
+        chain.rest.reverse();
+        chain.rest.pop().map_or(ends(OK), Plan::Ask)
+    }
+
+    fn is_lost(&self, op: BlkOp) -> bool {
+        self.lost && is_durable(op)
     }
 
     pub(super) fn popped(&self, ram: &Ram, chain: &mut Flying) {
-        let plan = self.plan(ram, chain);
+        let plan = match self.plan(ram, chain) {
+            Plan::Ask(ask) if self.is_lost(ask.op) => ends(IOERR),
+            plan => plan,
+        };
         chain.leaving = !matches!(plan, Plan::Ask(_));
         chain.plan = super::ring::Plan::Blk(plan);
     }
 
-    /// The disk is asked for something: for the request of the chain popped last.
-    pub fn asked(&mut self, chains: &mut [Flying], ask: Ask, token: u64, ranges: impl Fn() -> Vec<Range>) {
+    /// The disk is asked for something: for what it is asked for next of a request, or for the request of the chain popped
+    /// last. The moment that a flush makes durable.
+    pub fn asked(&mut self, chains: &mut [Flying], ask: Ask, token: u64, ranges: impl Fn() -> Vec<Range>) -> u64 {
+        for chain in &mut *chains {
+            let super::ring::Plan::Blk(plan) = &mut chain.plan else { continue };
+            match *plan {
+                Plan::Unsettled(write, own, moment) if own == token && ask.op == BlkOp::Flush => {
+                    *plan = Plan::Settling(write, token);
+                    return moment;
+                }
+                Plan::Next(next, own) if own == token && ask == next => {
+                    *plan = Plan::Working(next, token);
+                    return self.failed.0;
+                }
+                _ => {}
+            }
+        }
         let last = chains.last_mut();
         let Some(chain) = last.filter(|chain| chain.plan == super::ring::Plan::Blk(Plan::Ask(ask))) else {
             let plans: Vec<_> = chains.iter().map(|chain| chain.plan).collect();
@@ -187,19 +228,50 @@ impl Blk {
             finding!("spec", "the disk gets guest ranges {found:x?} where the request has {expected:x?}");
         }
         chain.plan = super::ring::Plan::Blk(Plan::Working(ask, token));
+        self.failed.0
+    }
+
+    /// The disk has done `ask`, or not, which it was asked for at `moment`.
+    pub fn done(&mut self, ask: Ask, moment: u64, result: Result<(), BlkError>) {
+        match (ask.op, result) {
+            (BlkOp::Flush, Ok(())) => self.failed.1 = self.failed.1.max(moment),
+            (BlkOp::Flush, Err(BlkError::Cancelled)) => {}
+            (BlkOp::Flush, Err(_)) => self.lost = true,
+            (BlkOp::Write { .. } | BlkOp::WriteZeroes { .. }, Err(error)) => {
+                if !matches!(error, BlkError::Unsupported | BlkError::Memory) {
+                    self.failed.0 += 1;
+                    let excused = matches!(error, BlkError::Cancelled | BlkError::NoSpace);
+                    self.lost |= is_durable(ask.op) && !excused;
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The disk refuses or ends request `token`; `content` is the digest of what it read, if that is still there.
-    pub fn answered(&mut self, chains: &mut [Flying], token: u64, status: u8, content: Option<u64>) {
+    pub fn answered(&mut self, chains: &mut [Flying], token: u64, result: Result<(), BlkError>, content: Option<u64>) {
         for chain in chains {
-            if let super::ring::Plan::Blk(Plan::Working(ask, own)) = chain.plan
-                && own == token
-            {
-                let read = ask.op == BlkOp::Read && status == OK;
-                let (filled, content) = if read { (ask.len, content) } else { (0, None) };
-                chain.plan = super::ring::Plan::Blk(Plan::Ends { status, filled, content, serial: false });
-                chain.leaving = true;
-            }
+            let super::ring::Plan::Blk(plan) = chain.plan else { continue };
+            let (ask, settled) = match plan {
+                Plan::Working(ask, own) if own == token => (ask, self.failed.1 >= self.failed.0),
+                Plan::Settling(ask, own) if own == token => (ask, self.failed.1 >= self.failed.0),
+                _ => continue,
+            };
+            let next = match result {
+                Err(BlkError::Unsupported) => ends(UNSUPP),
+                Err(_) => ends(IOERR),
+                Ok(()) if self.is_lost(ask.op) => ends(IOERR),
+                Ok(()) if is_durable(ask.op) && ask.op != BlkOp::Flush && !settled => {
+                    Plan::Unsettled(ask, token, self.failed.0)
+                }
+                Ok(()) => match chain.rest.pop() {
+                    Some(next) => Plan::Next(next, token),
+                    None if ask.op == BlkOp::Read => Plan::Ends { status: OK, filled: ask.len, content, serial: false },
+                    None => ends(OK),
+                },
+            };
+            chain.leaving = matches!(next, Plan::Ends { .. });
+            chain.plan = super::ring::Plan::Blk(next);
         }
     }
 
@@ -248,6 +320,10 @@ impl Blk {
             finding!("spec", "a read is acknowledged whose buffer does not hold what the disk gave");
         }
     }
+}
+
+fn is_durable(op: BlkOp) -> bool {
+    matches!(op, BlkOp::Flush | BlkOp::Write { durable: true } | BlkOp::WriteZeroes { durable: true, .. })
 }
 
 /// Digest of bytes after others.

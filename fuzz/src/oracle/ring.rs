@@ -41,6 +41,8 @@ pub struct Flying {
     pub shared: bool,
     /// What the device's model makes of it.
     pub plan: Plan,
+    /// What the disk has to be asked for after that, the last first.
+    pub rest: Vec<super::blk::Ask>,
 }
 
 /// What a device's model expects of a chain.
@@ -522,6 +524,7 @@ impl Rings {
         };
         device.used(ram, index, &chain, len);
         chain.plan = Plan::Open;
+        chain.rest.clear();
         self.spare.push(chain);
     }
 }

@@ -154,11 +154,15 @@ fn disk(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
         11 | 13 => {
             let sectors = palette::ERASE_SECTORS[(op.v >> 8) as usize % 6];
             let flags = [0, 0, 1, 2][(op.v >> 16) as usize % 4];
-            let mut segment = [0; 16];
-            segment[..8].copy_from_slice(&sector.to_le_bytes());
-            segment[8..12].copy_from_slice(&sectors.to_le_bytes());
-            segment[12..].copy_from_slice(&u32::to_le_bytes(flags));
-            chain.push(readable(machine, queue, &segment));
+            let mut segments = [0; 48];
+            for (nth, segment) in segments.chunks_exact_mut(16).enumerate() {
+                let sector = sector.wrapping_add(nth as u64);
+                segment[..8].copy_from_slice(&sector.to_le_bytes());
+                segment[8..12].copy_from_slice(&sectors.to_le_bytes());
+                segment[12..].copy_from_slice(&u32::to_le_bytes(flags));
+            }
+            let bytes = [16, 16, 16, 32, 16, 16, 16, 48][(op.v >> 20) as usize % 8];
+            chain.push(readable(machine, queue, &segments[..bytes]));
         }
         _ => {}
     }

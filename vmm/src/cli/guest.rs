@@ -87,8 +87,10 @@ pub struct GuestArgs {
     ///
     /// Keys: ro (the guest cannot write), slot=DEVICE[.FUNCTION] (place on the PCI bus), serial=TEXT (up to 20
     /// characters), queues=N (1 to 32; the vCPUs up to 4), queue_size=N (256), packed, in_order (ring
-    /// features to offer, as with qemu), engine=threads|io_uring (who does its work: threads), id=NAME
-    /// (disk0, disk1, …).
+    /// features to offer, as with qemu), engine=threads|io_uring (who does its work: threads),
+    /// werror=report|stop|enospc, rerror=report|stop (what becomes of requests that the host's disk fails: report
+    /// gives the guest an I/O error, stop holds the guest until cont on the control socket tries again, enospc
+    /// does so where space has run out and reports else), id=NAME (disk0, disk1, …).
     ///
     /// Rate limits: limit_ops=N (requests a second), limit_bytes=SIZE (bytes a second, such as 50M), each with a burst
     /// after a pause (limit_ops_burst=N, limit_bytes_burst=SIZE; a tenth of a second's worth), limit_group=NAME (shares
@@ -313,7 +315,20 @@ fn switch(option: &str, text: &Option<String>) -> Result<Option<bool>, ConfigErr
 }
 
 fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
-    let keys = ["ro", "slot", "serial", "queues", "queue_size", "packed", "in_order", "engine", "id", "limit_group"];
+    let keys = [
+        "ro",
+        "slot",
+        "serial",
+        "queues",
+        "queue_size",
+        "packed",
+        "in_order",
+        "engine",
+        "werror",
+        "rerror",
+        "id",
+        "limit_group",
+    ];
     let keys = [&keys[..], &LIMIT_KEYS].concat();
     let given = Options::read("--disk", text, Some("path"), &keys)?;
     let defaults = DiskConfig::new(given.required("path", "--disk root.img")?);
@@ -329,6 +344,8 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         engine: named("--disk: engine", &given.text("engine")?)?.unwrap_or_default(),
         limits: limits(&given)?,
         limit_group: given.text("limit_group")?,
+        werror: named("--disk: werror", &given.text("werror")?)?.unwrap_or_default(),
+        rerror: named("--disk: rerror", &given.text("rerror")?)?.unwrap_or_default(),
         path: defaults.path,
     })
 }

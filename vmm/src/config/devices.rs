@@ -54,6 +54,36 @@ pub struct DiskConfig {
     /// The [group](super::LimitGroupConfig) whose limits it shares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_group: Option<String>,
+    /// What becomes of writes, flushes and erasures that fail.
+    #[serde(default)]
+    pub werror: WriteError,
+    /// What becomes of reads that fail.
+    #[serde(default)]
+    pub rerror: ReadError,
+}
+
+/// What becomes of a write that the disk failed, in the words of qemu's `werror=`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteError {
+    /// The guest gets an I/O error.
+    #[default]
+    Report,
+    /// The guest is held, and the request tried again when it is resumed.
+    Stop,
+    /// `Stop` where the disk is out of space, `Report` else.
+    Enospc,
+}
+
+/// What becomes of a read that the disk failed, in the words of qemu's `rerror=`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadError {
+    /// The guest gets an I/O error.
+    #[default]
+    Report,
+    /// The guest is held, and the request tried again when it is resumed.
+    Stop,
 }
 
 /// Who does a disk's work.
@@ -83,6 +113,8 @@ impl DiskConfig {
             engine: DiskEngine::default(),
             limits: LimitConfig::default(),
             limit_group: None,
+            werror: WriteError::default(),
+            rerror: ReadError::default(),
         }
     }
 

@@ -15,6 +15,8 @@ pub enum State {
     Running,
     /// vCPUs are held.
     Paused,
+    /// vCPUs are held because a disk failed a request, which is tried again when they go on.
+    DiskFailed,
     /// A reset is in progress; `paused`: the guest will be paused after it.
     Resetting {
         /// Whether vCPUs stay held when the reset is through.
@@ -95,7 +97,10 @@ impl Controller {
         }
         match command {
             Command::Pause => Ok(self.pause(machine)),
-            Command::Resume => Ok(self.resume(machine)),
+            Command::Resume => {
+                machine.trust_disks();
+                Ok(self.resume(machine))
+            }
             Command::PowerButton => Ok(self.press(machine)),
             Command::Reset => Ok(self.reset(false, machine)),
             Command::Quit => Ok(self.stop(Exit::Done, false, "host-qmp-quit", machine)),
@@ -141,6 +146,16 @@ impl Controller {
                 }
                 events
             }
+            (MachineEvent::DiskFailed(failure), state) => {
+                // In any other state the vCPUs stand still, or a reset has made an end of the request.
+                let hold = failure.held && state == State::Running;
+                let mut events = vec![Event::DiskFailed(failure)];
+                if hold {
+                    events.extend(self.pause(machine));
+                    self.state = State::DiskFailed;
+                }
+                events
+            }
             (MachineEvent::HostError { what }, _) => {
                 crate::logging::say(what);
                 self.stop(Exit::HostFailed, false, "host-error", machine)
@@ -170,7 +185,9 @@ impl Controller {
         let paused = match self.state {
             State::Starting | State::Running => State::Paused,
             State::Resetting { paused: false } => State::Resetting { paused: true },
-            State::Paused | State::Resetting { paused: true } | State::Stopped(_) => return Vec::new(),
+            State::Paused | State::DiskFailed | State::Resetting { paused: true } | State::Stopped(_) => {
+                return Vec::new();
+            }
         };
         self.state = paused;
         machine.pause();
@@ -179,7 +196,7 @@ impl Controller {
 
     fn resume(&mut self, machine: &dyn Machine) -> Vec<Event> {
         let running = match self.state {
-            State::Starting | State::Paused => State::Running,
+            State::Starting | State::Paused | State::DiskFailed => State::Running,
             State::Resetting { paused: true } => State::Resetting { paused: false },
             State::Running | State::Resetting { paused: false } | State::Stopped(_) => return Vec::new(),
         };
@@ -204,7 +221,7 @@ impl Controller {
         let paused = match self.state {
             // Two vCPUs can ask at once, and one reset serves both.
             State::Resetting { .. } | State::Stopped(_) => return Vec::new(),
-            State::Paused => true,
+            State::Paused | State::DiskFailed => true,
             State::Starting | State::Running => false,
         };
         self.state = State::Resetting { paused };

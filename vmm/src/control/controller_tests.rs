@@ -1,5 +1,6 @@
 use std::sync::Mutex;
 
+use super::super::DiskFailure;
 use super::*;
 
 /// Writes down what it is told to do.
@@ -30,6 +31,9 @@ impl Machine for Recorder {
     }
     fn stop(&self) {
         self.push("stop");
+    }
+    fn trust_disks(&self) {
+        self.push("trust");
     }
     fn join(&self) {}
     fn inject_nmi(&self, vcpu: u8) {
@@ -186,7 +190,7 @@ fn pause_and_resume_tell_only_what_changes() {
     assert_eq!(controller.command(Command::Pause, &machine), Ok(vec![Event::Stopped]));
     assert_eq!(controller.command(Command::Pause, &machine), Ok(vec![]));
     assert_eq!(controller.command(Command::Resume, &machine), Ok(vec![Event::Resumed]));
-    assert_eq!(machine.take(), ["pause", "resume"]);
+    assert_eq!(machine.take(), ["trust", "pause", "trust", "resume"]);
 }
 
 #[test]
@@ -214,7 +218,7 @@ fn a_resume_during_a_reset_lets_the_guest_run_after_it() {
     controller.machine_event(MachineEvent::ResetDone, &machine);
     assert_eq!(
         (controller.state(), machine.take()),
-        (State::Running, vec!["pause".into(), "reset".into(), "resume".into()])
+        (State::Running, vec!["pause".into(), "reset".into(), "trust".into(), "resume".into()])
     );
 }
 
@@ -260,4 +264,41 @@ fn in_no_order_of_events_does_anything_follow_a_stop() {
         assert_eq!(after_stop, 0, "{orders:?}");
         assert_eq!(orders.contains(&"stop".to_owned()), matches!(controller.state(), State::Stopped(_)));
     }
+}
+
+fn disk_failed(held: bool) -> DiskFailure {
+    DiskFailure { disk: "disk0".into(), write: true, no_space: false, held, reason: "Input/output error".into() }
+}
+
+#[test]
+fn a_disk_that_keeps_a_failed_request_holds_the_guest_until_it_is_resumed() {
+    let (mut controller, machine) = running(Policy::default());
+    let (failed, told) = (MachineEvent::DiskFailed(disk_failed(true)), Event::DiskFailed(disk_failed(true)));
+    assert_eq!(controller.machine_event(failed.clone(), &machine), [told.clone(), Event::Stopped]);
+    assert_eq!((controller.state(), machine.take()), (State::DiskFailed, vec!["pause".into()]));
+    assert_eq!(controller.machine_event(failed, &machine), [told], "another one finds it held");
+    assert_eq!(controller.command(Command::Pause, &machine), Ok(vec![]));
+    assert_eq!(controller.state(), State::DiskFailed);
+    assert_eq!(controller.command(Command::Resume, &machine), Ok(vec![Event::Resumed]));
+    assert_eq!((controller.state(), machine.take()), (State::Running, vec!["trust".into(), "resume".into()]));
+}
+
+#[test]
+fn a_guest_that_was_told_of_a_failure_runs_on() {
+    let (mut controller, machine) = running(Policy::default());
+    let (failed, told) = (MachineEvent::DiskFailed(disk_failed(false)), Event::DiskFailed(disk_failed(false)));
+    assert_eq!(controller.machine_event(failed, &machine), [told]);
+    assert_eq!((controller.state(), machine.take()), (State::Running, vec![]));
+    assert_eq!(controller.command(Command::Resume, &machine), Ok(vec![]));
+    assert_eq!(machine.take(), ["trust"], "a guest that runs is not resumed, but its disks are to be trusted again");
+}
+
+#[test]
+fn a_failure_before_a_reset_does_not_hold_the_guest_after_it() {
+    let (mut controller, machine) = running(Policy::default());
+    controller.machine_event(GUEST_RESET, &machine);
+    let (failed, told) = (MachineEvent::DiskFailed(disk_failed(true)), Event::DiskFailed(disk_failed(true)));
+    assert_eq!(controller.machine_event(failed, &machine), [told]);
+    controller.machine_event(MachineEvent::ResetDone, &machine);
+    assert_eq!((controller.state(), machine.take()), (State::Running, vec!["reset".into()]));
 }

@@ -51,6 +51,10 @@ pub trait Machine: Send + Sync {
     /// go on with may stay. Called once, after [`Machine::join`].
     fn leave(&self, _restart: bool) {}
 
+    /// The operator says to go on: disks that promise nothing since a flush failed try again. Comes before
+    /// [`Machine::resume`], if the guest is held.
+    fn trust_disks(&self) {}
+
     /// Gives a vCPU a non-maskable interrupt.
     fn inject_nmi(&self, vcpu: u8);
 
@@ -129,6 +133,8 @@ pub enum MachineEvent {
     },
     /// The guest reported a panic (pvpanic).
     GuestPanicked,
+    /// A disk failed a request.
+    DiskFailed(DiskFailure),
     /// A reset is through; sent before any vCPU runs again.
     ResetDone,
     /// A call of the host failed and the guest cannot go on.
@@ -136,6 +142,21 @@ pub enum MachineEvent {
         /// The call and what it said.
         what: String,
     },
+}
+
+/// A request that a disk failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFailure {
+    /// The disk's name.
+    pub disk: String,
+    /// It was no read.
+    pub write: bool,
+    /// Because there is no space.
+    pub no_space: bool,
+    /// The request is kept for the operator, and the guest has to be held; otherwise the guest was told.
+    pub held: bool,
+    /// What the disk said.
+    pub reason: String,
 }
 
 /// What listeners are told.
@@ -161,4 +182,6 @@ pub enum Event {
     },
     /// The guest reported a panic.
     GuestPanicked,
+    /// A disk failed a request.
+    DiskFailed(DiskFailure),
 }

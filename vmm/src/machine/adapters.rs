@@ -11,7 +11,7 @@ use devices::legacy::debug_port::DebugConsole;
 use devices::legacy::pm::Pm;
 use devices::legacy::power::{PowerSink, ResetSource};
 use devices::legacy::uart::Uart;
-use devices::virtio::blk::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
+use devices::virtio::blk::{BlkBackend, BlkError, BlkOp, BlkRequest, Failure, FailureSink, RequestToken};
 use devices::virtio::console::ConsoleBackend;
 use devices::virtio::net::{Header, NetBackend, NetError, Offloads, Received, Sent};
 use devices::virtio::queue::GuestRange;
@@ -22,7 +22,8 @@ use devices_host::event::Event;
 use devices_host::iovec::{FrameError, GuestRange as HostRange};
 use devices_host::tap::{HEADER_BYTES, Offloads as TapOffloads, Tap};
 
-use crate::control::{EventSender, MachineEvent, SerialPort, Timed};
+use crate::config::system_text;
+use crate::control::{DiskFailure, EventSender, MachineEvent, SerialPort, Timed};
 use crate::vcpu::Gate;
 
 /// The host's clocks.
@@ -114,6 +115,53 @@ fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
     ranges.iter().map(|range| HostRange { address: range.addr, len: range.len })
 }
 
+/// Tells the life cycle and the log what a disk failed.
+pub struct DiskFailures {
+    pub id: String,
+    pub events: EventSender,
+    pub log: Pace,
+}
+
+impl FailureSink for DiskFailures {
+    fn failed(&self, Failure { op, error, held }: Failure) {
+        let (what, write) = match op {
+            BlkOp::Read => ("read", false),
+            BlkOp::Write { .. } => ("write", true),
+            BlkOp::Flush => ("flush", true),
+            BlkOp::Discard | BlkOp::WriteZeroes { .. } => ("erasure", true),
+        };
+        let reason = match error {
+            BlkError::Host(errno) => system_text(&io::Error::from_raw_os_error(errno)),
+            BlkError::NoSpace => system_text(&io::Error::from_raw_os_error(libc::ENOSPC)),
+            other => other.to_string(),
+        };
+        if let Some(unsaid) = self.log.next(devices_host::clock::monotonic_ns()) {
+            let then = if held { "the guest is held until it is resumed" } else { "the guest gets an I/O error" };
+            let more = if unsaid > 0 { format!(" (and {unsaid} more before it)") } else { String::new() };
+            log::error!("{}: a {what} failed: {reason}; {then}{more}", self.id);
+        }
+        let (disk, no_space) = (self.id.clone(), error == BlkError::NoSpace);
+        self.events.send(MachineEvent::DiskFailed(DiskFailure { disk, write, no_space, held, reason }));
+    }
+}
+
+/// Lets one message a second through, and counts the others: a guest can make them as fast as requests.
+#[derive(Default)]
+pub struct Pace(Mutex<(Option<u64>, u64)>);
+
+impl Pace {
+    /// Whether to say it: then how many were not said since the last one.
+    pub fn next(&self, now_ns: u64) -> Option<u64> {
+        let (last, unsaid) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| now_ns.saturating_sub(last) < 1_000_000_000) {
+            *unsaid += 1;
+            return None;
+        }
+        *last = Some(now_ns);
+        Some(std::mem::take(unsaid))
+    }
+}
+
 /// A disk queue on its engine.
 pub struct EngineDisk(pub Engine);
 
@@ -142,6 +190,7 @@ impl BlkBackend<GuestRam> for EngineDisk {
         self.0.poll(|token, result| {
             let result = result.map_err(|error| match error {
                 EngineError::Unsupported => BlkError::Unsupported,
+                EngineError::Host(libc::ENOSPC | libc::EDQUOT) => BlkError::NoSpace,
                 EngineError::Host(errno) => BlkError::Host(errno),
                 EngineError::Short => BlkError::Short,
                 EngineError::Memory => BlkError::Memory,

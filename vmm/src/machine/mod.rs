@@ -15,6 +15,7 @@ use arch::cpu::{CpuModel, CpuidOptions, CpuidTemplate, Topology};
 use arch::layout::{self, MemoryLayout};
 use devices::legacy::power::PowerSink;
 use devices::park::Parked;
+use devices::virtio::blk::BlkDevice;
 use devices::wake::Wake;
 use devices_host::ram::{Pages, RamOptions};
 use firmware::acpi::build_acpi;
@@ -112,7 +113,8 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let power: Arc<dyn PowerSink> = Arc::new(PowerEvents { events: events.clone(), gate: gate.clone() });
     let acpi = chipset::acpi_config(config, &layout, host, &*vm);
     let chipset = Chipset::build(config, &acpi, &layout, host, &*vm, &power, &main).map_err(BuildError::from)?;
-    let mut builder = Builder { vm: &*vm, chipset: &chipset, profile: config.profile, devices: Vec::new() };
+    let mut builder =
+        Builder { vm: &*vm, chipset: &chipset, profile: config.profile, events: &events, devices: Vec::new() };
     let console = builder.all(config, host_devices, &main)?;
     let devices = builder.devices;
 
@@ -369,6 +371,10 @@ impl MachineControl for Machine {
 
     fn leave(&self, restart: bool) {
         self.vm.leave(restart);
+    }
+
+    fn trust_disks(&self) {
+        self.devices.iter().filter_map(|device| device.disk.as_ref()).for_each(BlkDevice::go_on);
     }
 
     fn inject_nmi(&self, vcpu: u8) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::pci::{PciAddress, PciError};
 use devices::virtio::VirtioDevice;
-use devices::virtio::blk::{BlkConfig, BlkDevice, EraseLimits, SECTOR_BYTES};
+use devices::virtio::blk::{BlkConfig, BlkDevice, EraseLimits, OnError, SECTOR_BYTES};
 use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
@@ -20,10 +20,11 @@ use devices_host::event::Event;
 use devices_host::tap::{Tap, TapError};
 
 use super::StartError;
-use super::adapters::{ConsoleEnd, ConsolePipe, EngineDisk, HostClock, HostRandom, TapLink};
+use super::adapters::{ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink};
 use super::chipset::{Chipset, ChipsetError};
 use super::limits::Groups;
-use crate::config::{DiskConfig, DiskEngine, NetConfig, Profile, Slot, VmConfig};
+use crate::config::{DiskConfig, DiskEngine, NetConfig, Profile, ReadError, Slot, VmConfig, WriteError};
+use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 
@@ -39,6 +40,9 @@ pub struct HostDevices {
     taps: Vec<Tap>,
 }
 
+/// Most segments of one DISCARD or WRITE_ZEROES request: what a guest frees in one go is rarely in one piece.
+const ERASE_SEGMENTS: u32 = 16;
+
 /// A device of the running machine, for pause, stop and statistics.
 pub struct Device {
     /// Name in logs and counters.
@@ -49,6 +53,8 @@ pub struct Device {
     pub workers: Arc<DeviceWorkers>,
     /// Counters by queue.
     pub queues: Vec<Arc<QueueCounters>>,
+    /// The disk, where it is one.
+    pub disk: Option<BlkDevice>,
 }
 
 /// Why a device cannot be built once its host side is open.
@@ -110,6 +116,7 @@ pub struct Builder<'a> {
     pub vm: &'a dyn Vm,
     pub chipset: &'a Chipset,
     pub profile: Profile,
+    pub events: &'a EventSender,
     pub devices: Vec<Device>,
 }
 
@@ -133,8 +140,8 @@ impl Builder<'_> {
     ) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let queues = config.queue_count(vcpus);
-        let erase = disk.can_discard().then_some(EraseLimits { max_sectors: ERASE_SECTORS, alignment_sectors: 8 });
-        let device = BlkDevice::new(BlkConfig {
+        let erase = EraseLimits { max_sectors: ERASE_SECTORS, max_segments: ERASE_SEGMENTS, alignment_sectors: 8 };
+        let shape = BlkConfig {
             capacity_sectors: disk.size_bytes() / SECTOR_BYTES,
             block_bytes: disk.logical_block_bytes(),
             physical_block_bytes: disk.logical_block_bytes().max(4096),
@@ -142,11 +149,21 @@ impl Builder<'_> {
             serial: config.serial.clone().unwrap_or_else(|| config.id.clone()),
             queue_size: config.queue_size,
             queues,
-            discard: erase,
-            write_zeroes: (!disk.is_read_only())
-                .then_some(EraseLimits { max_sectors: ERASE_SECTORS, alignment_sectors: 8 }),
+            discard: disk.can_discard().then_some(erase),
+            write_zeroes: (!disk.is_read_only()).then_some(erase),
             config_wce: true,
-        });
+            on_write_error: match config.werror {
+                WriteError::Report => OnError::Report,
+                WriteError::Stop => OnError::Hold,
+                WriteError::Enospc => OnError::HoldIfFull,
+            },
+            on_read_error: match config.rerror {
+                ReadError::Report => OnError::Report,
+                ReadError::Stop => OnError::Hold,
+            },
+        };
+        let failures = DiskFailures { id: config.id.clone(), events: self.events.clone(), log: Pace::default() };
+        let device = BlkDevice::with_sink(shape, Arc::new(failures));
         let ram = Arc::new(self.vm.ram().clone());
         let options = EngineOptions {
             threads: (DISK_THREADS / usize::from(queues)).clamp(1, MAX_THREADS),
@@ -178,7 +195,12 @@ impl Builder<'_> {
             counters.push(count);
         }
         let rings = Rings { packed: config.packed, in_order: config.in_order };
-        self.add("disk", &config.id, Arc::new(device), Queues { rings, workers: specs, counters }, slot)
+        let queues = Queues { rings, workers: specs, counters };
+        self.add("disk", &config.id, Arc::new(device.clone()), queues, slot)?;
+        if let Some(added) = self.devices.last_mut() {
+            added.disk = Some(device);
+        }
+        Ok(())
     }
 
     /// A network interface: one worker to send and one to receive, as two directions of one link never wait for each
@@ -272,7 +294,7 @@ impl Builder<'_> {
         })
         .map_err(pci)?;
         self.chipset.pci.add(slot, id, function).map_err(pci)?;
-        self.devices.push(Device { id: id.to_owned(), kind, workers, queues: queues.counters });
+        self.devices.push(Device { id: id.to_owned(), kind, workers, queues: queues.counters, disk: None });
         Ok(())
     }
 

@@ -114,6 +114,9 @@ impl<M> Life<M> {
         match &mut self.state {
             State::Stopped | State::Ended => done.part_done(),
             State::Paused(..) => {
+                for queue in self.worker.queues().to_vec() {
+                    self.worker.forget(queue);
+                }
                 self.state = State::Stopped;
                 done.part_done();
             }
@@ -134,6 +137,7 @@ impl<M> Life<M> {
             State::Running(_) | State::Stopping(_) => self.resetting.push((queue, done)),
             State::Paused(queues, _) => {
                 queues.retain(|(paused, _)| *paused != queue);
+                self.worker.forget(queue);
                 done.complete();
             }
             State::Stopped | State::Ended => done.complete(),

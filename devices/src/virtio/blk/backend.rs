@@ -59,15 +59,47 @@ pub enum BlkError {
     /// The host refused, with this `errno` of the host.
     #[error("the disk failed with errno {0}")]
     Host(i32),
+    /// The disk is out of space.
+    #[error("no space is left for the disk")]
+    NoSpace,
     /// The disk ended before the request did.
     #[error("the disk is shorter than its capacity")]
     Short,
+    /// An earlier flush failed, and what it was to make durable may be gone. The device says this, no disk does.
+    #[error("a flush failed before, and nobody has said to go on")]
+    Lost,
     /// Guest memory could not be reached.
     #[error("guest memory could not be reached")]
     Memory,
     /// The request was cancelled by [`BlkBackend::cancel_all`].
     #[error("the request was cancelled")]
     Cancelled,
+}
+
+impl BlkError {
+    /// Whether the disk is to blame, and not the guest or somebody who wanted the request to end.
+    pub(super) fn is_of_disk(self) -> bool {
+        match self {
+            Self::Host(_) | Self::NoSpace | Self::Short | Self::Lost => true,
+            Self::Unsupported | Self::Memory | Self::Cancelled => false,
+        }
+    }
+}
+
+impl BlkOp {
+    /// Whether what it did is on stable storage when it has succeeded.
+    pub(super) fn is_durable(self) -> bool {
+        match self {
+            Self::Flush => true,
+            Self::Write { durable } | Self::WriteZeroes { durable, .. } => durable,
+            Self::Read | Self::Discard => false,
+        }
+    }
+
+    /// Whether it writes what a reader gets.
+    pub(super) fn writes(self) -> bool {
+        matches!(self, Self::Write { .. } | Self::WriteZeroes { .. })
+    }
 }
 
 /// Where sectors live, as one queue's worker sees it. Asynchronous: a request is submitted, the worker is woken when

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::backend::BlkOp;
+use super::durability::Durability;
+use super::failure::{FailureSink, OnError, Unheard};
 use super::worker::BlkWorker;
 use crate::virtio::VirtioDevice;
 use crate::virtio::counters::QueueCounters;
@@ -30,13 +33,19 @@ const WRITEBACK: u32 = 32;
 /// Bytes of the device ID string (virtio 1.3 §5.2.6).
 pub(super) const ID_BYTES: usize = 20;
 
-/// How far discard and write-zeroes requests may go. One segment a request.
+/// How far discard and write-zeroes requests may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EraseLimits {
-    /// Most sectors a request.
+    /// Most sectors a segment.
     pub max_sectors: u32,
+    /// Most segments a request, at least one.
+    pub max_segments: u32,
     /// What requests should be aligned to, in sectors.
     pub alignment_sectors: u32,
+}
+
+impl EraseLimits {
+    const NONE: Self = Self { max_sectors: 0, max_segments: 0, alignment_sectors: 0 };
 }
 
 /// What a disk looks like to its guest.
@@ -62,6 +71,16 @@ pub struct BlkConfig {
     pub write_zeroes: Option<EraseLimits>,
     /// Let the driver switch the write cache (`VIRTIO_BLK_F_CONFIG_WCE`).
     pub config_wce: bool,
+    /// What becomes of writes, flushes and erasures that the disk fails.
+    pub on_write_error: OnError,
+    /// What becomes of reads that the disk fails.
+    pub on_read_error: OnError,
+}
+
+impl BlkConfig {
+    pub(super) fn on_error(&self, op: BlkOp) -> OnError {
+        if op == BlkOp::Read { self.on_read_error } else { self.on_write_error }
+    }
 }
 
 impl Default for BlkConfig {
@@ -78,35 +97,45 @@ impl Default for BlkConfig {
             discard: None,
             write_zeroes: None,
             config_wce: false,
+            on_write_error: OnError::Report,
+            on_read_error: OnError::Report,
         }
     }
 }
 
 /// What the device and its workers share.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub config: BlkConfig,
     pub capacity_sectors: AtomicU64,
     pub generation: Generation,
     /// `writeback` of the configuration space.
     pub writeback: AtomicBool,
+    pub durability: Durability,
+    pub failures: Arc<dyn FailureSink>,
 }
 
 /// A virtio block device (virtio 1.3 §5.2).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct BlkDevice {
     shared: Arc<Shared>,
     queue_sizes: Vec<u16>,
 }
 
 impl BlkDevice {
-    /// A disk that looks like `config`.
+    /// A disk that looks like `config`, whose failures nobody hears of.
     pub fn new(config: BlkConfig) -> Self {
+        Self::with_sink(config, Arc::new(Unheard))
+    }
+
+    /// A disk that looks like `config`, and tells `failures` what goes wrong.
+    pub fn with_sink(config: BlkConfig, failures: Arc<dyn FailureSink>) -> Self {
         let queue_sizes = vec![config.queue_size; usize::from(config.queues)];
         let shared = Shared {
             capacity_sectors: AtomicU64::new(config.capacity_sectors),
             generation: Generation::default(),
             writeback: AtomicBool::new(true),
+            durability: Durability::default(),
+            failures,
             config,
         };
         Self { shared: Arc::new(shared), queue_sizes }
@@ -125,11 +154,29 @@ impl BlkDevice {
         generation.change(|| capacity_sectors.swap(sectors, Ordering::AcqRel) != sectors);
     }
 
+    /// Whether a flush has succeeded since the last write that failed or was cancelled.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.shared.durability.is_settled()
+    }
+
+    /// Whether a flush failed, and nobody has said to [`go_on`](Self::go_on).
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.shared.durability.is_lost()
+    }
+
+    /// The operator says to go on after a failed flush: flushes and durable writes are tried again. Until then they fail,
+    /// whatever the guest does.
+    pub fn go_on(&self) {
+        self.shared.durability.go_on();
+    }
+
     fn config_space(&self) -> [u8; CONFIG_BYTES] {
         let config = &self.shared.config;
         let physical_ratio = config.physical_block_bytes.checked_div(config.block_bytes).unwrap_or(1).max(1);
-        let discard = config.discard.unwrap_or(EraseLimits { max_sectors: 0, alignment_sectors: 0 });
-        let zeroes = config.write_zeroes.unwrap_or(EraseLimits { max_sectors: 0, alignment_sectors: 0 });
+        let discard = config.discard.unwrap_or(EraseLimits::NONE);
+        let zeroes = config.write_zeroes.unwrap_or(EraseLimits::NONE);
         let mut space = ConfigSpace::default();
         space.put(0, &self.shared.capacity_sectors.load(Ordering::Acquire).to_le_bytes());
         space.put(12, &u32::from(config.queue_size.saturating_sub(2)).to_le_bytes());
@@ -139,10 +186,10 @@ impl BlkDevice {
         space.put(32, &[u8::from(self.shared.writeback.load(Ordering::Acquire))]);
         space.put(34, &config.queues.to_le_bytes());
         space.put(36, &discard.max_sectors.to_le_bytes());
-        space.put(40, &u32::from(config.discard.is_some()).to_le_bytes());
+        space.put(40, &discard.max_segments.to_le_bytes());
         space.put(44, &discard.alignment_sectors.to_le_bytes());
         space.put(48, &zeroes.max_sectors.to_le_bytes());
-        space.put(52, &u32::from(config.write_zeroes.is_some()).to_le_bytes());
+        space.put(52, &zeroes.max_segments.to_le_bytes());
         space.put(56, &[u8::from(config.write_zeroes.is_some())]);
         space.0
     }

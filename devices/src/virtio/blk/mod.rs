@@ -5,6 +5,8 @@
 
 mod backend;
 mod device;
+mod durability;
+mod failure;
 #[cfg(test)]
 mod proptests;
 mod request;
@@ -14,4 +16,5 @@ mod worker;
 
 pub use backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken, SECTOR_BYTES};
 pub use device::{BlkConfig, BlkDevice, EraseLimits};
+pub use failure::{Failure, FailureSink, OnError, Unheard};
 pub use worker::BlkWorker;

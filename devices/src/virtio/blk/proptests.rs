@@ -75,7 +75,7 @@ struct Machine {
 impl Machine {
     fn new(features: u64) -> Self {
         let mem = guest_ram(0x20_0000);
-        let erase = Some(EraseLimits { max_sectors: 4, alignment_sectors: 1 });
+        let erase = Some(EraseLimits { max_sectors: 4, max_segments: 1, alignment_sectors: 1 });
         let device = BlkDevice::new(BlkConfig {
             capacity_sectors: SECTORS,
             queue_size: SIZE,
@@ -235,10 +235,12 @@ proptest! {
         machine.driver.publish();
         machine.step();
         for _ in 0..20 {
+            machine.device.go_on();
             machine.request(4, 0, 0, false);
             machine.driver.publish();
             machine.step();
         }
+        machine.device.go_on();
         let (_, buffers) = machine.request(1, 3, 512, false).expect("room for a request");
         machine.driver.publish();
         machine.step();

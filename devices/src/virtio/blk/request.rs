@@ -33,6 +33,8 @@ mod kind {
 const HEADER_BYTES: u64 = 16;
 /// The `unmap` flag of a write-zeroes segment.
 const UNMAP: u32 = 1;
+/// Bytes of a segment of DISCARD and WRITE_ZEROES.
+const SEGMENT_BYTES: u64 = 16;
 
 /// How the driver has set the device up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,7 +66,7 @@ pub(super) enum Outcome {
 }
 
 /// An operation on the disk.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Work {
     pub op: BlkOp,
     pub offset_bytes: u64,
@@ -77,56 +79,58 @@ impl From<ChainError> for Status {
     }
 }
 
-/// Decodes and checks the request in `chain`. The last writable byte is the status and is not touched here; the guest
-/// ranges of the data are appended to `ranges`. An error is the status the request ends with.
+/// Decodes and checks the request in `chain`. The last writable byte is the status and is not touched here. A request of
+/// several segments is several operations: those after the first are put into `rest`, the last one first. An error is the
+/// status the request ends with.
 pub(super) fn parse<M: GuestMemory + ?Sized>(
     mem: &M,
     chain: &Chain,
     shared: &Shared,
     mode: Mode,
-    ranges: &mut Vec<GuestRange>,
+    rest: &mut Vec<Work>,
 ) -> Result<Outcome, Status> {
-    let (header, out_data) = chain.reader(mem).split_at(HEADER_BYTES)?;
+    let (mut header, out_data) = chain.reader(mem).split_at(HEADER_BYTES)?;
     let data_bytes = chain.writable_bytes().checked_sub(1).ok_or(Status::IoErr)?;
-    let (mut in_data, _status) = chain.writer(mem).split_at(data_bytes)?;
-
-    let mut header = header;
     let kind = u32::from_le_bytes(header.read_array()?);
     header.skip(4)?;
     let sector = u64::from_le_bytes(header.read_array()?);
 
-    let erase = |limits: Option<EraseLimits>, bit: u64, known_flags: u32| {
+    let mut erase = |limits: Option<EraseLimits>, bit: u64, op: fn(u32, bool) -> Option<BlkOp>| {
         let limits = limits.filter(|_| mode.features & bit != 0).ok_or(Status::Unsupported)?;
-        let mut segment = out_data.clone();
-        if segment.remaining() != 16 {
+        let mut segments = out_data.clone();
+        let count = segments.remaining().checked_div(SEGMENT_BYTES).unwrap_or_default();
+        let whole = count.checked_mul(SEGMENT_BYTES) == Some(segments.remaining());
+        if !whole || count == 0 || count > u64::from(limits.max_segments) {
             return Err(Status::IoErr);
         }
-        let first = u64::from_le_bytes(segment.read_array()?);
-        let sectors = u32::from_le_bytes(segment.read_array()?);
-        let flags = u32::from_le_bytes(segment.read_array()?);
-        // §5.2.6.2: UNSUPP for unknown flags, and for unmap in a discard.
-        if flags & !known_flags != 0 {
-            return Err(Status::Unsupported);
+        for _ in 0..count {
+            let first = u64::from_le_bytes(segments.read_array()?);
+            let sectors = u32::from_le_bytes(segments.read_array()?);
+            let flags = u32::from_le_bytes(segments.read_array()?);
+            let op = op(flags, mode.durable(shared)).ok_or(Status::Unsupported)?;
+            if sectors > limits.max_sectors {
+                return Err(Status::IoErr);
+            }
+            writable(shared)?;
+            let len_bytes = u64::from(sectors).checked_mul(SECTOR_BYTES).ok_or(Status::IoErr)?;
+            let offset_bytes = extent(shared, first, len_bytes)?;
+            if len_bytes > 0 {
+                rest.push(Work { op, offset_bytes, len_bytes });
+            }
         }
-        if sectors > limits.max_sectors {
-            return Err(Status::IoErr);
-        }
-        writable(shared)?;
-        let len = u64::from(sectors).checked_mul(SECTOR_BYTES).ok_or(Status::IoErr)?;
-        Ok((flags, extent(shared, first, len)?, len))
+        rest.reverse();
+        Ok(rest.pop().map_or(Outcome::Done { filled_bytes: 0 }, Outcome::Submit))
     };
 
     match kind {
         kind::IN => {
             let offset_bytes = extent(shared, sector, data_bytes)?;
-            in_data.append_ranges(ranges);
             Ok(submit(BlkOp::Read, offset_bytes, data_bytes))
         }
         kind::OUT => {
             writable(shared)?;
             let len_bytes = out_data.remaining();
             let offset_bytes = extent(shared, sector, len_bytes)?;
-            out_data.append_ranges(ranges);
             Ok(submit(BlkOp::Write { durable: mode.durable(shared) }, offset_bytes, len_bytes))
         }
         kind::FLUSH => Ok(flush()),
@@ -138,20 +142,33 @@ pub(super) fn parse<M: GuestMemory + ?Sized>(
                 *to = from;
             }
             let filled_bytes = data_bytes.min(ID_BYTES as u64);
-            in_data.write(id.get(..filled_bytes as usize).unwrap_or_default())?;
+            chain.writer(mem).write(id.get(..filled_bytes as usize).unwrap_or_default())?;
             Ok(Outcome::Done { filled_bytes })
         }
+        // §5.2.6.2: UNSUPP for unknown flags, and for unmap in a discard.
         kind::DISCARD => {
-            let (_, offset_bytes, len_bytes) = erase(shared.config.discard, feature::DISCARD, 0)?;
-            Ok(submit(BlkOp::Discard, offset_bytes, len_bytes))
+            erase(shared.config.discard, feature::DISCARD, |flags, _| (flags == 0).then_some(BlkOp::Discard))
         }
-        kind::WRITE_ZEROES => {
-            let (flags, offset_bytes, len_bytes) = erase(shared.config.write_zeroes, feature::WRITE_ZEROES, UNMAP)?;
-            let op = BlkOp::WriteZeroes { unmap: flags & UNMAP != 0, durable: mode.durable(shared) };
-            Ok(submit(op, offset_bytes, len_bytes))
-        }
+        kind::WRITE_ZEROES => erase(shared.config.write_zeroes, feature::WRITE_ZEROES, |flags, durable| {
+            (flags & !UNMAP == 0).then_some(BlkOp::WriteZeroes { unmap: flags & UNMAP != 0, durable })
+        }),
         _ => Err(Status::Unsupported),
     }
+}
+
+/// Appends the guest memory that holds the data of a request for `work`, which [`parse`] found in `chain`.
+pub(super) fn data_ranges<M: GuestMemory + ?Sized>(
+    mem: &M,
+    chain: &Chain,
+    work: &Work,
+    ranges: &mut Vec<GuestRange>,
+) -> Result<(), ChainError> {
+    match work.op {
+        BlkOp::Read => chain.writer(mem).split_at(work.len_bytes)?.0.append_ranges(ranges),
+        BlkOp::Write { .. } => chain.reader(mem).split_at(HEADER_BYTES)?.1.append_ranges(ranges),
+        BlkOp::Flush | BlkOp::Discard | BlkOp::WriteZeroes { .. } => {}
+    }
+    Ok(())
 }
 
 /// A disk operation; one without bytes is done already.

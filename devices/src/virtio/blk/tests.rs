@@ -1,5 +1,7 @@
 mod cache;
+mod failures;
 mod limits;
+mod model;
 mod rules;
 
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use crate::GuestRam;
 use crate::virtio::counters::QueueCounters;
 use crate::virtio::queue::{Descriptor, F_EVENT_IDX, F_INDIRECT_DESC};
 use crate::virtio::testing::{Buf, DriverQueue, MemoryDisk, Posted, RecordingInterrupt, Used, guest_ram};
-use crate::virtio::{VirtioDevice, VirtioWorker};
+use crate::virtio::{QueueState, VirtioDevice, VirtioWorker, WorkerState};
 
 const MODERN: u64 = 1 << 32 | F_INDIRECT_DESC;
 const FLUSH: u64 = 1 << 9;
@@ -138,7 +140,7 @@ fn requests_through_an_indirect_table_work() {
 
 #[test]
 fn bad_requests_get_their_status_and_leave_the_disk_alone() {
-    let erase = EraseLimits { max_sectors: 8, alignment_sectors: 1 };
+    let erase = EraseLimits { max_sectors: 8, max_segments: 1, alignment_sectors: 1 };
     let config = BlkConfig { discard: Some(erase), write_zeroes: Some(erase), ..Default::default() };
     let mut rig = rig(config, MODERN | 1 << 13 | 1 << 14);
     rig.disk.fill(0, &[5; SECTORS * 512]);
@@ -197,7 +199,7 @@ fn a_chain_without_room_for_a_status_is_returned_and_the_queue_goes_on() {
 
 #[test]
 fn a_read_only_disk_refuses_every_way_of_writing() {
-    let erase = EraseLimits { max_sectors: 8, alignment_sectors: 1 };
+    let erase = EraseLimits { max_sectors: 8, max_segments: 1, alignment_sectors: 1 };
     let config = BlkConfig { read_only: true, discard: Some(erase), write_zeroes: Some(erase), ..Default::default() };
     let mut rig = rig(config, MODERN | 1 << 13 | 1 << 14);
     assert_ne!(rig.device.features() & 1 << 5, 0, "RO is offered");
@@ -233,7 +235,7 @@ fn the_length_of_an_id_request_is_the_guests_but_the_answer_is_not() {
 
 #[test]
 fn discard_and_write_zeroes_reach_the_disk_when_negotiated_and_only_then() {
-    let erase = EraseLimits { max_sectors: 8, alignment_sectors: 1 };
+    let erase = EraseLimits { max_sectors: 8, max_segments: 1, alignment_sectors: 1 };
     let config = BlkConfig { discard: Some(erase), write_zeroes: Some(erase), ..Default::default() };
     let mut rig = rig(config, MODERN | FLUSH | 1 << 13 | 1 << 14);
     rig.disk.fill(0, &[5; 4096]);
@@ -437,7 +439,7 @@ fn a_step_takes_at_most_one_ring_of_chains() {
 
 #[test]
 fn configuration_space_shows_the_disk() {
-    let erase = EraseLimits { max_sectors: 0x1000, alignment_sectors: 8 };
+    let erase = EraseLimits { max_sectors: 0x1000, max_segments: 1, alignment_sectors: 8 };
     let device = BlkDevice::new(BlkConfig {
         capacity_sectors: 0x1_0000_0001,
         block_bytes: 512,

@@ -6,18 +6,23 @@ use vm_memory::GuestMemory;
 
 use super::backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
 use super::device::Shared;
-use super::request::{Mode, Outcome, Status, parse};
+use super::durability::Moment;
+use super::failure::Failure;
+use super::request::{Mode, Outcome, Status, Work, data_ranges, parse};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::counters::QueueCounters;
 use crate::virtio::limit::Throttle;
 use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
-use crate::virtio::{QueueState, Step, VirtioWorker, WorkerActivation};
+use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 
 /// Runs one queue of a [`BlkDevice`](super::BlkDevice) over a disk.
 ///
 /// A request is acknowledged when the disk has completed it, in whatever order that happens. A step takes at most as
 /// many chains as the queue has entries. The worker is woken by kicks and by the disk.
+///
+/// What a disk failed, the guest hears of, or it is kept ([`OnError`](super::OnError)): requests that are kept outlast a
+/// pause, and are tried again when the queue is started after it.
 pub struct BlkWorker<B> {
     shared: Arc<Shared>,
     mode: Mode,
@@ -25,22 +30,39 @@ pub struct BlkWorker<B> {
     indices: [u16; 1],
     backend: B,
     throttle: Throttle,
-    /// Requests the disk is working on, by head. As long as the queue.
+    /// Requests in flight, by head. As long as the queue.
     in_flight: Vec<Option<InFlight>>,
+    /// How many of them are kept after a failure.
+    held: usize,
     /// Counts starts, so that no completion is taken for a request of an earlier life of the queue.
     life: u32,
     stopping: bool,
     cancelled: bool,
-    /// Guest ranges of the request being submitted, kept for its allocation.
+    /// Kept for their allocations: the guest ranges of the request being submitted, the disk's completions, and lists of
+    /// segments.
     ranges: Vec<GuestRange>,
+    ended: Vec<(RequestToken, Result<(), BlkError>)>,
+    spare: Vec<Vec<Work>>,
 }
 
 struct InFlight {
     chain: Chain,
-    /// Data bytes in guest memory once the disk has succeeded.
-    filled_bytes: u64,
-    /// Data bytes out of guest memory.
-    taken_bytes: u64,
+    work: Work,
+    /// What is to be done after it, the last one first.
+    rest: Vec<Work>,
+    stage: Stage,
+    /// When the disk was asked.
+    asked: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The disk works on it.
+    Asked,
+    /// It is done, and counts as durable when the flush that the disk works on has succeeded.
+    Settling,
+    /// The disk failed it; it waits for the operator.
+    Held,
 }
 
 impl<B> BlkWorker<B> {
@@ -54,10 +76,13 @@ impl<B> BlkWorker<B> {
             backend,
             throttle: Throttle::default(),
             in_flight: Vec::new(),
+            held: 0,
             life: 0,
             stopping: false,
             cancelled: false,
             ranges: Vec::new(),
+            ended: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -122,64 +147,211 @@ impl<B> BlkWorker<B> {
     where
         B: BlkBackend<M>,
     {
+        let mut rest = self.spare.pop().unwrap_or_default();
+        let outcome = parse(mem, &chain, &self.shared, self.mode, &mut rest);
+        self.throttle.charge(data_bytes(&outcome, &rest));
+        match outcome {
+            Ok(Outcome::Submit(work)) => {
+                let asked = Moment::default();
+                return self.ask(mem, InFlight { chain, work, rest, stage: Stage::Asked, asked });
+            }
+            Ok(Outcome::Done { filled_bytes }) => finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes),
+            Err(status) => finish(&mut self.queue, mem, chain, status, 0),
+        }
+        self.recycle(rest);
+    }
+
+    fn recycle(&mut self, mut rest: Vec<Work>) {
+        rest.clear();
+        self.spare.push(rest);
+    }
+
+    /// Has the disk do what a request is for.
+    fn ask<M: GuestMemory>(&mut self, mem: &M, mut request: InFlight)
+    where
+        B: BlkBackend<M>,
+    {
+        let durability = &self.shared.durability;
+        let (work, token) = (request.work, self.token(request.chain.head()));
+        if work.op.is_durable() && durability.is_lost() {
+            return self.fail(mem, request, BlkError::Lost);
+        }
+        request.stage = Stage::Asked;
+        request.asked = durability.now();
         self.ranges.clear();
-        let outcome = parse(mem, &chain, &self.shared, self.mode, &mut self.ranges);
-        self.throttle.charge(data_bytes(&outcome));
-        let work = match outcome {
-            Ok(Outcome::Submit(work)) => work,
-            Ok(Outcome::Done { filled_bytes }) => return finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes),
-            Err(status) => return finish(&mut self.queue, mem, chain, status, 0),
-        };
-        let token = self.token(chain.head());
-        let request = BlkRequest {
-            token,
-            op: work.op,
-            offset_bytes: work.offset_bytes,
-            len_bytes: work.len_bytes,
-            ranges: &self.ranges,
-        };
-        let (filled_bytes, taken_bytes) = match work.op {
-            BlkOp::Read => (work.len_bytes, 0),
-            BlkOp::Write { .. } => (0, work.len_bytes),
-            _ => (0, 0),
-        };
-        let head = usize::from(chain.head());
-        match (self.backend.submit(mem, request), self.in_flight.get_mut(head)) {
-            (Ok(()), Some(slot)) => *slot = Some(InFlight { chain, filled_bytes, taken_bytes }),
-            (Err(error), _) => finish(&mut self.queue, mem, chain, status(Err(error)), 0),
-            // The table is as long as the queue and the queue refuses heads beyond its size.
-            (Ok(()), None) => chain.abandon(),
+        let found = data_ranges(mem, &request.chain, &work, &mut self.ranges);
+        let Work { op, offset_bytes, len_bytes } = work;
+        let asked = BlkRequest { token, op, offset_bytes, len_bytes, ranges: &self.ranges };
+        match found.map_err(|_| BlkError::Memory).and_then(|()| self.backend.submit(mem, asked)) {
+            Ok(()) => self.keep(request),
+            Err(error) => {
+                self.remember(&request, Err(error));
+                self.fail(mem, request, error);
+            }
         }
     }
 
-    /// Takes the disk's completions: returns them to the driver, or abandons them.
+    /// Has the disk flush, so that a write that is done counts as durable.
+    fn settle<M: GuestMemory>(&mut self, mem: &M, mut request: InFlight)
+    where
+        B: BlkBackend<M>,
+    {
+        request.stage = Stage::Settling;
+        request.asked = self.shared.durability.now();
+        let token = self.token(request.chain.head());
+        let flush = BlkRequest { token, op: BlkOp::Flush, offset_bytes: 0, len_bytes: 0, ranges: &[] };
+        match self.backend.submit(mem, flush) {
+            Ok(()) => self.keep(request),
+            Err(error) => {
+                self.remember(&request, Err(error));
+                self.fail(mem, request, error);
+            }
+        }
+    }
+
+    fn keep(&mut self, request: InFlight) {
+        match self.in_flight.get_mut(usize::from(request.chain.head())) {
+            Some(slot) => *slot = Some(request),
+            // The table is as long as the queue and the queue refuses heads beyond its size.
+            None => request.chain.abandon(),
+        }
+    }
+
+    /// Takes the disk's completions: returns them to the driver, or abandons them. What they lead to next is committed,
+    /// and may be done at once: no request has more than its segments and a flush a segment.
     fn collect<M: GuestMemory>(&mut self, mem: &M, abandon: bool)
     where
         B: BlkBackend<M>,
     {
-        let Self { backend, in_flight, queue, life, .. } = self;
-        backend.poll(mem, &mut |token, result| {
-            let (token_life, head) = (token.0 >> 16, token.0 & 0xffff);
-            let slot = in_flight.get_mut(head as usize).filter(|_| token_life == u64::from(*life));
-            let Some(request) = slot.and_then(Option::take) else {
+        while self.collect_once(mem, abandon) {
+            self.backend.commit();
+        }
+    }
+
+    /// As [`collect`](Self::collect); whether the disk was asked for something else, which is not committed.
+    fn collect_once<M: GuestMemory>(&mut self, mem: &M, abandon: bool) -> bool
+    where
+        B: BlkBackend<M>,
+    {
+        let mut ended = std::mem::take(&mut self.ended);
+        self.backend.poll(mem, &mut |token, result| ended.push((token, result)));
+        let mut asked = false;
+        for (token, result) in ended.drain(..) {
+            let (life, head) = (token.0 >> 16, token.0 & 0xffff);
+            let slot = self.in_flight.get_mut(head as usize).filter(|_| life == u64::from(self.life));
+            let Some(request) = slot.and_then(|slot| slot.take_if(|request| request.stage != Stage::Held)) else {
                 debug_assert!(false, "the disk completed {token:?}, which is not in flight");
-                return;
+                continue;
             };
+            self.remember(&request, result);
             if abandon {
                 request.chain.abandon();
-                return;
+                self.recycle(request.rest);
+            } else {
+                asked |= self.answered(mem, request, result);
             }
-            let status = status(result);
-            let filled_bytes = if status == Status::Ok { request.filled_bytes } else { 0 };
-            queue.counters().bytes_to_guest.add(filled_bytes);
-            if status == Status::Ok {
-                queue.counters().bytes_from_guest.add(request.taken_bytes);
+        }
+        self.ended = ended;
+        asked
+    }
+
+    /// What the disk's answer means for what is durable.
+    fn remember(&self, request: &InFlight, result: Result<(), BlkError>) {
+        let durability = &self.shared.durability;
+        let flush = request.work.op == BlkOp::Flush || request.stage == Stage::Settling;
+        match result {
+            Ok(()) if flush => durability.flushed(request.asked),
+            Err(BlkError::Cancelled) if flush => {}
+            Err(_) if flush => durability.flush_failed(),
+            Err(error) if request.work.op.writes() => {
+                if error.is_of_disk() || error == BlkError::Cancelled {
+                    durability.write_failed();
+                }
+                // It may have been the part that makes it durable, whose failure the system reports once, and of other
+                // writes as well. Without space nothing was taken in the first place.
+                if request.work.op.is_durable() && error.is_of_disk() && error != BlkError::NoSpace {
+                    durability.flush_failed();
+                }
             }
-            finish(queue, mem, request.chain, status, filled_bytes);
-        });
+            _ => {}
+        }
+    }
+
+    /// The disk has answered. Says whether it was asked for something else.
+    fn answered<M: GuestMemory>(&mut self, mem: &M, mut request: InFlight, result: Result<(), BlkError>) -> bool
+    where
+        B: BlkBackend<M>,
+    {
+        let durability = &self.shared.durability;
+        let op = request.work.op;
+        match result {
+            Err(error) => self.fail(mem, request, error),
+            // A flush of another queue failed meanwhile, and may have had this one's error.
+            Ok(()) if op.is_durable() && durability.is_lost() => self.fail(mem, request, BlkError::Lost),
+            Ok(()) if op.is_durable() && op != BlkOp::Flush && !durability.is_settled() => {
+                self.settle(mem, request);
+                return true;
+            }
+            Ok(()) => match request.rest.pop() {
+                Some(next) => {
+                    request.work = next;
+                    self.ask(mem, request);
+                    return true;
+                }
+                None => self.succeed(mem, request),
+            },
+        }
+        false
+    }
+
+    fn succeed<M: GuestMemory>(&mut self, mem: &M, request: InFlight) {
+        let InFlight { chain, work, rest, .. } = request;
+        let counters = self.queue.counters();
+        let filled_bytes = match work.op {
+            BlkOp::Read => work.len_bytes,
+            _ => 0,
+        };
+        counters.bytes_to_guest.add(filled_bytes);
+        if let BlkOp::Write { .. } = work.op {
+            counters.bytes_from_guest.add(work.len_bytes);
+        }
+        finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes);
+        self.recycle(rest);
+    }
+
+    /// Ends a request with an error, or keeps it for the operator.
+    fn fail<M: GuestMemory>(&mut self, mem: &M, mut request: InFlight, error: BlkError) {
+        let op = request.work.op;
+        let held = self.shared.config.on_error(op).holds(error);
+        if held {
+            request.stage = Stage::Held;
+            self.held = self.held.saturating_add(1);
+            self.keep(request);
+        } else {
+            finish(&mut self.queue, mem, request.chain, status(error), 0);
+            self.recycle(request.rest);
+        }
+        if error.is_of_disk() {
+            self.shared.failures.failed(Failure { op, error, held });
+        }
+    }
+
+    /// Asks the disk again for what it failed.
+    fn retry<M: GuestMemory>(&mut self, mem: &M)
+    where
+        B: BlkBackend<M>,
+    {
+        self.held = 0;
+        for head in 0..self.in_flight.len() {
+            if let Some(request) = self.in_flight.get_mut(head).and_then(Option::take) {
+                debug_assert_eq!(request.stage, Stage::Held, "nothing else outlasts a pause");
+                self.ask(mem, request);
+            }
+        }
     }
 
     fn abandon_all(&mut self) {
+        self.held = 0;
         for request in self.in_flight.iter_mut().filter_map(Option::take) {
             request.chain.abandon();
         }
@@ -193,11 +365,10 @@ impl<B> Drop for BlkWorker<B> {
 }
 
 /// Bytes that a request costs at a rate limit. Zeroes count, since the disk may have to write them; a discard does not.
-fn data_bytes(outcome: &Result<Outcome, Status>) -> u64 {
-    match outcome {
-        Ok(Outcome::Submit(work)) if work.op != BlkOp::Discard => work.len_bytes,
-        _ => 0,
-    }
+fn data_bytes(outcome: &Result<Outcome, Status>, rest: &[Work]) -> u64 {
+    let Ok(Outcome::Submit(work)) = outcome else { return 0 };
+    let counted = [work].into_iter().chain(rest).filter(|work| work.op != BlkOp::Discard);
+    counted.fold(0, |sum, work| sum.saturating_add(work.len_bytes))
 }
 
 /// Writes the status byte and returns the chain.
@@ -224,12 +395,16 @@ fn finish<M: GuestMemory>(queue: &mut WorkerQueue, mem: &M, chain: Chain, status
     queue.push(mem, chain, len);
 }
 
-/// What the guest learns of the disk's answer.
-fn status(result: Result<(), BlkError>) -> Status {
-    match result {
-        Ok(()) => Status::Ok,
-        Err(BlkError::Unsupported) => Status::Unsupported,
-        Err(BlkError::Host(_) | BlkError::Short | BlkError::Memory | BlkError::Cancelled) => Status::IoErr,
+/// What the guest learns of a failure.
+fn status(error: BlkError) -> Status {
+    match error {
+        BlkError::Unsupported => Status::Unsupported,
+        BlkError::Host(_)
+        | BlkError::NoSpace
+        | BlkError::Short
+        | BlkError::Lost
+        | BlkError::Memory
+        | BlkError::Cancelled => Status::IoErr,
     }
 }
 
@@ -242,14 +417,19 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
         if queue != self.queue.index() {
             return;
         }
-        self.abandon_all();
         self.mode = Mode { features: activation.features, legacy: activation.legacy };
-        self.life = self.life.wrapping_add(1);
         self.stopping = false;
         self.cancelled = false;
+        if self.held > 0 && self.queue.go_on(&state, activation) {
+            return self.retry(mem);
+        }
+        self.abandon_all();
+        self.life = self.life.wrapping_add(1);
         self.queue.start(mem, &state, activation);
         self.in_flight.clear();
         self.in_flight.resize_with(usize::from(self.queue.size()), || None);
+        self.ended.reserve(usize::from(self.queue.size()));
+        self.spare.reserve(usize::from(self.queue.size()));
     }
 
     fn step(&mut self, mem: &M) -> Step {
@@ -279,6 +459,7 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
         if stopped && abandon {
             // Whoever drives the disk next may know of no cache.
             self.backend.set_write_cache(false);
+            self.abandon_all();
         }
         stopped
     }
@@ -288,7 +469,41 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
             return None;
         }
         self.throttle.rest();
+        if self.held > 0 {
+            return self.queue.state();
+        }
         self.abandon_all();
         self.queue.take_state()
+    }
+
+    fn save(&self) -> WorkerState {
+        let durability = &self.shared.durability;
+        WorkerState { unsettled: !durability.is_settled(), lost: durability.is_lost(), ..WorkerState::default() }
+    }
+
+    fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
+        let WorkerState { version: 1, from_guest, to_guest, unsettled, lost } = state else {
+            return Err(StateError { what: "a disk's queue", why: "its version is unknown" });
+        };
+        if !from_guest.is_empty() || !to_guest.is_empty() {
+            return Err(StateError { what: "a disk's queue", why: "it holds no bytes" });
+        }
+        // Each queue of a disk has saved the same.
+        let durability = &self.shared.durability;
+        if *unsettled && durability.is_settled() {
+            durability.write_failed();
+        }
+        if *lost {
+            durability.flush_failed();
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, queue: u16) {
+        if queue == self.queue.index() {
+            self.abandon_all();
+            self.queue.take_state();
+            self.backend.set_write_cache(false);
+        }
     }
 }

@@ -119,7 +119,9 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
 
     fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
         let refuse = |why| Err(StateError { what: "a network card's worker", why });
-        let WorkerState { version, from_guest, to_guest } = state;
+        let WorkerState { version, from_guest, to_guest, unsettled: false, lost: false } = state else {
+            return refuse("it is a disk's");
+        };
         if *version != 1 {
             return refuse("its version is not 1");
         }

@@ -8,7 +8,7 @@ mod server;
 
 use serde_json::{Map, Value, json};
 
-use super::{Command, Event, State};
+use super::{Command, DiskFailure, Event, State};
 use crate::config::nearest;
 pub use framing::MAX_MESSAGE;
 use framing::{Frame, Framing};
@@ -201,6 +201,7 @@ pub fn status(state: State) -> Value {
         State::Starting => (false, "prelaunch"),
         State::Running | State::Resetting { paused: false } => (true, "running"),
         State::Paused | State::Resetting { paused: true } => (false, "paused"),
+        State::DiskFailed => (false, "io-error"),
         State::Stopped(_) => (false, "shutdown"),
     };
     // `hwsetup` is SmartOS's: true once the machine is built, which it is before anybody can ask.
@@ -219,6 +220,15 @@ pub fn event(event: &Event, now: (i64, u32)) -> Value {
         }
         Event::Shutdown { guest, reason } => ("SHUTDOWN", Some(json!({"guest": guest, "reason": reason}))),
         Event::GuestPanicked => ("GUEST_PANICKED", Some(json!({"action": "run"}))),
+        Event::DiskFailed(DiskFailure { disk, write, no_space, held, reason }) => {
+            let operation = if *write { "write" } else { "read" };
+            let action = if *held { "stop" } else { "report" };
+            let data = json!({
+                "device": disk, "node-name": disk, "operation": operation, "action": action, "nospace": no_space,
+                "reason": reason,
+            });
+            ("BLOCK_IO_ERROR", Some(data))
+        }
     };
     let (seconds, nanoseconds) = now;
     let mut value = json!({"event": name, "timestamp": {"seconds": seconds, "microseconds": nanoseconds / 1000}});
@@ -345,6 +355,7 @@ mod tests {
             (State::Running, true, "running"),
             (State::Resetting { paused: false }, true, "running"),
             (State::Paused, false, "paused"),
+            (State::DiskFailed, false, "io-error"),
             (State::Stopped(Exit::Done), false, "shutdown"),
         ] {
             let status = status(state);
@@ -363,6 +374,16 @@ mod tests {
             json!({"event": "RESET", "data": {"guest": true, "reason": "guest-reset"},
                 "timestamp": {"seconds": 5, "microseconds": 7999}})
         );
+        let full = Event::DiskFailed(DiskFailure {
+            disk: "disk0".into(),
+            write: true,
+            no_space: true,
+            held: true,
+            reason: "No space left on device".into(),
+        });
+        let data = json!({"device": "disk0", "node-name": "disk0", "operation": "write", "action": "stop",
+            "nospace": true, "reason": "No space left on device"});
+        assert_eq!((&event(&full, (0, 0))["event"], &event(&full, (0, 0))["data"]), (&json!("BLOCK_IO_ERROR"), &data));
         let names = [Event::Stopped, Event::Resumed, Event::PowerButton].map(|e| event(&e, (0, 0))["event"].clone());
         assert_eq!(names, ["STOP", "RESUME", "POWERDOWN"].map(Value::from));
     }

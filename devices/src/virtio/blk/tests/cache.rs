@@ -70,3 +70,15 @@ fn a_reset_switches_the_cache_off_when_nothing_is_in_flight_and_a_pause_leaves_i
     assert!(rig.worker.poll_stopped(&rig.mem, true));
     assert_eq!(rig.disk.take_cache_log(), [false]);
 }
+
+#[test]
+fn a_reset_during_a_pause_switches_the_cache_off() {
+    let mut rig = rig(switchable(), MODERN | FLUSH);
+    write(&mut rig);
+    rig.worker.begin_stop(&rig.mem);
+    assert!(rig.worker.poll_stopped(&rig.mem, false));
+    rig.worker.take_state(0);
+    assert_eq!(rig.disk.take_cache_log(), [true]);
+    rig.worker.forget(0);
+    assert_eq!(rig.disk.take_cache_log(), [false]);
+}

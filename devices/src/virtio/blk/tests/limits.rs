@@ -14,7 +14,7 @@ fn rate(per_second: u64, burst: u64) -> Option<Rate> {
 }
 
 fn limited(meters: &[Meters], clock: &Arc<ManualClock>) -> Rig {
-    let erase = EraseLimits { max_sectors: 64, alignment_sectors: 1 };
+    let erase = EraseLimits { max_sectors: 64, max_segments: 1, alignment_sectors: 1 };
     let features = MODERN | FLUSH | DISCARD | WRITE_ZEROES;
     let mut rig = rig(BlkConfig { discard: Some(erase), write_zeroes: Some(erase), ..Default::default() }, features);
     let worker = rig.device.worker(0, rig.disk.clone(), rig.counters.clone());

@@ -6,7 +6,7 @@ use crate::virtio::queue::F_RING_PACKED;
 const RO: u64 = 1 << 5;
 const DISCARD: u64 = 1 << 13;
 const WRITE_ZEROES: u64 = 1 << 14;
-const ERASE: EraseLimits = EraseLimits { max_sectors: 8, alignment_sectors: 1 };
+const ERASE: EraseLimits = EraseLimits { max_sectors: 8, max_segments: 1, alignment_sectors: 1 };
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
