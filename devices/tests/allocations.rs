@@ -4,9 +4,12 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use devices::GuestRam;
-use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, RequestToken};
+use devices::legacy::clock::ManualClock;
+use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, BlkStats, RequestToken};
+use devices::virtio::limit::{Meters, Rate, Throttle};
 use devices::virtio::net::{
     Header, NetBackend, NetConfig, NetDevice, NetError, Offloads, RX_QUEUE, Received, Sent, TX_QUEUE,
 };
@@ -100,7 +103,13 @@ fn a_disk_queue_allocates_nothing_once_it_runs() {
     let interrupt = RecordingInterrupt::new();
     let features = 1 << 32 | F_INDIRECT_DESC | F_EVENT_IDX;
     let device = BlkDevice::new(BlkConfig { capacity_sectors: 1000, ..Default::default() });
-    let mut worker = device.worker(0, NullDisk(VecDeque::with_capacity(256)), Default::default());
+    // Held back by limits that it never reaches, and with all there is to count.
+    let rate = Some(Rate { per_second: 1_000_000_000, burst: Some(1_000_000_000) });
+    let clock = Arc::new(ManualClock::new(0));
+    let mut worker = device
+        .worker(0, NullDisk(VecDeque::with_capacity(256)), Default::default())
+        .with_throttle(Throttle::new(&[Meters::new(rate, rate), Meters::new(rate, rate)], clock.clone()))
+        .with_stats(Arc::new(BlkStats::new(true)), clock);
     let mut driver = DriverQueue::new(&mem, 0x10_0000, 256, features);
     worker.start(&mem, 0, driver.state(), &interrupt.activation(features));
     for round in 0..5 {

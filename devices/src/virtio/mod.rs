@@ -10,6 +10,7 @@ pub mod blk;
 pub mod console;
 pub mod counters;
 mod generation;
+pub mod histogram;
 pub mod limit;
 pub mod net;
 pub mod pci;

@@ -94,7 +94,7 @@ pub struct GuestArgs {
     ///
     /// Rate limits: limit_ops=N (requests a second), limit_bytes=SIZE (bytes a second, such as 50M), each with a burst
     /// after a pause (limit_ops_burst=N, limit_bytes_burst=SIZE; a tenth of a second's worth), limit_group=NAME (shares
-    /// the limits of a --limit-group, beside its own).
+    /// the limits of a --limit-group, beside its own). latency=off measures no times of requests for query-stats (on).
     #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Devices")]
     pub disk: Vec<String>,
     /// Rate limits that disks share: those with limit_group=NAME. Again for more groups
@@ -328,6 +328,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         "rerror",
         "id",
         "limit_group",
+        "latency",
     ];
     let keys = [&keys[..], &LIMIT_KEYS].concat();
     let given = Options::read("--disk", text, Some("path"), &keys)?;
@@ -346,6 +347,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         limit_group: given.text("limit_group")?,
         werror: named("--disk: werror", &given.text("werror")?)?.unwrap_or_default(),
         rerror: named("--disk: rerror", &given.text("rerror")?)?.unwrap_or_default(),
+        latency: switch("--disk: latency", &given.text("latency")?)?.unwrap_or(defaults.latency),
         path: defaults.path,
     })
 }

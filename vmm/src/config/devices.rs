@@ -60,6 +60,9 @@ pub struct DiskConfig {
     /// What becomes of reads that fail.
     #[serde(default)]
     pub rerror: ReadError,
+    /// Measure how long its requests take, for `query-stats`.
+    #[serde(default = "yes")]
+    pub latency: bool,
 }
 
 /// What becomes of a write that the disk failed, in the words of qemu's `werror=`.
@@ -115,6 +118,7 @@ impl DiskConfig {
             limit_group: None,
             werror: WriteError::default(),
             rerror: ReadError::default(),
+            latency: true,
         }
     }
 
@@ -157,6 +161,10 @@ impl NetConfig {
 /// What qemu offers by default, so drivers are well used to it; a power of two as the split ring asks
 /// (virtio 1.3 §2.7).
 const DEFAULT_QUEUE_SIZE: u16 = 256;
+
+fn yes() -> bool {
+    true
+}
 
 fn default_queue_size() -> u16 {
     DEFAULT_QUEUE_SIZE

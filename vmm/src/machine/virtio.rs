@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::pci::{PciAddress, PciError};
 use devices::virtio::VirtioDevice;
-use devices::virtio::blk::{BlkConfig, BlkDevice, EraseLimits, OnError, SECTOR_BYTES};
+use devices::virtio::blk::{BlkConfig, BlkDevice, BlkStats, EraseLimits, OnError, SECTOR_BYTES};
 use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
@@ -55,6 +55,8 @@ pub struct Device {
     pub queues: Vec<Arc<QueueCounters>>,
     /// The disk, where it is one.
     pub disk: Option<BlkDevice>,
+    /// Counters of a disk's requests by queue; other devices have none.
+    pub requests: Vec<Arc<BlkStats>>,
 }
 
 /// Why a device cannot be built once its host side is open.
@@ -176,7 +178,7 @@ impl Builder<'_> {
             },
         };
         let mut specs = Vec::new();
-        let mut counters = Vec::new();
+        let (mut counters, mut requests) = (Vec::new(), Vec::new());
         for queue in 0..queues {
             let name = format!("{}-q{queue}", config.id);
             let wake = Arc::new(Event::new().map_err(host("cannot create a wake-up"))?);
@@ -188,9 +190,11 @@ impl Builder<'_> {
                     DiskEngine::IoUring => "cannot have the kernel do its work (engine=threads works everywhere)",
                 }))?;
             let count = Arc::new(QueueCounters::default());
-            let throttle = Throttle::new(limits, Arc::new(HostClock));
-            let worker = device.worker(queue, EngineDisk(engine), count.clone()).with_throttle(throttle);
+            let (clock, stats) = (Arc::new(HostClock), Arc::new(BlkStats::new(config.latency)));
+            let worker = device.worker(queue, EngineDisk(engine), count.clone());
+            let worker = worker.with_throttle(Throttle::new(limits, clock.clone())).with_stats(stats.clone(), clock);
             let worker = Box::new(worker);
+            requests.push(stats);
             specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()] });
             counters.push(count);
         }
@@ -199,6 +203,7 @@ impl Builder<'_> {
         self.add("disk", &config.id, Arc::new(device.clone()), queues, slot)?;
         if let Some(added) = self.devices.last_mut() {
             added.disk = Some(device);
+            added.requests = requests;
         }
         Ok(())
     }
@@ -294,7 +299,8 @@ impl Builder<'_> {
         })
         .map_err(pci)?;
         self.chipset.pci.add(slot, id, function).map_err(pci)?;
-        self.devices.push(Device { id: id.to_owned(), kind, workers, queues: queues.counters, disk: None });
+        let (id, queues) = (id.to_owned(), queues.counters);
+        self.devices.push(Device { id, kind, workers, queues, disk: None, requests: Vec::new() });
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod failure;
 #[cfg(test)]
 mod proptests;
 mod request;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -17,4 +18,5 @@ mod worker;
 pub use backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken, SECTOR_BYTES};
 pub use device::{BlkConfig, BlkDevice, EraseLimits};
 pub use failure::{Failure, FailureSink, OnError, Unheard};
+pub use stats::{BlkStats, BlkStatsSnapshot, ErrorsSnapshot, LatencySnapshot, OpsSnapshot};
 pub use worker::BlkWorker;

@@ -3,6 +3,7 @@ mod failures;
 mod limits;
 mod model;
 mod rules;
+mod stats;
 
 use std::sync::Arc;
 

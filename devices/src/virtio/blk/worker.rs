@@ -9,6 +9,8 @@ use super::device::Shared;
 use super::durability::Moment;
 use super::failure::Failure;
 use super::request::{Mode, Outcome, Status, Work, data_ranges, parse};
+use super::stats::{BlkStats, Recorder};
+use crate::legacy::clock::Clock;
 use crate::planted::{Defect, is_planted};
 use crate::virtio::counters::QueueCounters;
 use crate::virtio::limit::Throttle;
@@ -30,6 +32,7 @@ pub struct BlkWorker<B> {
     indices: [u16; 1],
     backend: B,
     throttle: Throttle,
+    recorder: Recorder,
     /// Requests in flight, by head. As long as the queue.
     in_flight: Vec<Option<InFlight>>,
     /// How many of them are kept after a failure.
@@ -75,6 +78,7 @@ impl<B> BlkWorker<B> {
             indices: [queue],
             backend,
             throttle: Throttle::default(),
+            recorder: Recorder::default(),
             in_flight: Vec::new(),
             held: 0,
             life: 0,
@@ -91,6 +95,13 @@ impl<B> BlkWorker<B> {
     #[must_use]
     pub fn with_throttle(mut self, throttle: Throttle) -> Self {
         self.throttle = throttle;
+        self
+    }
+
+    /// Counts requests into `stats`, and measures their times by `clock` where `stats` are to have them.
+    #[must_use]
+    pub fn with_stats(mut self, stats: Arc<BlkStats>, clock: Arc<dyn Clock>) -> Self {
+        self.recorder = Recorder::new(stats, clock);
         self
     }
 
@@ -128,6 +139,7 @@ impl<B> BlkWorker<B> {
             self.begin(mem, chain);
         }
         self.backend.commit();
+        self.recorder.committed();
         // A disk that answers at once saves the driver a wake-up.
         self.collect(mem, false);
         // A disk that is full wakes the worker when it has room again, and a rate limit when it is over; until then a kick
@@ -138,6 +150,7 @@ impl<B> BlkWorker<B> {
             return Step::default();
         }
         if held_back {
+            self.recorder.throttled();
             self.queue.disable_kicks(mem);
         }
         Step { again: !held_back && (drained || self.backend.has_room()), wake_at_ns, ..Step::default() }
@@ -150,8 +163,10 @@ impl<B> BlkWorker<B> {
         let mut rest = self.spare.pop().unwrap_or_default();
         let outcome = parse(mem, &chain, &self.shared, self.mode, &mut rest);
         self.throttle.charge(data_bytes(&outcome, &rest));
+        self.recorder.taken(&outcome);
         match outcome {
             Ok(Outcome::Submit(work)) => {
+                self.recorder.submitted(chain.head());
                 let asked = Moment::default();
                 return self.ask(mem, InFlight { chain, work, rest, stage: Stage::Asked, asked });
             }
@@ -315,6 +330,7 @@ impl<B> BlkWorker<B> {
         if let BlkOp::Write { .. } = work.op {
             counters.bytes_from_guest.add(work.len_bytes);
         }
+        self.recorder.completed(chain.head(), Ok(()));
         finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes);
         self.recycle(rest);
     }
@@ -328,6 +344,7 @@ impl<B> BlkWorker<B> {
             self.held = self.held.saturating_add(1);
             self.keep(request);
         } else {
+            self.recorder.completed(request.chain.head(), Err(error));
             finish(&mut self.queue, mem, request.chain, status(error), 0);
             self.recycle(request.rest);
         }
@@ -351,6 +368,7 @@ impl<B> BlkWorker<B> {
     }
 
     fn abandon_all(&mut self) {
+        self.recorder.forget_all();
         self.held = 0;
         for request in self.in_flight.iter_mut().filter_map(Option::take) {
             request.chain.abandon();
@@ -428,15 +446,18 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
         self.queue.start(mem, &state, activation);
         self.in_flight.clear();
         self.in_flight.resize_with(usize::from(self.queue.size()), || None);
+        self.recorder.start(self.queue.size());
         self.ended.reserve(usize::from(self.queue.size()));
         self.spare.reserve(usize::from(self.queue.size()));
     }
 
     fn step(&mut self, mem: &M) -> Step {
+        self.recorder.begin_step();
         self.collect(mem, false);
         let takes = !self.stopping && self.queue.is_live();
         let step = if takes { self.take_requests(mem) } else { Step::default() };
         self.queue.publish(mem);
+        self.recorder.published();
         step
     }
 
@@ -451,9 +472,11 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
             self.cancelled = true;
             self.backend.cancel_all();
         }
+        self.recorder.begin_step();
         self.collect(mem, abandon);
         if !abandon {
             self.queue.publish(mem);
+            self.recorder.published();
         }
         let stopped = self.backend.in_flight() == 0;
         if stopped && abandon {
