@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::bounce::Alignment;
 use crate::iovec::Vectors;
 use crate::os;
 
@@ -39,6 +40,9 @@ pub enum DiskProblem {
     /// It holds no whole sector.
     #[error("is too small: {0} bytes, a disk has at least one sector of 512")]
     TooSmall(u64),
+    /// It cannot be used without the page cache, and was to be.
+    #[error("cache=direct is not possible: {0}; leave it out, or use cache=buffered")]
+    NoDirect(NoDirect),
     /// The system does not say what it needs to.
     #[error("cannot {what}: {error}")]
     Query {
@@ -47,6 +51,44 @@ pub enum DiskProblem {
         /// What it said.
         error: io::Error,
     },
+}
+
+/// Why a disk is read and written through the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoDirect {
+    /// Nothing else exists for it.
+    #[error("its file system has no direct I/O")]
+    FileSystem,
+    /// The guest's blocks are smaller than the host's. To write a part of a block is to read and write all of it, and what
+    /// another request writes to the rest meanwhile would be lost.
+    #[error("direct I/O takes whole blocks of {host_bytes} bytes here, and the guest's have {guest_bytes}")]
+    Blocks {
+        /// What the host asks for.
+        host_bytes: u32,
+        /// The guest's logical block.
+        guest_bytes: u32,
+    },
+}
+
+/// Whether a disk is used through the host's page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// As for `Direct` where that is possible and this system's choice; through the cache elsewhere, which is said.
+    #[default]
+    Auto,
+    /// Around the cache (`O_DIRECT`), or not at all.
+    Direct,
+    /// Through the cache.
+    Buffered,
+}
+
+/// How a disk is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// For reading only.
+    pub read_only: bool,
+    /// Through the page cache or around it.
+    pub cache: Cache,
 }
 
 /// An open disk, locked against other processes of this and any other program that locks.
@@ -58,6 +100,8 @@ pub struct Disk {
     logical_block_bytes: u32,
     read_only: bool,
     is_block_device: bool,
+    /// Direct I/O, or why not; neither where it was not wanted.
+    direct: Result<Alignment, Option<NoDirect>>,
 }
 
 impl Disk {
@@ -66,18 +110,51 @@ impl Disk {
     ///
     /// # Errors
     /// See [`DiskProblem`].
-    pub fn open(id: &str, path: &Path, read_only: bool) -> Result<Self, DiskError> {
-        let disk = Self::open_raw(path, read_only).map_err(|why| DiskError {
-            id: id.to_owned(),
-            path: path.to_owned(),
-            why,
-        })?;
+    pub fn open(id: &str, path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
+        let error = |why| DiskError { id: id.to_owned(), path: path.to_owned(), why };
+        let disk =
+            Self::open_raw(path, options.read_only).and_then(|disk| disk.with_cache(options.cache)).map_err(error)?;
         let (left_out_bytes, block_bytes) = (disk.left_out_bytes, disk.block_bytes());
+        let path = path.display();
         if left_out_bytes > 0 {
-            let path = path.display();
             log::warn!("disk {id}: {path}: its last {left_out_bytes} bytes are no block of {block_bytes} and left out");
         }
+        if let Err(Some(why)) = disk.direct {
+            log::info!("disk {id}: {path}: goes through the host's page cache: {why}");
+        }
         Ok(disk)
+    }
+
+    fn with_cache(mut self, cache: Cache) -> Result<Self, DiskProblem> {
+        let query = |error| DiskProblem::Query { what: "choose its cache", error };
+        let wanted = match cache {
+            Cache::Auto => os::direct::is_default(&self.file).map_err(query)?,
+            Cache::Direct => true,
+            Cache::Buffered => false,
+        };
+        self.direct = match wanted {
+            true => self.direct_alignment().map_err(query)?.map_err(Some),
+            false => Err(None),
+        };
+        match self.direct {
+            Ok(_) => {}
+            Err(Some(why)) if cache == Cache::Direct => return Err(DiskProblem::NoDirect(why)),
+            Err(_) => os::direct::disable(&self.file).map_err(query)?,
+        }
+        Ok(self)
+    }
+
+    /// Anything that can be read or written as if it were a disk, through the cache.
+    #[cfg(test)]
+    pub(crate) fn of_file(file: File, size_bytes: u64) -> Self {
+        let (left_out_bytes, logical_block_bytes, direct) = (0, 512, Err(None));
+        Self { file, size_bytes, left_out_bytes, logical_block_bytes, read_only: false, is_block_device: false, direct }
+    }
+
+    /// Turns direct I/O on where every request that a guest makes by whole blocks is one that the host takes.
+    fn direct_alignment(&self) -> io::Result<Result<Alignment, NoDirect>> {
+        let alignment = os::direct::enable(&self.file)?;
+        Ok(alignment.ok_or(NoDirect::FileSystem).and_then(|asked| suits(asked, self.logical_block_bytes)))
     }
 
     /// What its size is a multiple of.
@@ -117,7 +194,9 @@ impl Disk {
         } else {
             (metadata.len(), SECTOR_BYTES as u32)
         };
-        let mut disk = Self { file, size_bytes, left_out_bytes: 0, logical_block_bytes, read_only, is_block_device };
+        let (left_out_bytes, direct) = (0, Err(None));
+        let mut disk =
+            Self { file, size_bytes, left_out_bytes, logical_block_bytes, read_only, is_block_device, direct };
         disk.left_out_bytes = size_bytes % disk.block_bytes();
         disk.size_bytes -= disk.left_out_bytes;
         if disk.size_bytes == 0 {
@@ -156,15 +235,28 @@ impl Disk {
         !self.read_only && os::disk::CAN_DISCARD
     }
 
-    /// Reads from `offset_bytes` into guest memory.
+    /// What requests must keep to, where it is used around the page cache; nothing where it goes through it.
+    #[must_use]
+    pub fn alignment(&self) -> Option<Alignment> {
+        self.direct.ok()
+    }
+
+    /// Why it is used through the page cache, where that is not what was asked for.
+    #[must_use]
+    pub fn why_not_direct(&self) -> Option<NoDirect> {
+        self.direct.err().flatten()
+    }
+
+    /// Reads from `offset_bytes` into guest memory, which is as [`alignment`](Self::alignment) asks.
     ///
     /// # Errors
     /// As [`Vectors::read_exact_at`].
     pub fn read(&self, vectors: Vectors<'_>, offset_bytes: u64) -> io::Result<()> {
-        vectors.read_exact_at(self.file.as_fd(), offset_bytes)
+        vectors.read_exact_at(self.file.as_fd(), offset_bytes, self.alignment())
     }
 
-    /// Writes guest memory at `offset_bytes`; `durable`: it is on stable storage when this returns.
+    /// Writes guest memory, which is as [`alignment`](Self::alignment) asks, at `offset_bytes`; `durable`: it is on stable
+    /// storage when this returns.
     ///
     /// # Errors
     /// As [`Vectors::write_all_at`].
@@ -174,6 +266,11 @@ impl Disk {
         } else {
             vectors.write_all_at(self.file.as_fd(), offset_bytes)
         }
+    }
+
+    /// Whether the disk takes this memory as it is.
+    pub(crate) fn takes(&self, vectors: &Vectors<'_>) -> bool {
+        self.alignment().is_none_or(|alignment| alignment.is_met_by(vectors.as_slice()))
     }
 
     /// Puts everything written so far on stable storage.
@@ -231,6 +328,16 @@ pub fn is_raw_device(file_type: &FileType) -> bool {
     os::disk::is_raw_device(file_type)
 }
 
+/// Whether every request of whole blocks of the guest is one of whole blocks of the host.
+fn suits(alignment: Alignment, guest_bytes: u32) -> Result<Alignment, NoDirect> {
+    let host_bytes = alignment.offset_bytes;
+    if guest_bytes.is_multiple_of(host_bytes) {
+        Ok(alignment)
+    } else {
+        Err(NoDirect::Blocks { host_bytes, guest_bytes })
+    }
+}
+
 fn refuse_other_types(metadata: &Metadata) -> Result<(), DiskProblem> {
     let file_type = metadata.file_type();
     let other = if file_type.is_file() || file_type.is_block_device() || os::disk::is_raw_device(&file_type) {
@@ -265,6 +372,9 @@ mod tests {
     use super::*;
     use crate::iovec::{GuestRange, VectorBuffer};
 
+    const WRITABLE: DiskOptions = DiskOptions { read_only: false, cache: Cache::Auto };
+    const READ_ONLY: DiskOptions = DiskOptions { read_only: true, cache: Cache::Auto };
+
     fn file(dir: &TempDir, len: u64) -> PathBuf {
         let path = dir.as_path().join(format!("disk-{len}"));
         File::create(&path).unwrap().set_len(len).unwrap();
@@ -272,7 +382,7 @@ mod tests {
     }
 
     fn refusal(path: &Path) -> String {
-        let message = Disk::open("d0", path, false).unwrap_err().to_string();
+        let message = Disk::open("d0", path, WRITABLE).unwrap_err().to_string();
         let start = format!("disk d0: {}: ", path.display());
         message.strip_prefix(&start).unwrap_or_else(|| panic!("{message}")).to_owned()
     }
@@ -299,28 +409,42 @@ mod tests {
         assert_eq!(refusal(&file(&dir, 0)), "is too small: 0 bytes, a disk has at least one sector of 512");
         assert_eq!(refusal(&file(&dir, 511)), "is too small: 511 bytes, a disk has at least one sector of 512");
         for (len, size) in [(512, 512), (1023, 512), (1024, 1024), (1025, 1024)] {
-            assert_eq!(Disk::open("d0", &file(&dir, len), false).unwrap().size_bytes(), size);
+            assert_eq!(Disk::open("d0", &file(&dir, len), WRITABLE).unwrap().size_bytes(), size);
         }
+    }
+
+    #[test]
+    fn blocks_of_the_guest_that_are_a_part_of_the_hosts_go_through_the_cache() {
+        let host = |offset_bytes| Alignment { memory_bytes: 4, offset_bytes };
+        for (asked, guest) in [(512, 512), (512, 4096), (4096, 4096), (1, 512)] {
+            assert_eq!(suits(host(asked), guest), Ok(host(asked)));
+        }
+        let why = suits(host(4096), 512).unwrap_err();
+        assert_eq!(
+            DiskProblem::NoDirect(why).to_string(),
+            "cache=direct is not possible: direct I/O takes whole blocks of 4096 bytes here, and the guest's have 512; \
+             leave it out, or use cache=buffered"
+        );
     }
 
     #[test]
     fn a_disk_is_opened_by_one_writer_or_many_readers() {
         let dir = TempDir::new().unwrap();
         let path = file(&dir, 4096);
-        let writer = Disk::open("d0", &path, false).unwrap();
+        let writer = Disk::open("d0", &path, WRITABLE).unwrap();
         assert_eq!(refusal(&path), "is in use by another process or mounted");
-        assert!(Disk::open("d0", &path, true).is_err());
+        assert!(Disk::open("d0", &path, READ_ONLY).is_err());
         drop(writer);
-        let readers = [Disk::open("d0", &path, true).unwrap(), Disk::open("d1", &path, true).unwrap()];
+        let readers = [Disk::open("d0", &path, READ_ONLY).unwrap(), Disk::open("d1", &path, READ_ONLY).unwrap()];
         assert_eq!(refusal(&path), "is in use by another process or mounted");
         drop(readers);
-        Disk::open("d0", &path, false).unwrap();
+        Disk::open("d0", &path, WRITABLE).unwrap();
     }
 
     #[test]
     fn a_read_only_file_opens_read_only_and_refuses_writes() {
         let dir = TempDir::new().unwrap();
-        let disk = Disk::open("d0", &file(&dir, 4096), true).unwrap();
+        let disk = Disk::open("d0", &file(&dir, 4096), READ_ONLY).unwrap();
         assert!(disk.is_read_only() && !disk.can_discard());
         let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
         let mut buffer = VectorBuffer::default();
@@ -331,7 +455,7 @@ mod tests {
     #[test]
     fn written_zeroed_and_discarded_ranges_read_back_as_they_should() {
         let dir = TempDir::new().unwrap();
-        let disk = Disk::open("d0", &file(&dir, 1 << 20), false).unwrap();
+        let disk = Disk::open("d0", &file(&dir, 1 << 20), WRITABLE).unwrap();
         let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x20000)]).unwrap();
         let mut buffer = VectorBuffer::default();
         let mut all = |write: bool| {

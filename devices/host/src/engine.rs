@@ -17,9 +17,10 @@ use crate::ram::SharedRam;
 pub const MAX_THREADS: usize = 16;
 
 /// What a request does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Op {
     /// Disk to guest memory.
+    #[default]
     Read,
     /// Guest memory to disk.
     Write {
@@ -73,6 +74,8 @@ pub struct EngineOptions {
     pub cpus: Vec<usize>,
     /// Who does the work.
     pub kind: Kind,
+    /// Bytes of bounce buffers at most, where the disk asks for aligned memory; they are taken as they are needed.
+    pub bounce_bytes: usize,
 }
 
 /// Who does an engine's work.
@@ -87,7 +90,14 @@ pub enum Kind {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: 4, depth: 256, inline_single: false, cpus: Vec::new(), kind: Kind::Threads }
+        Self {
+            threads: 4,
+            depth: 256,
+            inline_single: false,
+            cpus: Vec::new(),
+            kind: Kind::Threads,
+            bounce_bytes: 16 << 20,
+        }
     }
 }
 

@@ -4,15 +4,25 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
+use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
+use crate::disk::{Cache, DiskOptions};
 use crate::poll::{PollFd, poll};
 use crate::ram::{RamOptions, allocate};
 
 /// Everybody who does an engine's work.
 const KINDS: [Kind; 2] = [Kind::Threads, Kind::IoUring];
+
+/// Whether a disk goes through the page cache: both are tested wherever the disk's temporary folder has both.
+const CACHES: [Cache; 2] = [Cache::Auto, Cache::Buffered];
+
+/// Every engine with every cache.
+fn ways() -> impl Iterator<Item = (Kind, Cache)> {
+    KINDS.into_iter().flat_map(|kind| CACHES.map(|cache| (kind, cache)))
+}
 
 fn options(kind: Kind) -> EngineOptions {
     EngineOptions { kind, ..EngineOptions::default() }
@@ -22,18 +32,25 @@ struct Bench {
     engine: Engine,
     wake: Arc<Event>,
     mem: SharedRam,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 fn bench(disk_bytes: u64, options: &EngineOptions) -> Bench {
-    let dir = TempDir::new().unwrap();
+    bench_with(disk_bytes, options, Cache::Auto)
+}
+
+fn bench_with(disk_bytes: u64, options: &EngineOptions, cache: Cache) -> Bench {
+    bench_in(TempDir::new().unwrap(), disk_bytes, options, cache)
+}
+
+fn bench_in(dir: TempDir, disk_bytes: u64, options: &EngineOptions, cache: Cache) -> Bench {
     let path = dir.as_path().join("disk");
     File::create(&path).unwrap().set_len(disk_bytes).unwrap();
-    let disk = Arc::new(Disk::open("d0", &path, false).unwrap());
+    let disk = Arc::new(Disk::open("d0", &path, DiskOptions { read_only: false, cache }).unwrap());
     let mem: SharedRam = Arc::new(allocate(&[(0, 8 << 20)], &RamOptions::default()).unwrap());
     let wake = Arc::new(Event::new().unwrap());
     let engine = Engine::start("disk", disk, mem.clone(), wake.clone(), options).unwrap();
-    Bench { engine, wake, mem, _dir: dir }
+    Bench { engine, wake, mem, dir }
 }
 
 impl Bench {
@@ -62,8 +79,14 @@ impl Bench {
 
 #[test]
 fn every_operation_does_what_it_says_inline_and_elsewhere() {
-    for (kind, inline_single) in [(Kind::Threads, false), (Kind::Threads, true), (Kind::IoUring, false)] {
-        let mut bench = bench(1 << 20, &EngineOptions { inline_single, ..options(kind) });
+    for (kind, inline_single, cache) in [
+        (Kind::Threads, false, Cache::Auto),
+        (Kind::Threads, true, Cache::Auto),
+        (Kind::Threads, true, Cache::Buffered),
+        (Kind::IoUring, false, Cache::Auto),
+        (Kind::IoUring, false, Cache::Buffered),
+    ] {
+        let mut bench = bench_with(1 << 20, &EngineOptions { inline_single, ..options(kind) }, cache);
         bench.mem.write_slice(&[0xa5; 8192], GuestAddress(0)).unwrap();
         bench.one(Op::Write { durable: false }, 4096, 4096).unwrap();
         bench.one(Op::Write { durable: true }, 8192, 4096).unwrap();
@@ -96,8 +119,8 @@ fn what_ends_while_it_is_committed_wakes_nobody() {
 
 #[test]
 fn failures_say_what_failed() {
-    for kind in KINDS {
-        let mut bench = bench(4096, &options(kind));
+    for (kind, cache) in ways() {
+        let mut bench = bench_with(4096, &options(kind), cache);
         assert_eq!(bench.one(Op::Read, 3584, 1024), Err(EngineError::Short));
         bench.engine.submit(9, Op::Read, 0, 512, [GuestRange { address: 8 << 20, len: 512 }]);
         bench.engine.commit();
@@ -184,8 +207,9 @@ fn memory_outlives_requests_whose_engine_goes_away() {
 
 #[test]
 fn more_than_the_depth_and_more_pieces_than_a_call_takes_are_done_all_the_same() {
-    for kind in KINDS {
-        let mut bench = bench(8 << 20, &EngineOptions { depth: 4, ..options(kind) });
+    for (kind, cache) in ways() {
+        // With direct I/O no piece of 64 bytes is taken as it is, and there is one chunk of bounce buffers for all.
+        let mut bench = bench_with(8 << 20, &EngineOptions { depth: 4, bounce_bytes: 1 << 16, ..options(kind) }, cache);
         let bytes: Vec<u8> = (0..1 << 20).map(|n: u32| (n % 251) as u8).collect();
         bench.mem.write_slice(&bytes, GuestAddress(0)).unwrap();
         for n in 0..40u64 {
@@ -195,7 +219,7 @@ fn more_than_the_depth_and_more_pieces_than_a_call_takes_are_done_all_the_same()
             bench.engine.submit(n, Op::Write { durable: false }, n * 0x2_0000, 0x2_0000, pieces);
         }
         bench.engine.commit();
-        assert!(bench.collect(40).values().all(Result::is_ok), "{kind:?}");
+        assert!(bench.collect(40).values().all(Result::is_ok), "{kind:?} {cache:?}");
         for n in 0..40u64 {
             let into = GuestRange { address: 4 << 20, len: 0x2_0000 };
             bench.engine.submit(n, Op::Read, n * 0x2_0000, 0x2_0000, [into]);
@@ -204,7 +228,122 @@ fn more_than_the_depth_and_more_pieces_than_a_call_takes_are_done_all_the_same()
             let mut found = vec![0; 0x2_0000];
             bench.mem.read_slice(&mut found, GuestAddress(4 << 20)).unwrap();
             let start = (n * 0x2000) as usize;
-            assert!(found == bytes[start..start + 0x2_0000], "{kind:?}, request {n}");
+            assert!(found == bytes[start..start + 0x2_0000], "{kind:?} {cache:?}, request {n}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_shrinks_while_it_is_used_ends_early() {
+    for (kind, cache) in ways() {
+        let mut bench = bench_with(1 << 20, &options(kind), cache);
+        let file = File::options().write(true).open(bench.dir.as_path().join("disk")).unwrap();
+        // In the middle of a sector, between sectors, and before what is read.
+        for (end, at) in [(0x9000 + 100, 0x8000), (0x8200, 0x8000), (0x4000, 0x8000)] {
+            file.set_len(end).unwrap();
+            for (address, len) in [(0, 0x4000), (3, 0x4000), (4096, 512)] {
+                let is_beyond = at + u64::from(len) > end;
+                bench.engine.submit(1, Op::Read, at, len.into(), [GuestRange { address, len }]);
+                bench.engine.commit();
+                let expected = if is_beyond { Err(EngineError::Short) } else { Ok(()) };
+                assert_eq!(bench.collect(1)[&1], expected, "{kind:?} {cache:?} {end:#x} {address} {len}");
+            }
+        }
+        bench.one(Op::Read, 0, 0x4000).unwrap();
+    }
+}
+
+#[test]
+fn files_in_memory_are_read_and_written_by_every_engine() {
+    for kind in KINDS {
+        let dir = TempDir::new_in(std::path::Path::new("/dev/shm")).unwrap();
+        let mut bench = bench_in(dir, 1 << 20, &options(kind), Cache::Auto);
+        bench.mem.write_obj(0x0123_4567_89ab_cdefu64, GuestAddress(0)).unwrap();
+        bench.one(Op::Write { durable: false }, 4096, 4096).unwrap();
+        bench.mem.write_obj(0u64, GuestAddress(0)).unwrap();
+        bench.one(Op::Read, 4096, 4096).unwrap();
+        assert_eq!(bench.mem.read_obj::<u64>(GuestAddress(0)).unwrap(), 0x0123_4567_89ab_cdef);
+    }
+}
+
+#[test]
+fn cancelling_ends_requests_that_wait_for_a_bounce_buffer() {
+    for kind in KINDS {
+        let mut bench = bench(8 << 20, &EngineOptions { threads: 1, bounce_bytes: 1, ..options(kind) });
+        for round in 0..20 {
+            for n in 0..50u64 {
+                let range = GuestRange { address: 1 + n, len: 1 << 20 };
+                bench.engine.submit(n, Op::Write { durable: false }, 0, 1 << 20, [range]);
+            }
+            bench.engine.commit();
+            bench.engine.cancel_all();
+            let results = bench.collect(50);
+            let done = results.values().filter(|result| result.is_ok()).count();
+            assert!(results.values().all(|result| matches!(result, Ok(()) | Err(EngineError::Cancelled))));
+            assert!(bench.engine.in_flight() == 0 && done < 50, "{kind:?}, round {round}: {done}");
+            bench.engine.submit(1, Op::Read, 0, 512, [GuestRange { address: 7, len: 512 }]);
+            bench.engine.commit();
+            bench.collect(1)[&1].unwrap();
+        }
+    }
+}
+
+/// A request over any pieces of guest memory: where it starts on the disk, and each piece's distance from the end of the
+/// one before and its length.
+fn any_request() -> impl Strategy<Value = (u64, Vec<(u64, u32)>)> {
+    // Lengths that are blocks, and any others; what is missing to a whole sector comes as a last piece.
+    let len = prop_oneof![Just(512u32), Just(4096), Just(65536), 0u32..9000, 1u32..4];
+    let gap = prop_oneof![Just(0u64), Just(512), Just(4096), 1u64..2000];
+    (0u64..64, prop::collection::vec((gap, len), 1..12)).prop_map(|(sector, mut pieces)| {
+        let sum: u32 = pieces.iter().map(|piece| piece.1).sum();
+        pieces.push((1, sum.next_multiple_of(512) - sum));
+        (sector * 512, pieces)
+    })
+}
+
+fn ranges_of(pieces: &[(u64, u32)]) -> Vec<GuestRange> {
+    let mut address = 0;
+    let piece = |&(gap, len): &(u64, u32)| {
+        let start = address + gap;
+        address = start + u64::from(len);
+        GuestRange { address: start, len }
+    };
+    pieces.iter().map(piece).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    /// What the engine moves is what a plain copy moves, and nothing else changes: neither on the disk nor in memory.
+    #[test]
+    fn any_pieces_of_memory_are_moved_as_a_plain_copy_would(
+        requests in prop::collection::vec((any::<bool>(), any_request()), 1..8),
+        bounce_bytes in prop_oneof![Just(1usize), Just(100_000), Just(16 << 20)],
+    ) {
+        const DISK_BYTES: usize = 1 << 20;
+        for (kind, cache) in ways() {
+            let mut bench = bench_with(DISK_BYTES as u64, &EngineOptions { bounce_bytes, ..options(kind) }, cache);
+            let mut memory: Vec<u8> = (0..1u32 << 20).map(|n| (n.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect();
+            let mut disk = vec![0u8; DISK_BYTES];
+            bench.mem.write_slice(&memory, GuestAddress(0)).unwrap();
+            for (is_write, (offset, pieces)) in &requests {
+                let ranges = ranges_of(pieces);
+                let op = if *is_write { Op::Write { durable: false } } else { Op::Read };
+                bench.engine.submit(1, op, *offset, 0, ranges.iter().copied());
+                bench.engine.commit();
+                prop_assert_eq!(bench.collect(1)[&1], Ok(()), "{:?} {:?}", kind, cache);
+                let mut at = *offset as usize;
+                for range in ranges {
+                    let (start, len) = (range.address as usize, range.len as usize);
+                    let (there, here) = (&mut disk[at..at + len], &mut memory[start..start + len]);
+                    if *is_write { there.copy_from_slice(here) } else { here.copy_from_slice(there) }
+                    at += len;
+                }
+            }
+            let mut found = vec![0; memory.len()];
+            bench.mem.read_slice(&mut found, GuestAddress(0)).unwrap();
+            prop_assert!(found == memory, "memory, {:?} {:?}", kind, cache);
+            prop_assert!(std::fs::read(bench.dir.as_path().join("disk")).unwrap() == disk, "disk, {:?} {:?}", kind, cache);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
+use crate::bounce::Alignment;
 use crate::check;
 
 /// Vectors one call takes (POSIX `IOV_MAX` of Linux and illumos). Longer lists go out in several calls.
@@ -92,18 +93,33 @@ pub struct Vectors<'a> {
     _memory: PhantomData<&'a GuestMemoryMmap<()>>,
 }
 
-impl Vectors<'_> {
+impl<'a> Vectors<'a> {
+    /// A buffer of this process in place of guest memory. The caller keeps it mapped, and nobody holds a reference to it.
+    pub(crate) fn of_buffer(buffer: &'a mut [libc::iovec; 1], len_bytes: usize) -> Self {
+        Self { vectors: buffer, len_bytes, _memory: PhantomData }
+    }
+
     /// Bytes left to move.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
     }
 
-    /// Fills all of guest memory named from `file` at `offset`, in as many calls as it takes.
+    pub(crate) fn as_slice(&self) -> &[libc::iovec] {
+        self.vectors
+    }
+
+    /// Fills all of guest memory named from `file` at `offset`, in as many calls as it takes. `alignment` is what the file
+    /// asks for, if anything.
     ///
     /// # Errors
     /// What the system says, and `UnexpectedEof` where the file ends before; some memory may have been written.
-    pub fn read_exact_at(mut self, file: BorrowedFd<'_>, mut offset: u64) -> io::Result<()> {
+    pub fn read_exact_at(
+        mut self,
+        file: BorrowedFd<'_>,
+        mut offset: u64,
+        alignment: Option<Alignment>,
+    ) -> io::Result<()> {
         while self.len_bytes > 0 {
             let (vectors, count) = self.next_call();
             // SAFETY: every vector is a piece of mapped guest memory. The guest may access it at the same time; nobody
@@ -114,6 +130,11 @@ impl Vectors<'_> {
             }
             self.advance(moved);
             offset += moved as u64;
+            // Only the end of the file leaves direct I/O in the middle of a block; asking for the rest would be refused
+            // with an error that does not say so.
+            if self.len_bytes > 0 && alignment.is_some_and(|alignment| !alignment.is_met_after(moved)) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
         Ok(())
     }
@@ -188,7 +209,7 @@ impl Vectors<'_> {
     }
 
     /// Takes `moved` bytes off the front.
-    fn advance(&mut self, moved: usize) {
+    pub(crate) fn advance(&mut self, moved: usize) {
         let moved = moved.min(self.len_bytes);
         self.len_bytes -= moved;
         let done = take_off(self.vectors, moved);
@@ -236,8 +257,12 @@ pub(crate) fn write_zeroes_at(
     len_bytes: u64,
     go_on: &dyn Fn() -> bool,
 ) -> io::Result<()> {
-    static ZEROES: [u8; 4096] = [0; 4096];
-    let zeroes = libc::iovec { iov_base: ZEROES.as_ptr().cast_mut().cast(), iov_len: ZEROES.len() };
+    /// Aligned as direct I/O may ask.
+    #[repr(align(4096))]
+    struct Page([u8; 4096]);
+    static ZEROES: Page = Page([0; 4096]);
+    const _: () = assert!(align_of::<Page>() >= crate::bounce::MAX_ALIGNMENT_BYTES as usize);
+    let zeroes = libc::iovec { iov_base: ZEROES.0.as_ptr().cast_mut().cast(), iov_len: ZEROES.0.len() };
     let end = offset.checked_add(len_bytes).ok_or(io::ErrorKind::InvalidInput)?;
     while offset < end {
         if !go_on() {
@@ -245,9 +270,9 @@ pub(crate) fn write_zeroes_at(
         }
         let left = end - offset;
         let mut vectors = [zeroes; 256];
-        let count = (left.div_ceil(ZEROES.len() as u64)).min(vectors.len() as u64) as usize;
-        let last = left.saturating_sub((count as u64 - 1) * ZEROES.len() as u64);
-        vectors[count - 1].iov_len = last.min(ZEROES.len() as u64) as usize;
+        let count = (left.div_ceil(ZEROES.0.len() as u64)).min(vectors.len() as u64) as usize;
+        let last = left.saturating_sub((count as u64 - 1) * ZEROES.0.len() as u64);
+        vectors[count - 1].iov_len = last.min(ZEROES.0.len() as u64) as usize;
         let moved = retry_at(offset, |at| {
             // SAFETY: every vector is the static page or less of it; the kernel only reads it.
             unsafe { libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count as libc::c_int, at) }
@@ -363,7 +388,7 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).cycle().take(0x2000).collect();
         file.write_all(&bytes).unwrap();
         let vectors = buffer.fill(&mem, [range(0xf000, 0x2000)]).unwrap();
-        vectors.read_exact_at(file.as_fd(), 0).unwrap();
+        vectors.read_exact_at(file.as_fd(), 0, None).unwrap();
         let mut read = vec![0; 0x2000];
         mem.read_slice(&mut read, GuestAddress(0xf000)).unwrap();
         assert_eq!(read, bytes);
@@ -374,10 +399,13 @@ mod tests {
         let (mem, mut buffer) = (memory(), VectorBuffer::default());
         let file = TempFile::new().unwrap().into_file();
         file.set_len(100).unwrap();
-        let error = buffer.fill(&mem, [range(0, 512)]).unwrap().read_exact_at(file.as_fd(), 0).unwrap_err();
+        let error = buffer.fill(&mem, [range(0, 512)]).unwrap().read_exact_at(file.as_fd(), 0, None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         let vectors = buffer.fill(&mem, [range(0, 1)]).unwrap();
-        assert_eq!(vectors.read_exact_at(file.as_fd(), u64::MAX).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            vectors.read_exact_at(file.as_fd(), u64::MAX, None).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod os;
 #[cfg(not(any(target_os = "linux", target_os = "illumos")))]
 compile_error!("devices-host supports Linux and illumos");
 
+pub mod bounce;
 pub mod clock;
 pub mod disk;
 pub mod engine;

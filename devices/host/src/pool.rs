@@ -10,9 +10,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::Event;
+use crate::bounce::{Bounce, MAX_ALIGNMENT_BYTES, Room};
 use crate::disk::Disk;
 use crate::engine::{EngineError, EngineOptions, MAX_THREADS, Op};
-use crate::iovec::{GuestRange, VectorBuffer};
+use crate::iovec::{GuestRange, VectorBuffer, Vectors};
 use crate::ram::SharedRam;
 use crate::thread;
 
@@ -51,6 +52,9 @@ struct Shared {
     wake: Arc<Event>,
     /// Counts cancellations.
     epoch: AtomicU64,
+    /// Where the disk asks for aligned memory: a part for each thread, and one for the committing thread.
+    bounce: Option<Bounce>,
+    threads: usize,
 }
 
 /// Threads that run the requests of one queue on one disk.
@@ -80,7 +84,12 @@ impl Pool {
         options: &EngineOptions,
     ) -> io::Result<Self> {
         let depth = options.depth.max(1);
+        let threads = options.threads.clamp(1, MAX_THREADS);
+        let bounce_bytes = options.bounce_bytes.max((threads + 1) * MAX_ALIGNMENT_BYTES as usize);
+        let bounce = disk.alignment().map(|_| Bounce::map(bounce_bytes)).transpose()?;
         let shared = Arc::new(Shared {
+            bounce,
+            threads,
             disk,
             mem,
             queue: Mutex::new(Queue { jobs: VecDeque::with_capacity(depth), idle: 0, stop: false }),
@@ -99,11 +108,11 @@ impl Pool {
             depth,
             inline: options.inline_single.then(VectorBuffer::default),
         };
-        for number in 0..options.threads.clamp(1, MAX_THREADS) {
+        for number in 0..threads {
             let shared = engine.shared.clone();
             let name = format!("{name}-{number}");
             // Where this fails, dropping the engine ends the threads that run already.
-            engine.threads.push(thread::spawn(&name, &options.cpus, move || shared.run())?);
+            engine.threads.push(thread::spawn(&name, &options.cpus, move || shared.run(number))?);
         }
         Ok(engine)
     }
@@ -141,7 +150,7 @@ impl Pool {
     pub(crate) fn commit(&mut self) {
         if let (Some(buffer), [_], 1) = (&mut self.inline, &self.staged[..], self.in_flight) {
             if let Some(job) = self.staged.pop() {
-                let result = self.shared.execute(&job, buffer);
+                let result = self.shared.execute(&job, buffer, self.shared.threads);
                 // Nobody sleeps who would have to be woken: the caller polls next.
                 self.shared.add(job, result);
             }
@@ -203,11 +212,11 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Shared {
-    /// The body of the engine's threads.
-    fn run(&self) {
+    /// The body of the engine's threads, by their number.
+    fn run(&self, number: usize) {
         let mut buffer = VectorBuffer::with_capacity(64);
         while let Some(job) = self.next() {
-            let result = self.execute(&job, &mut buffer);
+            let result = self.execute(&job, &mut buffer, number);
             self.complete(job, result);
         }
     }
@@ -227,7 +236,8 @@ impl Shared {
         }
     }
 
-    fn execute(&self, job: &Job, buffer: &mut VectorBuffer) -> Result<(), EngineError> {
+    /// Does a job on the thread with this number; the committing thread's follows those of the engine's.
+    fn execute(&self, job: &Job, buffer: &mut VectorBuffer, number: usize) -> Result<(), EngineError> {
         let go_on = || self.epoch.load(Ordering::Relaxed) == job.epoch;
         if !go_on() {
             return Err(EngineError::Cancelled);
@@ -235,9 +245,16 @@ impl Shared {
         let result = match job.op {
             Op::Read | Op::Write { .. } => {
                 let vectors = buffer.fill(&self.mem, job.ranges.iter().copied()).map_err(|_| EngineError::Memory)?;
-                match job.op {
-                    Op::Write { durable } => self.disk.write(vectors, job.offset_bytes, durable),
-                    _ => self.disk.read(vectors, job.offset_bytes),
+                let step = |vectors: Vectors<'_>, at| match job.op {
+                    Op::Write { durable } => self.disk.write(vectors, at, durable),
+                    _ => self.disk.read(vectors, at),
+                };
+                match &self.bounce {
+                    Some(bounce) if !self.disk.takes(&vectors) => {
+                        let mut room = Room::new(bounce, number, self.threads + 1);
+                        room.carry(vectors, job.offset_bytes, job.op == Op::Read, &go_on, step)
+                    }
+                    _ => step(vectors, job.offset_bytes),
                 }
             }
             Op::Flush => self.disk.flush(),

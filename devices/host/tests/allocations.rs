@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use devices_host::Event;
-use devices_host::disk::Disk;
+use devices_host::disk::{Cache, Disk, DiskOptions};
 use devices_host::engine::{Engine, EngineOptions, Kind, Op};
 use devices_host::iovec::GuestRange;
 use devices_host::poll::{PollFd, poll};
@@ -41,12 +41,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-fn rounds(engine: &mut Engine, wake: &Event, count: u64) {
+/// `shift_bytes`: where the guest's buffers begin, so that direct I/O refuses them or takes them.
+fn rounds(engine: &mut Engine, wake: &Event, count: u64, shift_bytes: u64) {
     const DEPTH: u64 = 32;
     for round in 0..count {
         for n in 0..DEPTH {
             let op = if (round + n) % 3 == 0 { Op::Read } else { Op::Write { durable: false } };
-            let ranges = (0..16).map(|piece| GuestRange { address: n * 65536 + piece * 4096, len: 4096 });
+            let ranges = (0..16).map(|piece| GuestRange { address: shift_bytes + n * 65536 + piece * 4096, len: 4096 });
             engine.submit(n, op, n * 65536, 65536, ranges);
         }
         engine.commit();
@@ -63,16 +64,21 @@ fn rounds(engine: &mut Engine, wake: &Event, count: u64) {
 fn an_engine_that_has_seen_its_largest_requests_allocates_nothing() {
     let path = std::env::temp_dir().join(format!("allocations-{}", std::process::id()));
     File::create(&path).unwrap().set_len(4 << 20).unwrap();
-    let disk = Arc::new(Disk::open("d0", &path, false).unwrap());
-    std::fs::remove_file(&path).unwrap();
-    let mem = Arc::new(allocate(&[(0, 4 << 20)], &RamOptions::default()).unwrap());
+    let mem = Arc::new(allocate(&[(0, 5 << 20)], &RamOptions::default()).unwrap());
     let wake = Arc::new(Event::new().unwrap());
-    for kind in [Kind::Threads, Kind::IoUring] {
-        let options = EngineOptions { kind, ..EngineOptions::default() };
-        let mut engine = Engine::start("disk", disk.clone(), mem.clone(), wake.clone(), &options).unwrap();
-        rounds(&mut engine, &wake, 200);
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
-        rounds(&mut engine, &wake, 200);
-        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{kind:?}");
+    for cache in [Cache::Buffered, Cache::Auto] {
+        let disk = Arc::new(Disk::open("d0", &path, DiskOptions { cache, read_only: false }).unwrap());
+        for kind in [Kind::Threads, Kind::IoUring] {
+            // Bounce buffers for half of the requests in flight: the others wait.
+            let options = EngineOptions { kind, bounce_bytes: 1 << 20, ..EngineOptions::default() };
+            let mut engine = Engine::start("disk", disk.clone(), mem.clone(), wake.clone(), &options).unwrap();
+            for shift_bytes in [0, 2] {
+                rounds(&mut engine, &wake, 20, shift_bytes);
+                let before = ALLOCATIONS.load(Ordering::Relaxed);
+                rounds(&mut engine, &wake, 50, shift_bytes);
+                assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "{cache:?} {kind:?} {shift_bytes}");
+            }
+        }
     }
+    std::fs::remove_file(&path).unwrap();
 }

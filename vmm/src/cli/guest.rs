@@ -88,6 +88,7 @@ pub struct GuestArgs {
     /// Keys: ro (the guest cannot write), slot=DEVICE[.FUNCTION] (place on the PCI bus), serial=TEXT (up to 20
     /// characters), queues=N (1 to 32; the vCPUs up to 4), queue_size=N (256), packed, in_order (ring
     /// features to offer, as with qemu), engine=threads|io_uring (who does its work: threads),
+    /// cache=direct|buffered (around the host's page cache or through it; on Linux around it, where the disk can),
     /// werror=report|stop|enospc, rerror=report|stop (what becomes of requests that the host's disk fails: report
     /// gives the guest an I/O error, stop holds the guest until cont on the control socket tries again, enospc
     /// does so where space has run out and reports else), id=NAME (disk0, disk1, …).
@@ -324,6 +325,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         "packed",
         "in_order",
         "engine",
+        "cache",
         "werror",
         "rerror",
         "id",
@@ -348,6 +350,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         werror: named("--disk: werror", &given.text("werror")?)?.unwrap_or_default(),
         rerror: named("--disk: rerror", &given.text("rerror")?)?.unwrap_or_default(),
         latency: switch("--disk: latency", &given.text("latency")?)?.unwrap_or(defaults.latency),
+        cache: named("--disk: cache", &given.text("cache")?)?,
         path: defaults.path,
     })
 }

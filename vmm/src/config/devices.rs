@@ -63,6 +63,20 @@ pub struct DiskConfig {
     /// Measure how long its requests take, for `query-stats`.
     #[serde(default = "yes")]
     pub latency: bool,
+    /// Whether it goes through the host's page cache; around it, where the disk can and the guest's blocks suit it, when
+    /// not given (on illumos: where there is none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<DiskCache>,
+}
+
+/// Whether a disk goes through the host's page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskCache {
+    /// Around it (`O_DIRECT`); there is no guest where that is not possible.
+    Direct,
+    /// Through it.
+    Buffered,
 }
 
 /// What becomes of a write that the disk failed, in the words of qemu's `werror=`.
@@ -119,6 +133,7 @@ impl DiskConfig {
             werror: WriteError::default(),
             rerror: ReadError::default(),
             latency: true,
+            cache: None,
         }
     }
 

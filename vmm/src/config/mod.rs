@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 pub use check::ConfigError;
 pub(crate) use check::vcpu_limits;
 pub use devices::{
-    ConsoleConfig, DebugPortConfig, DiskConfig, DiskEngine, MAX_DISK_QUEUES, MAX_DISK_SERIAL, NetConfig, ReadError,
-    RngConfig, SerialBackend, WriteError,
+    ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, MAX_DISK_QUEUES, MAX_DISK_SERIAL, NetConfig,
+    ReadError, RngConfig, SerialBackend, WriteError,
 };
 pub use host::HostFacts;
 pub(crate) use host::system_text;

@@ -14,7 +14,7 @@ use devices::virtio::net::{NetConfig as LinkConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::wake::Wake;
-use devices_host::disk::{Disk, DiskProblem};
+use devices_host::disk::{Cache, Disk, DiskOptions, DiskProblem};
 use devices_host::engine::{Engine, EngineOptions, Kind, MAX_THREADS};
 use devices_host::event::Event;
 use devices_host::tap::{Tap, TapError};
@@ -23,13 +23,16 @@ use super::StartError;
 use super::adapters::{ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink};
 use super::chipset::{Chipset, ChipsetError};
 use super::limits::Groups;
-use crate::config::{DiskConfig, DiskEngine, NetConfig, Profile, ReadError, Slot, VmConfig, WriteError};
+use crate::config::{DiskCache, DiskConfig, DiskEngine, NetConfig, Profile, ReadError, Slot, VmConfig, WriteError};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 
 /// Threads of one disk's engine, shared out among its queues.
 const DISK_THREADS: usize = 8;
+
+/// Most bytes of bounce buffers of one disk, shared out among its queues.
+const BOUNCE_BYTES: usize = 16 << 20;
 
 /// Most sectors of one DISCARD or WRITE_ZEROES request: 1 GiB, so that one request cannot keep a worker for long.
 const ERASE_SECTORS: u32 = 1 << 21;
@@ -96,7 +99,13 @@ impl HostDevices {
 }
 
 fn open_disk(config: &DiskConfig) -> Result<Arc<Disk>, StartError> {
-    Disk::open(&config.id, &config.path, config.read_only).map(Arc::new).map_err(|error| match error.why {
+    let cache = match config.cache {
+        None => Cache::Auto,
+        Some(DiskCache::Direct) => Cache::Direct,
+        Some(DiskCache::Buffered) => Cache::Buffered,
+    };
+    let options = DiskOptions { read_only: config.read_only, cache };
+    Disk::open(&config.id, &config.path, options).map(Arc::new).map_err(|error| match error.why {
         DiskProblem::Query { .. } => StartError::Host(error.to_string()),
         _ => StartError::Config(error.to_string()),
     })
@@ -176,6 +185,7 @@ impl Builder<'_> {
                 DiskEngine::Threads => Kind::Threads,
                 DiskEngine::IoUring => Kind::IoUring,
             },
+            bounce_bytes: BOUNCE_BYTES / usize::from(queues).max(1),
         };
         let mut specs = Vec::new();
         let (mut counters, mut requests) = (Vec::new(), Vec::new());

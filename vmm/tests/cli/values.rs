@@ -83,6 +83,11 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "--disk: engine: unknown value 'uring'; did you mean 'io_uring'?",
     ),
     (
+        "--disk cache",
+        "--disk=@root.img,cache=unsafe",
+        "--disk: cache: unknown value 'unsafe'; the valid ones are direct, buffered",
+    ),
+    (
         "--disk id",
         "--disk=@root.img,id=a b",
         "id: 'a b' is not an id; it has 1 to 64 letters, digits, '-', '_' and '.'",
@@ -233,6 +238,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("disks[].packed", "1", "disks[0].packed: invalid type: integer '1', expected a boolean"),
     ("disks[].in_order", r#""on""#, "disks[0].in_order: invalid type: string \"on\", expected a boolean"),
     ("disks[].engine", r#""aio""#, "disks[0].engine: unknown value 'aio'; the valid ones are threads, io_uring"),
+    ("disks[].cache", r#""drect""#, "disks[0].cache: unknown value 'drect'; did you mean 'direct'?"),
     ("nets[].tap", r#""""#, "net0: tap '' is not a link name; it has 1 to 15 letters, no blank or '/'"),
     (
         "nets[].mac",

@@ -6,6 +6,7 @@ use std::io;
 use crate::check;
 use crate::sys::P_MYID;
 
+pub(crate) mod direct;
 pub(crate) mod disk;
 pub(crate) mod heap;
 pub(crate) mod ram;

@@ -8,8 +8,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::check;
 
+pub(crate) mod direct;
 pub(crate) mod disk;
 pub(crate) mod heap;
+#[cfg(test)]
+pub(crate) mod loop_device;
 pub(crate) mod ram;
 pub(crate) mod ring;
 pub(crate) mod socket;

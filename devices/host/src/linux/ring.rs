@@ -13,6 +13,7 @@ use io_uring::types::{CancelBuilder, Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 
 use crate::Event;
+use crate::bounce::{self, Alignment, Bounce, CHUNK_BYTES};
 use crate::disk::Disk;
 use crate::engine::{EngineError, EngineOptions, Op};
 use crate::iovec::{self, GuestRange, VectorBuffer};
@@ -23,6 +24,9 @@ use crate::ram::SharedRam;
 const DISK: Fixed = Fixed(0);
 /// Names the call that cancels the others, which nobody waits for.
 const CANCEL: u64 = u64::MAX;
+/// How often in a row a call may be interrupted or put off before its request fails. The kernel does so for moments; a
+/// file system that does it always would have the worker ask for ever.
+const MAX_RETRIES: u8 = 100;
 
 /// A ring that runs the requests of one queue on one disk.
 pub(crate) struct Ring {
@@ -43,10 +47,12 @@ pub(crate) struct Ring {
     eraser: Pool,
     wake: Arc<Event>,
     mem: SharedRam,
+    bouncing: Option<Bouncing>,
     _disk: Arc<Disk>,
 }
 
-#[derive(Debug)]
+/// A request. Its lists keep their room for the next one.
+#[derive(Debug, Default)]
 struct Slot {
     token: u64,
     op: Op,
@@ -54,6 +60,78 @@ struct Slot {
     vectors: VectorBuffer,
     /// Vectors that are done.
     first: usize,
+    /// Calls in a row that have come to nothing.
+    retries: u8,
+    /// To end as soon as the kernel is done with the call it has.
+    cancelled: bool,
+    /// Bounce buffers it holds.
+    chunks: Vec<usize>,
+    /// Where these are for the current call, which moves them in place of guest memory.
+    bounced: VectorBuffer,
+}
+
+/// For a disk that takes only aligned memory: bounce buffers, and who waits for one.
+#[derive(Debug)]
+struct Bouncing {
+    alignment: Alignment,
+    bounce: Bounce,
+    free: Vec<usize>,
+    /// Requests that hold none yet, in their order.
+    waiting: VecDeque<usize>,
+}
+
+impl Bouncing {
+    fn new(alignment: Alignment, bounce_bytes: usize, depth: usize) -> io::Result<Self> {
+        let bounce = Bounce::map(bounce_bytes.max(CHUNK_BYTES))?;
+        // The last one given back is the next one out: what was used once is used again before other pages are taken.
+        let free = (0..bounce.chunks()).rev().collect();
+        Ok(Self { alignment, bounce, free, waiting: VecDeque::with_capacity(depth) })
+    }
+
+    /// Gives a request that holds none as many bounce buffers as it has use for and as are free; whether it has any now.
+    fn give_chunks(&mut self, slot: &mut Slot) -> bool {
+        let wanted = slot.bytes_left().div_ceil(CHUNK_BYTES).min(self.free.len());
+        slot.chunks.extend(self.free.drain(self.free.len() - wanted..));
+        wanted > 0
+    }
+
+    /// Prepares the next call of a request that holds bounce buffers.
+    fn fill(&self, slot: &mut Slot) {
+        let mut left = slot.bytes_left();
+        slot.bounced.vectors.clear();
+        for &chunk in &slot.chunks {
+            let len = left.min(CHUNK_BYTES);
+            if len == 0 {
+                break;
+            }
+            slot.bounced.vectors.push(self.bounce.chunk(chunk, len));
+            left -= len;
+        }
+        if matches!(slot.op, Op::Write { .. }) {
+            bounce::copy(&slot.vectors.vectors[slot.first..], &slot.bounced.vectors, usize::MAX);
+        }
+    }
+}
+
+impl Slot {
+    fn bytes_left(&self) -> usize {
+        self.vectors.vectors[self.first..].iter().map(|vector| vector.iov_len).sum()
+    }
+
+    /// What the next call moves.
+    fn vectors(&self) -> &[libc::iovec] {
+        if self.chunks.is_empty() { &self.vectors.vectors[self.first..] } else { &self.bounced.vectors }
+    }
+
+    /// Takes note of what a call has moved.
+    fn advance(&mut self, moved: usize) {
+        if matches!(self.op, Op::Read) && !self.chunks.is_empty() {
+            bounce::copy(&self.bounced.vectors, &self.vectors.vectors[self.first..], moved);
+        }
+        self.retries = 0;
+        self.offset_bytes += moved as u64;
+        self.first += iovec::take_off(&mut self.vectors.vectors[self.first..], moved);
+    }
 }
 
 impl Ring {
@@ -73,8 +151,9 @@ impl Ring {
             disk.clone(),
             mem.clone(),
             wake.clone(),
-            &EngineOptions { threads: 1, ..options.clone() },
+            &EngineOptions { threads: 1, bounce_bytes: 0, ..options.clone() },
         )?;
+        let bouncing = disk.alignment().map(|asked| Bouncing::new(asked, options.bounce_bytes, depth)).transpose()?;
         Ok(Self {
             ring,
             slots: Vec::with_capacity(depth),
@@ -88,6 +167,7 @@ impl Ring {
             eraser,
             wake,
             mem,
+            bouncing,
             _disk: disk,
         })
     }
@@ -113,12 +193,12 @@ impl Ring {
         }
         self.in_flight += 1;
         let number = self.free.pop().unwrap_or_else(|| {
-            let vectors = VectorBuffer::default();
-            self.slots.push(Slot { token, op, offset_bytes, vectors, first: 0 });
+            self.slots.push(Slot::default());
             self.slots.len() - 1
         });
         let slot = &mut self.slots[number];
         (slot.token, slot.op, slot.offset_bytes, slot.first) = (token, op, offset_bytes, 0);
+        (slot.retries, slot.cancelled) = (0, false);
         slot.vectors.vectors.clear();
         if op == Op::Flush {
             return self.call(number);
@@ -128,14 +208,39 @@ impl Ring {
             Ok(0) => self.end(number, Ok(())),
             // No file has such a place, and the ring takes -1 for wherever the file was left.
             Ok(_) if i64::try_from(offset_bytes).is_err() => self.end(number, Err(EngineError::Host(libc::EIO))),
-            Ok(_) => self.call(number),
+            Ok(_) => self.begin(number),
         }
     }
 
-    /// Stages the next call of a request.
+    /// Stages the first call of a read or write, or has it wait for a bounce buffer.
+    fn begin(&mut self, number: usize) {
+        let slot = &mut self.slots[number];
+        if let Some(bouncing) = &mut self.bouncing
+            && !bouncing.alignment.is_met_by(&slot.vectors.vectors)
+        {
+            if !bouncing.waiting.is_empty() || !bouncing.give_chunks(slot) {
+                return bouncing.waiting.push_back(number);
+            }
+            bouncing.fill(slot);
+        }
+        self.call(number);
+    }
+
+    /// Stages the next call of a read or write that was done in part.
+    fn go_on(&mut self, number: usize) {
+        let slot = &mut self.slots[number];
+        if let Some(bouncing) = &self.bouncing
+            && !slot.chunks.is_empty()
+        {
+            bouncing.fill(slot);
+        }
+        self.call(number);
+    }
+
+    /// Stages a call of a request.
     fn call(&mut self, number: usize) {
         let slot = &self.slots[number];
-        let vectors = &slot.vectors.vectors[slot.first..];
+        let vectors = slot.vectors();
         let count = iovec::vectors_of_a_call(vectors) as u32;
         let entry = match slot.op {
             Op::Read => opcode::Readv::new(DISK, vectors.as_ptr(), count).offset(slot.offset_bytes).build(),
@@ -159,8 +264,8 @@ impl Ring {
     /// Whether the ring had room for a call.
     fn has_taken(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: the vectors are a slot's, which leaves them alone until the call's completion has been taken; the memory
-        // they point to is guest memory, mapped for as long as `mem` is, and `drop` waits for every call. Nobody in this
-        // process holds a reference to it.
+        // they point to is guest memory or bounce buffers, mapped for as long as `mem` and `bouncing` are, and `drop`
+        // waits for every call. Nobody in this process holds a reference to it.
         unsafe { self.ring.submission().push(entry) }.is_ok()
     }
 
@@ -233,39 +338,73 @@ impl Ring {
             if entry.user_data() == CANCEL {
                 continue;
             }
-            let number = entry.user_data() as usize;
-            let slot = &mut self.slots[number];
-            let result = match (slot.op, entry.result()) {
-                (_, errno) if [-libc::EINTR, -libc::EAGAIN].contains(&errno) => {
-                    self.call(number);
-                    continue;
-                }
-                (_, errno) if errno == -libc::ECANCELED => Err(EngineError::Cancelled),
-                (_, errno @ ..0) => Err(EngineError::Host(-errno)),
-                (Op::Read, 0) => Err(EngineError::Short),
-                (Op::Write { .. }, 0) => Err(EngineError::Host(libc::EIO)),
-                (Op::Read | Op::Write { .. }, moved) => {
-                    slot.offset_bytes += moved as u64;
-                    slot.first += iovec::take_off(&mut slot.vectors.vectors[slot.first..], moved as usize);
-                    if slot.first < slot.vectors.vectors.len() {
-                        self.call(number);
-                        continue;
-                    }
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            self.end(number, result);
+            self.take(entry.user_data() as usize, entry.result());
         }
     }
 
+    /// Takes what a request's call has come to.
+    fn take(&mut self, number: usize, result: i32) {
+        let slot = &mut self.slots[number];
+        let result = match (slot.op, result) {
+            (_, errno) if [-libc::EINTR, -libc::EAGAIN].contains(&errno) && slot.retries < MAX_RETRIES => {
+                slot.retries += 1;
+                if !slot.cancelled {
+                    return self.call(number);
+                }
+                Err(EngineError::Cancelled)
+            }
+            (_, errno) if errno == -libc::ECANCELED => Err(EngineError::Cancelled),
+            (_, errno @ ..0) => Err(EngineError::Host(-errno)),
+            (Op::Read, 0) => Err(EngineError::Short),
+            (Op::Write { .. }, 0) => Err(EngineError::Host(libc::EIO)),
+            (Op::Read | Op::Write { .. }, moved) => {
+                let moved = moved as usize;
+                slot.advance(moved);
+                // Only the disk's end leaves direct I/O in the middle of a block.
+                let has_ended = self.bouncing.as_ref().is_some_and(|it| !it.alignment.is_met_after(moved));
+                match slot.first < slot.vectors.vectors.len() {
+                    false => Ok(()),
+                    true if slot.cancelled => Err(EngineError::Cancelled),
+                    true if has_ended => Err(EngineError::Short),
+                    true => return self.go_on(number),
+                }
+            }
+            _ => Ok(()),
+        };
+        self.end(number, result);
+    }
+
     fn end(&mut self, number: usize, result: Result<(), EngineError>) {
-        self.over.push((self.slots[number].token, result));
+        let slot = &mut self.slots[number];
+        self.over.push((slot.token, result));
         self.free.push(number);
+        if let Some(bouncing) = &mut self.bouncing {
+            bouncing.free.append(&mut slot.chunks);
+        }
+        while let Some(next) = self.next_of_waiting() {
+            self.call(next);
+        }
+    }
+
+    /// The request that has waited longest, with the bounce buffers it waited for.
+    fn next_of_waiting(&mut self) -> Option<usize> {
+        let bouncing = self.bouncing.as_mut()?;
+        let next = *bouncing.waiting.front()?;
+        let slot = &mut self.slots[next];
+        if !bouncing.give_chunks(slot) {
+            return None;
+        }
+        bouncing.waiting.pop_front();
+        bouncing.fill(slot);
+        Some(next)
     }
 
     pub(crate) fn cancel_all(&mut self) {
         self.eraser.cancel_all();
+        while let Some(number) = self.bouncing.as_mut().and_then(|bouncing| bouncing.waiting.pop_front()) {
+            self.end(number, Err(EngineError::Cancelled));
+        }
+        self.slots.iter_mut().for_each(|slot| slot.cancelled = true);
         if self.calls > 0 {
             // A kernel before 5.19 does not know it, and then everything takes its time.
             self.push(&opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(CANCEL));
@@ -293,5 +432,52 @@ impl Drop for Ring {
 impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ring").field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::tempfile::TempFile;
+
+    use super::*;
+    use crate::ram::{RamOptions, allocate};
+
+    #[test]
+    fn a_disk_that_always_puts_off_ends_its_request_with_an_error_after_many_calls() {
+        let mut file = TempFile::new().unwrap().into_file();
+        std::io::Write::write_all(&mut file, &[1; 4096]).unwrap();
+        let mem: SharedRam = Arc::new(allocate(&[(0, 1 << 20)], &RamOptions::default()).unwrap());
+        let wake = Arc::new(Event::new().unwrap());
+        let disk = Arc::new(Disk::of_file(file, 4096));
+        let mut ring = Ring::start("disk", disk, mem, wake, &EngineOptions::default()).unwrap();
+        for (round, errno) in [libc::EAGAIN, libc::EINTR].into_iter().enumerate() {
+            ring.submit(7, Op::Read, 0, 0, [GuestRange { address: 0, len: 1024 }]);
+            for _ in 0..MAX_RETRIES {
+                ring.take(0, -errno);
+                assert_eq!((ring.over.len(), ring.in_flight), (round, round + 1));
+            }
+            // What moves something starts to count anew.
+            ring.take(0, 512);
+            for _ in 0..MAX_RETRIES {
+                ring.take(0, -errno);
+            }
+            assert_eq!(ring.over.len(), round);
+            ring.take(0, -errno);
+            assert_eq!(ring.over.last(), Some(&(7, Err(EngineError::Host(errno)))));
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_put_off_is_not_made_again_once_its_request_is_cancelled() {
+        let mem: SharedRam = Arc::new(allocate(&[(0, 1 << 20)], &RamOptions::default()).unwrap());
+        let wake = Arc::new(Event::new().unwrap());
+        let disk = Arc::new(Disk::of_file(TempFile::new().unwrap().into_file(), 4096));
+        let mut ring = Ring::start("disk", disk, mem, wake, &EngineOptions::default()).unwrap();
+        for (at, come_to) in [-libc::EAGAIN, 512].into_iter().enumerate() {
+            ring.submit(7, Op::Write { durable: false }, 0, 0, [GuestRange { address: 0, len: 1024 }]);
+            ring.slots[0].cancelled = true;
+            ring.take(0, come_to);
+            assert_eq!((ring.over.len(), ring.over.last()), (at + 1, Some(&(7, Err(EngineError::Cancelled)))));
+        }
     }
 }
