@@ -234,6 +234,24 @@ fn more_than_the_depth_and_more_pieces_than_a_call_takes_are_done_all_the_same()
 }
 
 #[test]
+fn a_disk_is_free_for_others_as_soon_as_its_engine_is_gone() {
+    for kind in KINDS {
+        let dir = TempDir::new().unwrap();
+        let path = dir.as_path().join("disk");
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        for round in 0..50 {
+            let disk = Disk::open("d0", &path, DiskOptions::default());
+            let disk = Arc::new(disk.unwrap_or_else(|error| panic!("{kind:?}, round {round}: {error}")));
+            let mem: SharedRam = Arc::new(allocate(&[(0, 1 << 20)], &RamOptions::default()).unwrap());
+            let wake = Arc::new(Event::new().unwrap());
+            let mut engine = Engine::start("disk", disk, mem, wake, &options(kind)).unwrap();
+            engine.submit(1, Op::Read, 0, 512, [GuestRange { address: 0, len: 512 }]);
+            engine.commit();
+        }
+    }
+}
+
+#[test]
 fn a_disk_that_shrinks_while_it_is_used_ends_early() {
     for (kind, cache) in ways() {
         let mut bench = bench_with(1 << 20, &options(kind), cache);

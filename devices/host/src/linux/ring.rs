@@ -426,6 +426,8 @@ impl Drop for Ring {
                 self.calls -= 1;
             }
         }
+        // The kernel takes the ring down when it finds the time, and until then the disk would be open and locked.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 
