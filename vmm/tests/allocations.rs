@@ -13,7 +13,7 @@ use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED};
 use devices::virtio::testing::{Buf, DriverQueue, guest_ram};
 use devices::virtio::{NeedsReset, VirtioInterrupt, VirtioWorker, WorkerActivation};
 use devices_host::Event;
-use devices_host::disk::Disk;
+use devices_host::disk::{Disk, DiskOptions};
 use devices_host::engine::{Engine, EngineOptions, Kind};
 use zvmm::machine::EngineDisk;
 
@@ -71,7 +71,7 @@ fn a_disk_that_has_seen_its_largest_requests_allocates_nothing() {
 fn steady_state(kind: Kind, rings: u64) -> usize {
     let file = tempfile::NamedTempFile::new().unwrap();
     File::create(file.path()).unwrap().set_len(4 << 20).unwrap();
-    let disk = Arc::new(Disk::open("d0", file.path(), false).unwrap());
+    let disk = Arc::new(Disk::open("d0", file.path(), DiskOptions::default()).unwrap());
     let mem = guest_ram(0x40_0000);
     let wake = Arc::new(Event::new().unwrap());
     let options = EngineOptions { kind, inline_single: true, ..EngineOptions::default() };

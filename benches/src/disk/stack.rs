@@ -14,7 +14,7 @@ use devices::virtio::counters::{QueueCounters, QueueCountersSnapshot};
 use devices::virtio::{Activation, NeedsReset, QueueRunner, VirtioInterrupt};
 use devices::wake::Wake;
 use devices_host::Event;
-use devices_host::disk::Disk;
+use devices_host::disk::{Cache, Disk, DiskOptions};
 use devices_host::engine::{Engine, EngineOptions, Kind};
 use devices_host::ram::{RamOptions, allocate};
 use devices_host::thread::bind_current;
@@ -83,10 +83,9 @@ impl Stack {
     /// # Errors
     /// When the file cannot be opened, or a thread or engine not started.
     pub fn start(path: &Path, load: &Load, shape: EngineShape) -> io::Result<Self> {
-        let disk = Arc::new(Disk::open("disk0", path, true).map_err(io::Error::other)?);
-        if load.direct {
-            set_direct(&disk)?;
-        }
+        let cache = if load.direct { Cache::Direct } else { Cache::Buffered };
+        let options = DiskOptions { read_only: true, cache };
+        let disk = Arc::new(Disk::open("disk0", path, options).map_err(io::Error::other)?);
         let disk_bytes = disk.size_bytes();
         let mem =
             allocate(&Driver::memory(load.depth, load.bytes), &RamOptions::default()).map_err(io::Error::other)?;
@@ -99,6 +98,7 @@ impl Stack {
             inline_single: true,
             cpus: vec![DRIVER_CPU, WORKER_CPU],
             kind: shape.kind,
+            ..EngineOptions::default()
         };
         let wake = Arc::new(Event::new()?);
         // A worker's thread runs where the one that starts it does. Those of the engine take what is free.
@@ -256,17 +256,6 @@ impl Drop for Stack {
     fn drop(&mut self) {
         self.workers.join();
     }
-}
-
-fn set_direct(disk: &Disk) -> io::Result<()> {
-    use std::os::fd::AsFd as _;
-    let fd = disk.as_fd().as_raw_fd();
-    // SAFETY: takes numbers only; the descriptor is open.
-    let failed = unsafe {
-        let flags = libc::fcntl(fd, libc::F_GETFL);
-        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_DIRECT)
-    };
-    if failed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn next_number() -> u64 {

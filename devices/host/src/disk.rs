@@ -13,6 +13,9 @@ use crate::os;
 /// Bytes of a sector: a disk's size is a multiple of it.
 pub const SECTOR_BYTES: u64 = 512;
 
+/// What a file system keeps a file in, as nearly all do: a write of less reads the rest first.
+const FILE_BLOCK_BYTES: u32 = 4096;
+
 /// Why a disk cannot be used. Every message names the disk as the configuration does, and its path.
 #[derive(Debug, thiserror::Error)]
 #[error("disk {id}: {path}: {why}", path = .path.display())]
@@ -82,6 +85,19 @@ pub enum Cache {
     Buffered,
 }
 
+/// What a disk does best. What it does not say is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoSizes {
+    /// The smallest block it writes without reading the rest of a larger one, in bytes.
+    pub physical_block_bytes: u32,
+    /// The smallest request without a penalty, in bytes.
+    pub minimum_bytes: u32,
+    /// The request it does best, in bytes: a stripe of a RAID set.
+    pub optimal_bytes: u32,
+    /// The smallest block it gives back, in bytes.
+    pub discard_bytes: u32,
+}
+
 /// How a disk is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskOptions {
@@ -100,6 +116,8 @@ pub struct Disk {
     logical_block_bytes: u32,
     read_only: bool,
     is_block_device: bool,
+    io_sizes: IoSizes,
+    can_discard: bool,
     /// Direct I/O, or why not; neither where it was not wanted.
     direct: Result<Alignment, Option<NoDirect>>,
 }
@@ -147,8 +165,17 @@ impl Disk {
     /// Anything that can be read or written as if it were a disk, through the cache.
     #[cfg(test)]
     pub(crate) fn of_file(file: File, size_bytes: u64) -> Self {
-        let (left_out_bytes, logical_block_bytes, direct) = (0, 512, Err(None));
-        Self { file, size_bytes, left_out_bytes, logical_block_bytes, read_only: false, is_block_device: false, direct }
+        Self {
+            file,
+            size_bytes,
+            left_out_bytes: 0,
+            logical_block_bytes: 512,
+            read_only: false,
+            is_block_device: false,
+            io_sizes: IoSizes::default(),
+            can_discard: false,
+            direct: Err(None),
+        }
     }
 
     /// Turns direct I/O on where every request that a guest makes by whole blocks is one that the host takes.
@@ -189,14 +216,27 @@ impl Disk {
             Ok(false) => return Err(DiskProblem::InUse),
             Err(error) => return Err(DiskProblem::Query { what: "lock it", error }),
         }
-        let (size_bytes, logical_block_bytes) = if is_block_device {
-            os::disk::block_device_size(&file).map_err(|error| DiskProblem::Query { what: "read its size", error })?
-        } else {
-            (metadata.len(), SECTOR_BYTES as u32)
+        let query = |what| move |error| DiskProblem::Query { what, error };
+        let (size_bytes, logical_block_bytes) = match is_block_device {
+            true => os::disk::block_device_size(&file).map_err(query("read its size"))?,
+            false => (metadata.len(), SECTOR_BYTES as u32),
         };
-        let (left_out_bytes, direct) = (0, Err(None));
-        let mut disk =
-            Self { file, size_bytes, left_out_bytes, logical_block_bytes, read_only, is_block_device, direct };
+        let io_sizes = match is_block_device {
+            true => os::disk::block_device_sizes(&file).map_err(query("read its block sizes"))?,
+            false => IoSizes { physical_block_bytes: FILE_BLOCK_BYTES, ..IoSizes::default() },
+        };
+        let can_discard = !read_only && os::disk::can_discard(&file, is_block_device, size_bytes);
+        let mut disk = Self {
+            file,
+            size_bytes,
+            left_out_bytes: 0,
+            logical_block_bytes,
+            read_only,
+            is_block_device,
+            io_sizes,
+            can_discard,
+            direct: Err(None),
+        };
         disk.left_out_bytes = size_bytes % disk.block_bytes();
         disk.size_bytes -= disk.left_out_bytes;
         if disk.size_bytes == 0 {
@@ -229,10 +269,16 @@ impl Disk {
         self.is_block_device
     }
 
-    /// Whether [`discard`](Self::discard) can be expected to work here: worth telling the guest.
+    /// What it does best.
+    #[must_use]
+    pub fn io_sizes(&self) -> IoSizes {
+        self.io_sizes
+    }
+
+    /// Whether [`discard`](Self::discard) works here, as far as asking tells: worth telling the guest.
     #[must_use]
     pub fn can_discard(&self) -> bool {
-        !self.read_only && os::disk::CAN_DISCARD
+        self.can_discard
     }
 
     /// What requests must keep to, where it is used around the page cache; nothing where it goes through it.
@@ -290,7 +336,7 @@ impl Disk {
     /// # Errors
     /// `Unsupported` where the system, file system or device cannot; what it says otherwise.
     pub fn discard(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        os::disk::punch_hole(&self.file, offset_bytes, len_bytes).map_err(as_unsupported)
+        os::disk::discard(&self.file, self.is_block_device, offset_bytes, len_bytes).map_err(as_unsupported)
     }
 
     /// Makes the range read as zeroes; `unmap`: its blocks may be given back. `go_on` is asked between the steps of a
@@ -306,7 +352,8 @@ impl Disk {
         durable: bool,
         go_on: &dyn Fn() -> bool,
     ) -> io::Result<()> {
-        match os::disk::zero_range(&self.file, offset_bytes, len_bytes, unmap).map_err(as_unsupported) {
+        let zeroed = os::disk::zero_range(&self.file, self.is_block_device, offset_bytes, len_bytes, unmap);
+        match zeroed.map_err(as_unsupported) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 crate::iovec::write_zeroes_at(self.file.as_fd(), offset_bytes, len_bytes, go_on)?;
             }

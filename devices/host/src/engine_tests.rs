@@ -284,6 +284,52 @@ fn files_in_memory_are_read_and_written_by_every_engine() {
     }
 }
 
+/// Runs `test` with a file system of 64 KiB in a folder, that nobody else sees and that goes with it.
+fn on_a_small_file_system(test: impl FnOnce(TempDir) + Send + 'static) {
+    let mounted = |path: &std::path::Path| -> io::Result<()> {
+        let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        let none = std::ptr::null();
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        // SAFETY: each takes C strings or nothing, and changes only what this thread and its children see.
+        unsafe {
+            crate::check(libc::unshare(libc::CLONE_NEWNS))?;
+            crate::check(libc::mount(none, c"/".as_ptr(), none, private, none.cast()))?;
+            let (tmpfs, size) = (c"tmpfs".as_ptr(), c"size=64k".as_ptr());
+            crate::check(libc::mount(tmpfs, path.as_ptr(), tmpfs, 0, size.cast())).map(drop)
+        }
+    };
+    let thread = std::thread::spawn(move || {
+        let dir = TempDir::new().unwrap();
+        match mounted(dir.as_path()) {
+            Ok(()) => test(dir),
+            Err(error) => println!("SKIP: no file system can be mounted: {error}"),
+        }
+    });
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_full_file_system_fails_the_requests_that_need_space_and_no_others() {
+    on_a_small_file_system(|dir| {
+        for kind in KINDS {
+            let dir = TempDir::new_in(dir.as_path()).unwrap();
+            let mut bench = bench_in(dir, 1 << 20, &options(kind), Cache::Auto);
+            bench.mem.write_slice(&[0x5a; 4096], GuestAddress(0)).unwrap();
+            bench.one(Op::Write { durable: true }, 0, 16384).unwrap();
+            let full = Err(EngineError::Host(libc::ENOSPC));
+            assert_eq!(bench.one(Op::Write { durable: false }, 16384, 65536), full, "{kind:?}");
+            // What found no hole to be had is written, and finds no space either.
+            assert_eq!(bench.one(Op::WriteZeroes { unmap: false, durable: false }, 131_072, 131_072), full, "{kind:?}");
+            bench.one(Op::Flush, 0, 0).unwrap();
+            bench.one(Op::Read, 0, 4096).unwrap();
+            assert_eq!(bench.mem.read_obj::<u8>(GuestAddress(4095)).unwrap(), 0x5a);
+            // The guest makes room, and goes on.
+            bench.one(Op::Discard, 0, 1 << 20).unwrap();
+            bench.one(Op::Write { durable: true }, 131_072, 32768).unwrap();
+        }
+    });
+}
+
 #[test]
 fn cancelling_ends_requests_that_wait_for_a_bounce_buffer() {
     for kind in KINDS {

@@ -3,6 +3,7 @@
 mod adapters;
 mod chipset;
 mod collected;
+pub(crate) mod disk;
 mod image;
 mod limits;
 mod stats;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::pci::{PciAddress, PciError};
 use devices::virtio::VirtioDevice;
-use devices::virtio::blk::{BlkConfig, BlkDevice, BlkStats, EraseLimits, OnError, SECTOR_BYTES};
+use devices::virtio::blk::{BlkDevice, BlkStats};
 use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
@@ -14,37 +14,26 @@ use devices::virtio::net::{NetConfig as LinkConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::wake::Wake;
-use devices_host::disk::{Cache, Disk, DiskOptions, DiskProblem};
-use devices_host::engine::{Engine, EngineOptions, Kind, MAX_THREADS};
+use devices_host::disk::Disk;
+use devices_host::engine::Engine;
 use devices_host::event::Event;
 use devices_host::tap::{Tap, TapError};
 
 use super::StartError;
 use super::adapters::{ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink};
 use super::chipset::{Chipset, ChipsetError};
+use super::disk;
 use super::limits::Groups;
-use crate::config::{DiskCache, DiskConfig, DiskEngine, NetConfig, Profile, ReadError, Slot, VmConfig, WriteError};
+use crate::config::{DiskConfig, DiskEngine, NetConfig, Profile, Slot, VmConfig};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
-
-/// Threads of one disk's engine, shared out among its queues.
-const DISK_THREADS: usize = 8;
-
-/// Most bytes of bounce buffers of one disk, shared out among its queues.
-const BOUNCE_BYTES: usize = 16 << 20;
-
-/// Most sectors of one DISCARD or WRITE_ZEROES request: 1 GiB, so that one request cannot keep a worker for long.
-const ERASE_SECTORS: u32 = 1 << 21;
 
 /// What a device needs of the host, opened before any guest memory exists.
 pub struct HostDevices {
     disks: Vec<Arc<Disk>>,
     taps: Vec<Tap>,
 }
-
-/// Most segments of one DISCARD or WRITE_ZEROES request: what a guest frees in one go is rarely in one piece.
-const ERASE_SEGMENTS: u32 = 16;
 
 /// A device of the running machine, for pause, stop and statistics.
 pub struct Device {
@@ -92,23 +81,10 @@ impl HostDevices {
     /// What the configuration names and nobody can use (missing, of another kind, taken, not permitted) is its fault,
     /// as a missing kernel is; anything else is the host's.
     pub fn open(config: &VmConfig) -> Result<Self, StartError> {
-        let disks = config.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+        let disks = config.disks.iter().map(disk::open).collect::<Result<_, _>>()?;
         let taps = config.nets.iter().map(open_tap).collect::<Result<_, _>>()?;
         Ok(Self { disks, taps })
     }
-}
-
-fn open_disk(config: &DiskConfig) -> Result<Arc<Disk>, StartError> {
-    let cache = match config.cache {
-        None => Cache::Auto,
-        Some(DiskCache::Direct) => Cache::Direct,
-        Some(DiskCache::Buffered) => Cache::Buffered,
-    };
-    let options = DiskOptions { read_only: config.read_only, cache };
-    Disk::open(&config.id, &config.path, options).map(Arc::new).map_err(|error| match error.why {
-        DiskProblem::Query { .. } => StartError::Host(error.to_string()),
-        _ => StartError::Config(error.to_string()),
-    })
 }
 
 fn open_tap(config: &NetConfig) -> Result<Tap, StartError> {
@@ -150,43 +126,12 @@ impl Builder<'_> {
         limits: &[Meters],
     ) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
-        let queues = config.queue_count(vcpus);
-        let erase = EraseLimits { max_sectors: ERASE_SECTORS, max_segments: ERASE_SEGMENTS, alignment_sectors: 8 };
-        let shape = BlkConfig {
-            capacity_sectors: disk.size_bytes() / SECTOR_BYTES,
-            block_bytes: disk.logical_block_bytes(),
-            physical_block_bytes: disk.logical_block_bytes().max(4096),
-            read_only: disk.is_read_only(),
-            serial: config.serial.clone().unwrap_or_else(|| config.id.clone()),
-            queue_size: config.queue_size,
-            queues,
-            discard: disk.can_discard().then_some(erase),
-            write_zeroes: (!disk.is_read_only()).then_some(erase),
-            config_wce: true,
-            on_write_error: match config.werror {
-                WriteError::Report => OnError::Report,
-                WriteError::Stop => OnError::Hold,
-                WriteError::Enospc => OnError::HoldIfFull,
-            },
-            on_read_error: match config.rerror {
-                ReadError::Report => OnError::Report,
-                ReadError::Stop => OnError::Hold,
-            },
-        };
+        let seen = disk::seen(config, &disk, vcpus);
+        let queues = seen.queues;
         let failures = DiskFailures { id: config.id.clone(), events: self.events.clone(), log: Pace::default() };
-        let device = BlkDevice::with_sink(shape, Arc::new(failures));
+        let device = BlkDevice::with_sink(seen, Arc::new(failures));
         let ram = Arc::new(self.vm.ram().clone());
-        let options = EngineOptions {
-            threads: (DISK_THREADS / usize::from(queues)).clamp(1, MAX_THREADS),
-            depth: usize::from(config.queue_size),
-            inline_single: true,
-            cpus: Vec::new(),
-            kind: match config.engine {
-                DiskEngine::Threads => Kind::Threads,
-                DiskEngine::IoUring => Kind::IoUring,
-            },
-            bounce_bytes: BOUNCE_BYTES / usize::from(queues).max(1),
-        };
+        let options = disk::engine(config, queues);
         let mut specs = Vec::new();
         let (mut counters, mut requests) = (Vec::new(), Vec::new());
         for queue in 0..queues {

@@ -6,14 +6,10 @@ use std::os::fd::AsRawFd;
 
 use crate::bounce::Alignment;
 
-// sys/fcntl.h
+// sys/filio.h, sys/fcntl.h: what directio(3C) asks for.
+const _FIODIRECTIO: libc::c_int = 0x664c;
 const DIRECTIO_OFF: libc::c_int = 0;
 const DIRECTIO_ON: libc::c_int = 1;
-
-// fcntl.h; the libc crate lacks it.
-unsafe extern "C" {
-    fn directio(fd: libc::c_int, advice: libc::c_int) -> libc::c_int;
-}
 
 /// Where nothing was asked for: only what has no cache anyway.
 pub(crate) fn is_default(file: &File) -> io::Result<bool> {
@@ -28,7 +24,7 @@ pub(crate) fn enable(file: &File) -> io::Result<Option<Alignment>> {
         return Ok(any);
     }
     // SAFETY: takes numbers only.
-    match crate::check(unsafe { directio(file.as_raw_fd(), DIRECTIO_ON) }) {
+    match crate::check(unsafe { libc::ioctl(file.as_raw_fd(), _FIODIRECTIO, DIRECTIO_ON) }) {
         Ok(_) => Ok(any),
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Ok(None),
         Err(error) => Err(error),
@@ -38,6 +34,6 @@ pub(crate) fn enable(file: &File) -> io::Result<Option<Alignment>> {
 /// Lets calls on `file` go through the cache.
 pub(crate) fn disable(file: &File) -> io::Result<()> {
     // SAFETY: as above. Where there is no direct I/O, there is none to end.
-    unsafe { directio(file.as_raw_fd(), DIRECTIO_OFF) };
+    unsafe { libc::ioctl(file.as_raw_fd(), _FIODIRECTIO, DIRECTIO_OFF) };
     Ok(())
 }

@@ -6,10 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 
 use crate::check;
+use crate::disk::IoSizes;
 use crate::iovec::Vectors;
 use crate::sys::{Errno, RawHandle, RealSys, dkio};
-
-pub(crate) const CAN_DISCARD: bool = true;
 
 /// On a volume: nobody has it open, and nobody else opens it.
 pub(crate) const EXCLUSIVE: libc::c_int = libc::O_EXCL;
@@ -37,6 +36,18 @@ pub(crate) fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
     }
 }
 
+/// Whether ranges can be given back: files can be full of holes, a volume says it.
+pub(crate) fn can_discard(file: &File, is_block_device: bool, _end_bytes: u64) -> bool {
+    !is_block_device || dkio::can_free(&RealSys, RawHandle(file.as_raw_fd()))
+}
+
+/// What a volume does best.
+pub(crate) fn block_device_sizes(file: &File) -> io::Result<IoSizes> {
+    let media = dkio::media(&RealSys, RawHandle(file.as_raw_fd())).map_err(Errno::to_io_error)?;
+    let physical_block_bytes = media.physical_block_bytes;
+    Ok(IoSizes { physical_block_bytes, discard_bytes: physical_block_bytes, ..IoSizes::default() })
+}
+
 /// Size and logical block size in bytes.
 pub(crate) fn block_device_size(file: &File) -> io::Result<(u64, u32)> {
     let media = dkio::media(&RealSys, RawHandle(file.as_raw_fd())).map_err(Errno::to_io_error)?;
@@ -49,7 +60,7 @@ pub(crate) fn write_durably(file: BorrowedFd<'_>, vectors: Vectors<'_>, offset_b
     crate::retry(|| unsafe { libc::fdatasync(file.as_raw_fd()) }).map(drop)
 }
 
-pub(crate) fn punch_hole(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+pub(crate) fn discard(file: &File, _is_block_device: bool, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     if is_raw_device(&file.metadata()?.file_type()) {
         let volume = RawHandle(file.as_raw_fd());
         return dkio::free(&RealSys, volume, offset_bytes, len_bytes).map_err(Errno::to_io_error);
@@ -69,6 +80,12 @@ pub(crate) fn punch_hole(file: &File, offset_bytes: u64, len_bytes: u64) -> io::
 }
 
 /// Freed ranges are not promised to read as zeroes: they are written.
-pub(crate) fn zero_range(_file: &File, _offset_bytes: u64, _len_bytes: u64, _unmap: bool) -> io::Result<()> {
+pub(crate) fn zero_range(
+    _file: &File,
+    _is_block_device: bool,
+    _offset_bytes: u64,
+    _len_bytes: u64,
+    _unmap: bool,
+) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

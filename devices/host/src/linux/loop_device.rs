@@ -12,6 +12,8 @@ use crate::check;
 /// A loop device over a file of its own, gone when it is dropped.
 pub(crate) struct LoopDevice {
     pub path: PathBuf,
+    /// What holds its blocks.
+    pub file: PathBuf,
     /// The last descriptor of it takes the device away.
     _device: File,
     _dir: TempDir,
@@ -44,10 +46,9 @@ impl LoopDevice {
         }
         const _: () = assert!(size_of::<Config>() == 304);
         let dir = TempDir::new().map_err(|error| io::Error::other(error.to_string()))?;
-        let backing = File::create_new(dir.as_path().join("loop"))?;
+        let file = dir.as_path().join("loop");
+        let backing = File::options().read(true).write(true).create_new(true).open(&file)?;
         backing.set_len(bytes)?;
-        drop(backing);
-        let backing = File::options().read(true).write(true).open(dir.as_path().join("loop"))?;
         let control = File::options().read(true).write(true).open("/dev/loop-control")?;
         // Somebody else may take the one that is free first.
         for _ in 0..20 {
@@ -64,7 +65,7 @@ impl LoopDevice {
             };
             // SAFETY: the structure is the one that the call reads.
             match check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) }) {
-                Ok(_) => return Ok(Self { path, _device: device, _dir: dir }),
+                Ok(_) => return Ok(Self { path, file, _device: device, _dir: dir }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(error),
             }

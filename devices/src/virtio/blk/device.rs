@@ -25,6 +25,24 @@ pub(super) mod feature {
     pub const WRITE_ZEROES: u64 = 1 << 14;
 }
 
+/// The names of the features in `features` that are virtio-blk's own (virtio 1.3 §5.2.3) or its rings'.
+pub fn feature_names(features: u64) -> impl Iterator<Item = &'static str> {
+    let names = [
+        (feature::SEG_MAX, "SEG_MAX"),
+        (feature::RO, "RO"),
+        (feature::BLK_SIZE, "BLK_SIZE"),
+        (feature::FLUSH, "FLUSH"),
+        (feature::TOPOLOGY, "TOPOLOGY"),
+        (feature::CONFIG_WCE, "CONFIG_WCE"),
+        (feature::MQ, "MQ"),
+        (feature::DISCARD, "DISCARD"),
+        (feature::WRITE_ZEROES, "WRITE_ZEROES"),
+        (F_INDIRECT_DESC, "INDIRECT_DESC"),
+        (F_EVENT_IDX, "EVENT_IDX"),
+    ];
+    names.into_iter().filter_map(move |(bit, name)| (features & bit != 0).then_some(name))
+}
+
 /// Bytes of configuration space: everything up to and including `unused1` (virtio 1.3 §5.2.4). Drivers are known to
 /// map the whole structure, so it is there whatever features are offered.
 const CONFIG_BYTES: usize = 60;
@@ -57,6 +75,10 @@ pub struct BlkConfig {
     pub block_bytes: u32,
     /// Physical block size in bytes: a power of two, not below the logical one.
     pub physical_block_bytes: u32,
+    /// The smallest request without a penalty, in bytes; at least a physical block is shown.
+    pub minimum_io_bytes: u32,
+    /// The request the disk does best, in bytes; 0 for none.
+    pub optimal_io_bytes: u32,
     /// Writes fail.
     pub read_only: bool,
     /// What GET_ID answers; cut to 20 bytes.
@@ -90,6 +112,8 @@ impl Default for BlkConfig {
             capacity_sectors: 0,
             block_bytes: 512,
             physical_block_bytes: 512,
+            minimum_io_bytes: 0,
+            optimal_io_bytes: 0,
             read_only: false,
             serial: String::new(),
             queue_size: 256,
@@ -182,7 +206,10 @@ impl BlkDevice {
         space.put(12, &u32::from(config.queue_size.saturating_sub(2)).to_le_bytes());
         space.put(20, &config.block_bytes.to_le_bytes());
         space.put(24, &[u8::try_from(physical_ratio.ilog2()).unwrap_or_default()]);
-        space.put(26, &u16::try_from(physical_ratio).unwrap_or(u16::MAX).to_le_bytes());
+        let blocks = |bytes: u32| bytes.checked_div(config.block_bytes).unwrap_or_default();
+        let minimum = blocks(config.minimum_io_bytes).max(physical_ratio);
+        space.put(26, &u16::try_from(minimum).unwrap_or(u16::MAX).to_le_bytes());
+        space.put(28, &blocks(config.optimal_io_bytes).to_le_bytes());
         space.put(32, &[u8::from(self.shared.writeback.load(Ordering::Acquire))]);
         space.put(34, &config.queues.to_le_bytes());
         space.put(36, &discard.max_sectors.to_le_bytes());

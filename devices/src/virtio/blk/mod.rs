@@ -16,7 +16,7 @@ mod tests;
 mod worker;
 
 pub use backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken, SECTOR_BYTES};
-pub use device::{BlkConfig, BlkDevice, EraseLimits};
+pub use device::{BlkConfig, BlkDevice, EraseLimits, feature_names};
 pub use failure::{Failure, FailureSink, OnError, Unheard};
 pub use stats::{BlkStats, BlkStatsSnapshot, ErrorsSnapshot, LatencySnapshot, OpsSnapshot};
 pub use worker::BlkWorker;

@@ -445,6 +445,7 @@ fn configuration_space_shows_the_disk() {
         capacity_sectors: 0x1_0000_0001,
         block_bytes: 512,
         physical_block_bytes: 4096,
+        optimal_io_bytes: 1 << 20,
         queue_size: 128,
         queues: 4,
         discard: Some(erase),
@@ -460,7 +461,8 @@ fn configuration_space_shows_the_disk() {
     expected[12] = 126; // seg_max
     expected[21] = 2; // blk_size 512
     expected[24] = 3; // eight logical blocks a physical one
-    expected[26] = 8; // min_io_size
+    expected[26] = 8; // min_io_size: a physical block
+    expected[29] = 8; // opt_io_size: 2048 blocks
     expected[32] = 1; // writeback
     expected[34] = 4; // num_queues
     for limits in [36, 48] {

@@ -1,0 +1,132 @@
+//! What a configured disk comes to: on the host, and in its guest's eyes.
+
+use std::sync::Arc;
+
+use devices::virtio::blk::{BlkConfig, EraseLimits, OnError, SECTOR_BYTES};
+use devices_host::disk::{Cache, Disk, DiskOptions, DiskProblem, IoSizes};
+use devices_host::engine::{EngineOptions, Kind, MAX_THREADS};
+
+use super::StartError;
+use crate::config::{DiskCache, DiskConfig, DiskEngine, ReadError, WriteError};
+
+/// Threads of one disk's engine, shared out among its queues.
+const DISK_THREADS: usize = 8;
+
+/// Most bytes of bounce buffers of one disk, shared out among its queues.
+const BOUNCE_BYTES: usize = 16 << 20;
+
+/// Most sectors of one DISCARD or WRITE_ZEROES request: 1 GiB, so that one request cannot keep a worker for long.
+const ERASE_SECTORS: u32 = 1 << 21;
+
+/// Most segments of one DISCARD or WRITE_ZEROES request: what a guest frees in one go is rarely in one piece.
+const ERASE_SEGMENTS: u32 = 16;
+
+/// Opens a disk.
+///
+/// # Errors
+/// One line that names the disk. What the configuration names and nobody can use is its fault; anything else is the
+/// host's.
+pub fn open(config: &DiskConfig) -> Result<Arc<Disk>, StartError> {
+    let cache = match config.cache {
+        None => Cache::Auto,
+        Some(DiskCache::Direct) => Cache::Direct,
+        Some(DiskCache::Buffered) => Cache::Buffered,
+    };
+    let options = DiskOptions { read_only: config.read_only, cache };
+    Disk::open(&config.id, &config.path, options).map(Arc::new).map_err(|error| match error.why {
+        DiskProblem::Query { .. } => StartError::Host(error.to_string()),
+        _ => StartError::Config(error.to_string()),
+    })
+}
+
+/// What the guest sees of it.
+pub fn seen(config: &DiskConfig, disk: &Disk, vcpus: u8) -> BlkConfig {
+    let IoSizes { physical_block_bytes, minimum_bytes, optimal_bytes, discard_bytes } = disk.io_sizes();
+    let block_bytes = disk.logical_block_bytes();
+    let physical_block_bytes = physical_block_bytes.max(block_bytes);
+    let whole_blocks = |bytes: u32| if bytes.is_multiple_of(block_bytes) { bytes } else { 0 };
+    let sectors = |bytes: u32| bytes / SECTOR_BYTES as u32;
+    let zeroed = EraseLimits {
+        max_sectors: ERASE_SECTORS,
+        max_segments: ERASE_SEGMENTS,
+        alignment_sectors: sectors(physical_block_bytes),
+    };
+    let discarded = EraseLimits { alignment_sectors: sectors(discard_bytes.max(physical_block_bytes)), ..zeroed };
+    BlkConfig {
+        capacity_sectors: disk.size_bytes() / SECTOR_BYTES,
+        block_bytes,
+        physical_block_bytes,
+        minimum_io_bytes: whole_blocks(minimum_bytes),
+        optimal_io_bytes: whole_blocks(optimal_bytes),
+        read_only: disk.is_read_only(),
+        serial: config.serial.clone().unwrap_or_else(|| config.id.clone()),
+        queue_size: config.queue_size,
+        queues: config.queue_count(vcpus),
+        discard: disk.can_discard().then_some(discarded),
+        write_zeroes: (!disk.is_read_only()).then_some(zeroed),
+        config_wce: true,
+        on_write_error: match config.werror {
+            WriteError::Report => OnError::Report,
+            WriteError::Stop => OnError::Hold,
+            WriteError::Enospc => OnError::HoldIfFull,
+        },
+        on_read_error: match config.rerror {
+            ReadError::Report => OnError::Report,
+            ReadError::Stop => OnError::Hold,
+        },
+    }
+}
+
+/// How each of its queues is worked on.
+pub fn engine(config: &DiskConfig, queues: u16) -> EngineOptions {
+    let queues = usize::from(queues).max(1);
+    EngineOptions {
+        threads: (DISK_THREADS / queues).clamp(1, MAX_THREADS),
+        depth: usize::from(config.queue_size),
+        inline_single: true,
+        cpus: Vec::new(),
+        kind: match config.engine {
+            DiskEngine::Threads => Kind::Threads,
+            DiskEngine::IoUring => Kind::IoUring,
+        },
+        bounce_bytes: BOUNCE_BYTES / queues,
+    }
+}
+
+/// Who does its work, as the configuration says it.
+pub fn engine_name(config: &DiskConfig) -> &'static str {
+    match config.engine {
+        DiskEngine::Threads => "threads",
+        DiskEngine::IoUring => "io_uring",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounce_buffers_of_all_queues_and_threads_are_within_the_limit() {
+        let config = DiskConfig::new("disk");
+        for queues in 1..=32 {
+            let options = engine(&config, queues);
+            assert!(options.bounce_bytes * usize::from(queues) <= BOUNCE_BYTES && options.bounce_bytes >= 512 << 10);
+            assert!(options.threads >= 1);
+        }
+    }
+
+    #[test]
+    fn a_file_shows_the_blocks_of_its_file_system_and_no_others() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let config = DiskConfig { id: "d0".into(), ..DiskConfig::new(file.path()) };
+        let disk = open(&config).unwrap();
+        let seen = seen(&config, &disk, 2);
+        assert_eq!((seen.capacity_sectors, seen.block_bytes, seen.physical_block_bytes), (2048, 512, 4096));
+        assert_eq!((seen.minimum_io_bytes, seen.optimal_io_bytes, seen.queues), (0, 0, 2));
+        assert_eq!((seen.serial.as_str(), seen.read_only), ("d0", false));
+        let limits = EraseLimits { max_sectors: ERASE_SECTORS, max_segments: ERASE_SEGMENTS, alignment_sectors: 8 };
+        assert_eq!(seen.write_zeroes, Some(limits));
+        assert_eq!(seen.discard, disk.can_discard().then_some(limits));
+    }
+}
