@@ -6,6 +6,8 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "p0/disks.rs"]
+mod disks;
 #[path = "p0/full_disk.rs"]
 mod full_disk;
 #[path = "p0/process.rs"]

@@ -51,6 +51,8 @@ impl Signals {
     /// # Errors
     /// Never in practice; what pthread_sigmask(3) says.
     pub fn block() -> io::Result<Self> {
+        // A disk's image that may not grow (`ulimit -f`) is an error of the guest's write and no reason to end it.
+        ignore(libc::SIGXFSZ)?;
         let waiter = SignalWaiter::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT])?;
         Ok(Self { waiter, ignores_hang_up: is_ignored(libc::SIGHUP) })
     }
@@ -120,6 +122,18 @@ impl Drop for SignalThread {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Has the process ignore a signal.
+fn ignore(signal: i32) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sigaction, without a handler.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = libc::SIG_IGN;
+    // SAFETY: the structure is valid during the call.
+    match unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

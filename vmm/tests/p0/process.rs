@@ -242,6 +242,12 @@ impl Outcome {
         assert!(self.output.lines().any(|said| said == line), "no line `{line}`: {self:?}");
     }
 
+    /// The process ended by itself, and not by a signal.
+    #[track_caller]
+    pub fn ended_by_itself(&self) {
+        assert!(self.status.is_some_and(|status| status.code().is_some()), "{self:?}");
+    }
+
     /// The process ended by itself with this status.
     #[track_caller]
     pub fn ended_with(&self, status: i32) {
