@@ -13,8 +13,10 @@ use crate::hypervisor::OpenHypervisor;
 use crate::logging;
 use crate::machine;
 
+mod disk_info;
 mod guest;
 
+use disk_info::DiskInfoArgs;
 pub use guest::GuestArgs;
 
 /// Runs one virtual machine.
@@ -42,6 +44,8 @@ enum Command {
     },
     /// Say what is wrong with a configuration, and where, without running it
     CheckConfig(CheckArgs),
+    /// Say what a guest would see of its disks: size, blocks, serial, features; and how the host would use them
+    DiskInfo(DiskInfoArgs),
 }
 
 #[derive(Debug, Args)]
@@ -58,6 +62,8 @@ struct CheckArgs {
     #[command(flatten)]
     guest: Box<GuestArgs>,
 }
+
+const COMMANDS: [&str; 3] = ["run", "check-config", "disk-info"];
 
 const RUN_ABOUT: &str = "\
 Run a guest until it powers off.
@@ -126,6 +132,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) 
             Ok(crate::run::run(&config, open))
         }
         Command::CheckConfig(check) => check_config(check),
+        Command::DiskInfo(disks) => disk_info::run(disks),
     }
 }
 
@@ -152,6 +159,7 @@ pub fn guest_arguments(args: impl IntoIterator<Item = OsString>) -> Result<Optio
     Ok(Some(match cli.command {
         Command::Run { guest } => *guest,
         Command::CheckConfig(check) => *check.guest,
+        Command::DiskInfo(disks) => *disks.guest,
     }))
 }
 
@@ -202,10 +210,10 @@ fn one_line(error: &clap::Error) -> String {
         ErrorKind::UnknownArgument => format!("'{wrong}' belongs to no option"),
         ErrorKind::InvalidSubcommand => {
             let wrong = text(ContextKind::InvalidSubcommand).unwrap_or_default();
-            nearest::unknown("command", &wrong, ["run", "check-config"].into_iter())
+            nearest::unknown("command", &wrong, COMMANDS.into_iter())
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "no command; the commands are run and check-config, and --help explains them".to_owned()
+            "no command; the commands are run, check-config and disk-info, and --help explains them".to_owned()
         }
         ErrorKind::InvalidValue if text(ContextKind::InvalidValue).unwrap_or_default().is_empty() => {
             format!("{}: no value is given", name(&wrong))

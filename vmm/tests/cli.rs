@@ -7,6 +7,8 @@
 
 #[path = "cli/audit.rs"]
 mod audit;
+#[path = "cli/disk_info.rs"]
+mod disk_info;
 #[path = "cli/files.rs"]
 mod files;
 #[path = "cli/images.rs"]
@@ -108,7 +110,7 @@ fn an_unknown_option_or_command_is_answered_with_the_nearest_one() {
     refused(&["run", "--xyzzy"], "unknown option '--xyzzy'");
     refused(&["run", "vmlinuz"], "'vmlinuz' belongs to no option");
     refused(&["rnu"], "unknown command 'rnu'; did you mean 'run'?");
-    refused(&[], "no command; the commands are run and check-config, and --help explains them");
+    refused(&[], "no command; the commands are run, check-config and disk-info, and --help explains them");
     refused(&["run", "--memory"], "--memory: no value is given");
 }
 
@@ -265,7 +267,14 @@ fn the_terminal_is_given_to_one_line_only() {
 
 #[test]
 fn help_and_version_go_to_stdout_and_succeed() {
-    for args in [&["--help"][..], &["-h"], &["--version"], &["run", "--help"], &["check-config", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["-h"],
+        &["--version"],
+        &["run", "--help"],
+        &["check-config", "--help"],
+        &["disk-info", "--help"],
+    ] {
         let outcome = zvmm(args);
         assert_eq!((outcome.status, outcome.errors.as_str()), (Some(0), ""), "{args:?}");
         assert!(!outcome.output.is_empty());

@@ -106,6 +106,14 @@ impl VmConfig {
         found.0
     }
 
+    /// The problems of its disks alone.
+    pub(crate) fn disk_problems(&self) -> Vec<ConfigError> {
+        let mut found = Problems(Vec::new());
+        self.check_disks(&mut found);
+        self.check_ids(&mut found);
+        found.0
+    }
+
     fn check_cpus(&self, found: &mut Problems) {
         let cpus = &self.cpus;
         let count = usize::from(cpus.count);

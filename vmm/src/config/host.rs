@@ -119,7 +119,8 @@ impl VmConfig {
         self.qmp.as_deref().map_or(Ok(()), |path| socket_place("qmp (--qmp)", path))
     }
 
-    fn check_images(&self) -> Result<(), ConfigError> {
+    /// Judges the disks by their files. Call [`VmConfig::check`] first.
+    pub(crate) fn check_images(&self) -> Result<(), ConfigError> {
         // Two paths can lead to one file: the path alone does not tell.
         let mut seen: Vec<((u64, u64), bool, &str)> = Vec::new();
         for disk in &self.disks {

@@ -69,7 +69,7 @@ fn people_get_lines_and_one_block_for_each_disk_of_a_configuration() {
         "  capacity      1048576 bytes",
         "  blocks        512 bytes logical, 4096 physical",
         "  best I/O      smallest not said, optimal not said",
-        "  write zeroes  up to 1073741824 bytes a request, aligned to 4096",
+        "  write zeroes  up to 16 ranges of 1073741824 bytes a request, aligned to 4096",
         &format!("disk1: {data}"),
         "  capacity      4096 bytes",
         "  read-only     yes",

@@ -129,6 +129,33 @@ fn a_directory_that_forbids_sockets_and_files_is_the_configurations_fault() {
     }
 }
 
+/// Everything is on a file system that cannot be written to.
+fn read_only_files() -> std::io::Result<()> {
+    crate::process::own_mounts()?;
+    let (none, flags) = (std::ptr::null(), libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY);
+    // SAFETY: the path is a C string, and the rest is not looked at.
+    match unsafe { libc::mount(none, c"/".as_ptr(), none, flags, none.cast()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn a_disk_on_a_read_only_file_system_is_refused_unless_the_guest_only_reads() {
+    let place = Place::new();
+    let image = place.text("root.img");
+    let outcome = zvmm_after(read_only_files, &["disk-info", &image]);
+    let line = format!("zvmm: disk0: cannot open {image}: Read-only file system\n");
+    assert_eq!((outcome.status, outcome.errors), (Some(2), line));
+    let kernel = place.text("vmlinuz");
+    let outcome = zvmm_after(read_only_files, &["run", "--kernel", &kernel, "--disk", &image]);
+    let line = format!("zvmm: disk0: cannot open {image}: Read-only file system\n");
+    assert_eq!((outcome.status, outcome.errors), (Some(2), line));
+    let outcome = zvmm_after(read_only_files, &["disk-info", &format!("{image},ro")]);
+    assert_eq!((outcome.status, outcome.errors.as_str()), (Some(0), ""));
+    assert!(outcome.output.contains("read-only     yes"), "{outcome:?}");
+}
+
 #[test]
 fn a_configuration_that_is_no_text_or_has_no_end_is_refused() {
     let place = Place::new();

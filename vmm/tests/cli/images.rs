@@ -68,7 +68,7 @@ fn good_bzimage() -> Vec<u8> {
 ///
 /// # Panics
 /// When it was meant to be: a test that cannot run must not look like one that passed.
-fn has_kvm() -> bool {
+pub fn has_kvm() -> bool {
     let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") else { return true };
     assert!(std::env::var_os("ZVMM_GUESTS").is_none(), "/dev/kvm does not open: {error}");
     println!("SKIP: /dev/kvm does not open: {error}");

@@ -56,19 +56,25 @@ pub fn obey_permissions() -> io::Result<()> {
     limit_memory()
 }
 
-/// A file system of its own in which `/dev` is empty.
-pub fn empty_dev() -> io::Result<()> {
+/// Mounts that nobody else sees.
+pub fn own_mounts() -> io::Result<()> {
     // SAFETY: changes only this process.
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
         // Not root: in a user namespace of its own, this process may mount.
         // SAFETY: as above.
         check(unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) })?;
     }
-    let mount = |what: &std::ffi::CStr, at: &std::ffi::CStr, flags| {
-        // SAFETY: all are C strings.
-        check(unsafe { libc::mount(what.as_ptr(), at.as_ptr(), what.as_ptr(), flags, std::ptr::null()) })
-    };
-    mount(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE)?;
+    mount(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE)
+}
+
+fn mount(what: &std::ffi::CStr, at: &std::ffi::CStr, flags: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: all are C strings.
+    check(unsafe { libc::mount(what.as_ptr(), at.as_ptr(), what.as_ptr(), flags, std::ptr::null()) })
+}
+
+/// A file system of its own in which `/dev` is empty.
+pub fn empty_dev() -> io::Result<()> {
+    own_mounts()?;
     mount(c"tmpfs", c"/dev", 0)?;
     limit_memory()
 }
