@@ -40,6 +40,9 @@ pub enum DiskProblem {
     /// Another process has it.
     #[error("is in use by another process or mounted")]
     InUse,
+    /// It is read-only, and was to be written to.
+    #[error("is read-only; with ro (in JSON \"read_only\": true) the guest gets it as such")]
+    WriteProtected,
     /// It holds no whole sector.
     #[error("is too small: {0} bytes, a disk has at least one sector of 512")]
     TooSmall(u64),

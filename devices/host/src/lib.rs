@@ -34,6 +34,7 @@ pub mod sys;
 pub mod tap;
 pub mod thread;
 pub mod tty;
+pub mod zvol;
 
 pub use event::Event;
 

@@ -56,7 +56,8 @@ impl FromStr for Moment {
 /// One failure: written `VM_RUN:3:EBUSY`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Injection {
-    /// Name of the call: an ioctl's, or `open`, `mmap`, `mlock`, `fstat`, `read`, `write`, `poll`, `bind`, `link`.
+    /// Name of the call: an ioctl's, or `open`, `mmap`, `mlock`, `fstat`, `read`, `write`, `pread`, `pwrite`,
+    /// `poll`, `bind`, `link`.
     pub call: String,
     /// Which of them.
     pub moment: Moment,
@@ -111,6 +112,10 @@ impl Injecting {
 }
 
 impl Sys for Injecting {
+    fn is_character_device(&self, path: &str) -> SysResult<bool> {
+        self.inner.is_character_device(path)
+    }
+
     fn open(&self, path: &str, flags: OpenFlags) -> SysResult<RawHandle> {
         self.pass("open")?;
         self.inner.open(path, flags)
@@ -155,6 +160,16 @@ impl Sys for Injecting {
     fn write(&self, handle: RawHandle, buffer: &[u8]) -> SysResult<usize> {
         self.pass("write")?;
         self.inner.write(handle, buffer)
+    }
+
+    fn read_at(&self, handle: RawHandle, buffer: &mut [u8], offset_bytes: u64) -> SysResult<usize> {
+        self.pass("pread")?;
+        self.inner.read_at(handle, buffer, offset_bytes)
+    }
+
+    fn write_at(&self, handle: RawHandle, buffer: &[u8], offset_bytes: u64) -> SysResult<usize> {
+        self.pass("pwrite")?;
+        self.inner.write_at(handle, buffer, offset_bytes)
     }
 
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {

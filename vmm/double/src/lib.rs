@@ -7,7 +7,8 @@
 //! kernel would have noticed or not.
 //!
 //! * [`DoubleSys`] is one process in one [`Zone`] of a [`Host`].
-//! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`] and [`illumos_kvm`].
+//! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`], [`illumos_kvm`] and
+//!   [`zvol`].
 //! * [`Injecting`] makes chosen calls fail, [`Mutating`] damages chosen calls. Both wrap any `Sys`, so that the backends
 //!   need no switch for tests.
 //! * [`record::Recording`] wraps any hypervisor, and writes down what guests do to their machine.
@@ -23,6 +24,7 @@ pub mod record;
 pub mod rules;
 mod sys;
 mod zone;
+pub mod zvol;
 
 pub use inject::{Injecting, Injection, Moment};
 pub use mutate::{Damage, Mutating, Mutation};

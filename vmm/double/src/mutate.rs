@@ -23,7 +23,7 @@ pub enum Damage {
     Resize(isize),
     /// A number arrives as a pointer to it, a pointer as a number.
     OtherKind,
-    /// It is made after the next ioctl on its handle. For arguments without pointers in them only.
+    /// It is made after the next call on its handle. For arguments without pointers in them only.
     Late,
     /// These bytes stand at this offset of its buffer.
     Bytes(usize, Vec<u8>),
@@ -59,7 +59,7 @@ impl FromStr for Damage {
 /// One damage to come: written `drop:VM_PAUSE:1`, `resize=-8:VM_RUN:2`, `bytes=4+ffff0000:VM_RUN:1+`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutation {
-    /// Name of the call: an ioctl's, or `close`, `munmap`.
+    /// Name of the call: an ioctl's, or `close`, `munmap`, `pread`, `pwrite`.
     pub call: String,
     /// Which of them.
     pub moment: Moment,
@@ -120,10 +120,15 @@ impl Owned {
     }
 }
 
+/// A call that is made later.
 struct Late {
     handle: RawHandle,
-    request: i32,
-    arg: Owned,
+    call: LateCall,
+}
+
+enum LateCall {
+    Ioctl(i32, Owned),
+    Write(Vec<u8>, u64),
 }
 
 /// A [`Sys`] that damages chosen calls on their way to the inner one.
@@ -149,20 +154,34 @@ impl Mutating {
         hit.map(|mutation| mutation.damage.clone())
     }
 
+    fn later(&self, handle: RawHandle, call: LateCall) {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).push(Late { handle, call });
+    }
+
     fn make_up(&self, handle: RawHandle) {
         let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
         let (due, rest) = std::mem::take(&mut *late).into_iter().partition(|call: &Late| call.handle == handle);
         *late = rest;
         drop(late);
         let due: Vec<Late> = due;
-        for mut call in due {
-            // SAFETY: the argument is a copy of what the caller gave, and has no pointers in it (see `Damage::Late`).
-            let _ = unsafe { self.inner.ioctl(call.handle, call.request, call.arg.arg()) };
+        for Late { handle, call } in due {
+            match call {
+                LateCall::Ioctl(request, mut arg) => {
+                    // SAFETY: the argument is a copy of what the caller gave, and has no pointers in it (see
+                    // `Damage::Late`).
+                    let _ = unsafe { self.inner.ioctl(handle, request, arg.arg()) };
+                }
+                LateCall::Write(bytes, offset_bytes) => drop(self.inner.write_at(handle, &bytes, offset_bytes)),
+            }
         }
     }
 }
 
 impl Sys for Mutating {
+    fn is_character_device(&self, path: &str) -> SysResult<bool> {
+        self.inner.is_character_device(path)
+    }
+
     fn open(&self, path: &str, flags: OpenFlags) -> SysResult<RawHandle> {
         self.inner.open(path, flags)
     }
@@ -192,8 +211,7 @@ impl Sys for Mutating {
                 result
             }
             Some(Damage::Late) => {
-                let arg = Owned::of(&arg);
-                self.late.lock().unwrap_or_else(PoisonError::into_inner).push(Late { handle, request, arg });
+                self.later(handle, LateCall::Ioctl(request, Owned::of(&arg)));
                 return Ok(0);
             }
             Some(Damage::Resize(by)) => match arg {
@@ -261,6 +279,47 @@ impl Sys for Mutating {
 
     fn write(&self, handle: RawHandle, buffer: &[u8]) -> SysResult<usize> {
         self.inner.write(handle, buffer)
+    }
+
+    fn read_at(&self, handle: RawHandle, buffer: &mut [u8], offset_bytes: u64) -> SysResult<usize> {
+        let damage = self.damage("pread");
+        let len = buffer.len();
+        let result = match damage {
+            Some(Damage::Drop) => return Ok(len),
+            Some(Damage::Resize(by)) => {
+                let short = len.saturating_add_signed(by).min(len);
+                self.inner.read_at(handle, &mut buffer[..short], offset_bytes).map(|_| len)
+            }
+            _ => self.inner.read_at(handle, buffer, offset_bytes),
+        };
+        self.make_up(handle);
+        result
+    }
+
+    fn write_at(&self, handle: RawHandle, buffer: &[u8], offset_bytes: u64) -> SysResult<usize> {
+        let damage = self.damage("pwrite");
+        let len = buffer.len();
+        let make = |bytes: &[u8]| self.inner.write_at(handle, bytes, offset_bytes);
+        let result = match damage {
+            Some(Damage::Drop) => return Ok(len),
+            Some(Damage::Late) => {
+                self.later(handle, LateCall::Write(buffer.to_vec(), offset_bytes));
+                return Ok(len);
+            }
+            Some(Damage::Duplicate) => make(buffer).and_then(|_| make(buffer)),
+            // The caller hears that all of it went.
+            Some(Damage::Resize(by)) => make(&buffer[..len.saturating_add_signed(by).min(len)]).map(|_| len),
+            Some(Damage::Bytes(offset, new)) => {
+                let mut bytes = buffer.to_vec();
+                if let Some(place) = bytes.get_mut(offset..offset + new.len()) {
+                    place.copy_from_slice(&new);
+                }
+                make(&bytes)
+            }
+            _ => make(buffer),
+        };
+        self.make_up(handle);
+        result
     }
 
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {

@@ -1,14 +1,15 @@
 //! Names of calls, as the manuals have them: what [`Injecting`](crate::Injecting), [`Mutating`](crate::Mutating) and the
 //! messages of broken rules call an ioctl.
 
+use devices_host::sys::dkio;
 use zvmm::hypervisor::bhyve::abi;
 
 macro_rules! table {
-    ($($name:ident)*) => { &[$((abi::$name, stringify!($name))),*] };
+    ($from:ident: $($name:ident)*) => { &[$(($from::$name, stringify!($name))),*] };
 }
 
 /// Every ioctl of bhyve.
-pub static BHYVE: &[(i32, &str)] = table! {
+pub static BHYVE: &[(i32, &str)] = table! { abi:
     VMM_CREATE_VM VMM_DESTROY_VM VMM_VM_SUPPORTED VMM_INTERFACE_VERSION VMM_CHECK_IOMMU VMM_RESV_QUERY
     VMM_RESV_SET_TARGET
     VM_RUN VM_SET_REGISTER VM_GET_REGISTER VM_SET_SEGMENT_DESCRIPTOR VM_GET_SEGMENT_DESCRIPTOR VM_SET_REGISTER_SET
@@ -27,10 +28,16 @@ pub static BHYVE: &[(i32, &str)] = table! {
     VM_DESTROY_PENDING VM_VCPU_BARRIER VM_NPT_OPERATION VM_DEVMEM_GETOFFSET
 };
 
+/// Every ioctl of a volume.
+pub static DISKS: &[(i32, &str)] = table! { dkio:
+    DKIOCGGEOM DKIOCINFO DKIOCREMOVABLE DKIOCFLUSHWRITECACHE DKIOCGETWCE DKIOCSETWCE DKIOCSOLIDSTATE DKIOCGMEDIAINFO
+    DKIOCGMEDIAINFOEXT DKIOCREADONLY DKIOCFREE DKIOC_CANFREE
+};
+
 /// What the manual calls an ioctl; its number where it has no name.
 #[must_use]
 pub fn ioctl(request: i32) -> String {
-    match BHYVE.iter().chain(crate::illumos_kvm::NAMES).find(|(number, _)| *number == request) {
+    match BHYVE.iter().chain(crate::illumos_kvm::NAMES).chain(DISKS).find(|(number, _)| *number == request) {
         Some((_, name)) => (*name).to_owned(),
         None => format!("ioctl {request:#x}"),
     }

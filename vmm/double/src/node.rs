@@ -70,6 +70,22 @@ pub trait Node: Any + Send + Sync {
         Err(Errno::ENXIO)
     }
 
+    /// pread(2); by default ENXIO.
+    ///
+    /// # Errors
+    /// What the kernel's driver says.
+    fn read_at(&self, _call: &Call<'_>, _buffer: &mut [u8], _offset_bytes: u64) -> SysResult<usize> {
+        Err(Errno::ENXIO)
+    }
+
+    /// pwrite(2); by default ENXIO.
+    ///
+    /// # Errors
+    /// What the kernel's driver says.
+    fn write_at(&self, _call: &Call<'_>, _buffer: &[u8], _offset_bytes: u64) -> SysResult<usize> {
+        Err(Errno::ENXIO)
+    }
+
     /// poll(2); by default ENXIO.
     ///
     /// # Errors

@@ -217,6 +217,10 @@ pub(crate) fn translate(error: &std::io::Error) -> Errno {
 }
 
 impl Sys for DoubleSys {
+    fn is_character_device(&self, path: &str) -> SysResult<bool> {
+        Ok(self.zone.has_node(path) && self.host.drivers.iter().any(|driver| driver.serves(path)))
+    }
+
     fn open(&self, path: &str, flags: OpenFlags) -> SysResult<RawHandle> {
         if !self.zone.has_node(path) {
             return Err(self.ledger().refuse(
@@ -315,6 +319,16 @@ impl Sys for DoubleSys {
     fn write(&self, handle: RawHandle, buffer: &[u8]) -> SysResult<usize> {
         let open = self.find(handle, "write")?;
         open.node.write(&self.call(handle, open.flags), buffer)
+    }
+
+    fn read_at(&self, handle: RawHandle, buffer: &mut [u8], offset_bytes: u64) -> SysResult<usize> {
+        let open = self.find(handle, "pread")?;
+        open.node.read_at(&self.call(handle, open.flags), buffer, offset_bytes)
+    }
+
+    fn write_at(&self, handle: RawHandle, buffer: &[u8], offset_bytes: u64) -> SysResult<usize> {
+        let open = self.find(handle, "pwrite")?;
+        open.node.write_at(&self.call(handle, open.flags), buffer, offset_bytes)
     }
 
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {

@@ -63,7 +63,7 @@ pub(crate) fn write_durably(file: BorrowedFd<'_>, vectors: Vectors<'_>, offset_b
 pub(crate) fn discard(file: &File, _is_block_device: bool, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     if is_raw_device(&file.metadata()?.file_type()) {
         let volume = RawHandle(file.as_raw_fd());
-        return dkio::free(&RealSys, volume, offset_bytes, len_bytes).map_err(Errno::to_io_error);
+        return dkio::free(&RealSys, volume, offset_bytes, len_bytes, false).map_err(Errno::to_io_error);
     }
     // Length 0 would be everything up to the end.
     if len_bytes == 0 {

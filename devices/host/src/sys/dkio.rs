@@ -1,6 +1,6 @@
 //! Volumes (zvols) by their raw device: the disk ioctls of illumos (`sys/dkio.h`, dkio(4I)).
 //!
-//! Flushing is fsync(2) on the raw device, reading and writing are plain calls at an offset.
+//! Reading and writing are plain calls at an offset.
 
 use std::mem::size_of;
 
@@ -137,17 +137,28 @@ pub fn can_free(sys: &dyn Sys, volume: RawHandle) -> bool {
     query(sys, volume, DKIOC_CANFREE, &mut can).is_ok() && can != 0
 }
 
-/// Gives the space of a range back, in bytes. What lies beyond the end is ignored; what the range reads as afterwards is
-/// the driver's choice.
+/// Puts on stable storage what was written to the volume. fsync(2) on its raw device comes to the same, if the kernel
+/// believes that something happened through the descriptor since the last time.
 ///
 /// # Errors
 /// What the driver says.
-pub fn free(sys: &dyn Sys, volume: RawHandle, start: u64, length: u64) -> SysResult<()> {
+pub fn flush(sys: &dyn Sys, volume: RawHandle) -> SysResult<()> {
+    // SAFETY: the request takes no argument.
+    unsafe { sys.ioctl(volume, DKIOCFLUSHWRITECACHE, IoctlArg::None) }.map(drop)
+}
+
+/// Gives the space of a range back, in bytes; `wait`: that is in the intent log when this returns, as it is anyway while
+/// the write cache is off. What lies beyond the end is ignored; what the range reads as afterwards is the driver's choice.
+///
+/// # Errors
+/// What the driver says.
+pub fn free(sys: &dyn Sys, volume: RawHandle, start: u64, length: u64, wait: bool) -> SysResult<()> {
     if length == 0 {
         return Ok(());
     }
     // One range a call: a volume works a list off one by one anyhow.
     let mut list = dkioc_free_list_s {
+        dfl_flags: if wait { DF_WAIT_SYNC } else { 0 },
         dfl_num_exts: 1,
         dfl_exts: [dkioc_free_list_ext_s { dfle_start: start, dfle_length: length }],
         ..dkioc_free_list_s::default()

@@ -32,6 +32,9 @@ impl Sys for Driver {
         (self.answer)(request, bytes)
     }
 
+    fn is_character_device(&self, _: &str) -> SysResult<bool> {
+        unreachable!()
+    }
     fn open(&self, _: &str, _: OpenFlags) -> SysResult<RawHandle> {
         unreachable!()
     }
@@ -54,6 +57,12 @@ impl Sys for Driver {
         unreachable!()
     }
     fn write(&self, _: RawHandle, _: &[u8]) -> SysResult<usize> {
+        unreachable!()
+    }
+    fn read_at(&self, _: RawHandle, _: &mut [u8], _: u64) -> SysResult<usize> {
+        unreachable!()
+    }
+    fn write_at(&self, _: RawHandle, _: &[u8], _: u64) -> SysResult<usize> {
         unreachable!()
     }
     fn poll(&self, _: RawHandle, _: Ready, _: Option<u64>) -> SysResult<Ready> {
@@ -151,13 +160,13 @@ fn a_range_is_freed_as_one_extent_and_an_empty_one_is_not_asked_for() {
     let driver = Driver::new(|request, bytes| {
         assert_eq!(request, DKIOCFREE);
         let list = dkioc_free_list_s::read_from_bytes(bytes).unwrap();
-        assert_eq!((list.dfl_num_exts, list.dfl_offset, list.dfl_flags), (1, 0, 0));
+        assert_eq!((list.dfl_num_exts, list.dfl_offset, list.dfl_flags), (1, 0, DF_WAIT_SYNC));
         assert_eq!((list.dfl_exts[0].dfle_start, list.dfl_exts[0].dfle_length), (1 << 20, 4096));
         Ok(0)
     });
-    free(&driver, VOLUME, 5, 0).unwrap();
+    free(&driver, VOLUME, 5, 0, true).unwrap();
     assert!(driver.asked().is_empty(), "no extent at all is EINVAL");
-    free(&driver, VOLUME, 1 << 20, 4096).unwrap();
+    free(&driver, VOLUME, 1 << 20, 4096, true).unwrap();
     assert_eq!(driver.asked(), [(DKIOCFREE, 40)]);
 }
 

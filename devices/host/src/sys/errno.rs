@@ -55,6 +55,7 @@ errnos! {
     ENOTTY 25 Unsupported "Inappropriate ioctl for device",
     EFBIG 27 FileTooLarge "File too large",
     ENOSPC 28 StorageFull "No space left on device",
+    EROFS 30 ReadOnlyFilesystem "Read-only file system",
     ERANGE 34 Other "Result too large",
     ECANCELED 47 Other "Operation canceled",
     ENOTSUP 48 Unsupported "Operation not supported",

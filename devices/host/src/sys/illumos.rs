@@ -68,6 +68,17 @@ fn handle_kicks() {
 }
 
 impl Sys for RealSys {
+    fn is_character_device(&self, path: &str) -> SysResult<bool> {
+        let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+        let mut stat = MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: the path ends in NUL; the structure is the call's own, filled where it succeeds.
+        let stat = unsafe {
+            check(libc::stat(path.as_ptr(), stat.as_mut_ptr()))?;
+            stat.assume_init()
+        };
+        Ok(stat.st_mode & libc::S_IFMT == libc::S_IFCHR)
+    }
+
     fn open(&self, path: &str, flags: OpenFlags) -> SysResult<RawHandle> {
         let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
         let mut bits = libc::O_CLOEXEC
@@ -142,6 +153,18 @@ impl Sys for RealSys {
     fn write(&self, handle: RawHandle, buffer: &[u8]) -> SysResult<usize> {
         // SAFETY: pointer and length come from one slice.
         count(unsafe { libc::write(handle.0, buffer.as_ptr().cast(), buffer.len()) })
+    }
+
+    fn read_at(&self, handle: RawHandle, buffer: &mut [u8], offset_bytes: u64) -> SysResult<usize> {
+        let offset = libc::off_t::try_from(offset_bytes).map_err(|_| Errno::EOVERFLOW)?;
+        // SAFETY: pointer and length come from one slice.
+        count(unsafe { libc::pread(handle.0, buffer.as_mut_ptr().cast(), buffer.len(), offset) })
+    }
+
+    fn write_at(&self, handle: RawHandle, buffer: &[u8], offset_bytes: u64) -> SysResult<usize> {
+        let offset = libc::off_t::try_from(offset_bytes).map_err(|_| Errno::EOVERFLOW)?;
+        // SAFETY: pointer and length come from one slice.
+        count(unsafe { libc::pwrite(handle.0, buffer.as_ptr().cast(), buffer.len(), offset) })
     }
 
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {

@@ -124,6 +124,9 @@ pub struct Ready {
 ///
 /// Errors are the system's, untranslated: what an error of a call means is its caller's business.
 pub trait Sys: Send + Sync {
+    /// stat(2): whether the path leads to a character device, as a volume's raw device is.
+    fn is_character_device(&self, path: &str) -> SysResult<bool>;
+
     /// open(2).
     fn open(&self, path: &str, flags: OpenFlags) -> SysResult<RawHandle>;
 
@@ -160,6 +163,12 @@ pub trait Sys: Send + Sync {
 
     /// write(2).
     fn write(&self, handle: RawHandle, buffer: &[u8]) -> SysResult<usize>;
+
+    /// pread(2) of a disk: how many bytes came.
+    fn read_at(&self, handle: RawHandle, buffer: &mut [u8], offset_bytes: u64) -> SysResult<usize>;
+
+    /// pwrite(2) to a disk: how many bytes went.
+    fn write_at(&self, handle: RawHandle, buffer: &[u8], offset_bytes: u64) -> SysResult<usize>;
 
     /// poll(2) of one descriptor; `None` waits for ever. `Ok` with nothing set: the time is over.
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready>;

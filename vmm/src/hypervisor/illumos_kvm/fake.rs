@@ -111,6 +111,10 @@ impl State {
 }
 
 impl Sys for Fake {
+    fn is_character_device(&self, _path: &str) -> SysResult<bool> {
+        Ok(false)
+    }
+
     fn open(&self, path: &str, flags: OpenFlags) -> SysResult<RawHandle> {
         assert_eq!((path, flags), ("/dev/kvm", OpenFlags::READ_WRITE));
         let mut state = self.lock();
@@ -162,6 +166,14 @@ impl Sys for Fake {
     }
 
     fn write(&self, _handle: RawHandle, _buffer: &[u8]) -> SysResult<usize> {
+        Err(Errno::ENXIO)
+    }
+
+    fn read_at(&self, _handle: RawHandle, _buffer: &mut [u8], _offset_bytes: u64) -> SysResult<usize> {
+        Err(Errno::ENXIO)
+    }
+
+    fn write_at(&self, _handle: RawHandle, _buffer: &[u8], _offset_bytes: u64) -> SysResult<usize> {
         Err(Errno::ENXIO)
     }
 

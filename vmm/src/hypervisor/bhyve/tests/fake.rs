@@ -249,6 +249,10 @@ fn cpuid(arg: &mut vm_legacy_cpuid) {
 }
 
 impl Sys for FakeSys {
+    fn is_character_device(&self, _path: &str) -> SysResult<bool> {
+        Ok(false)
+    }
+
     fn open(&self, path: &str, flags: OpenFlags) -> SysResult<RawHandle> {
         let mut state = self.state();
         state.count()?;
@@ -328,6 +332,14 @@ impl Sys for FakeSys {
 
     fn write(&self, _handle: RawHandle, _buffer: &[u8]) -> SysResult<usize> {
         Err(Errno::ENOTSUP)
+    }
+
+    fn read_at(&self, _handle: RawHandle, _buffer: &mut [u8], _offset_bytes: u64) -> SysResult<usize> {
+        Err(Errno::ENXIO)
+    }
+
+    fn write_at(&self, _handle: RawHandle, _buffer: &[u8], _offset_bytes: u64) -> SysResult<usize> {
+        Err(Errno::ENXIO)
     }
 
     fn poll(&self, _handle: RawHandle, _interest: Ready, _timeout_ns: Option<u64>) -> SysResult<Ready> {
