@@ -159,12 +159,9 @@ impl<'a> Crashing<'a> {
                 all
             },
         );
-        let mut chance = 0x2545_f491_4f6c_dd1d_u64 ^ u64::from(round) << 32;
-        let trace = disk.cut_power(|_| {
-            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // By turns the whole cache is lost and half of it.
-            round % 2 == 1 && chance >> 63 == 1
-        })?;
+        // The whole cache, or half of it: each with both engines.
+        let all_is_lost = (round ^ round >> 1) & 1 == 0;
+        let trace = disk.cut_power(|block| !all_is_lost && is_kept(round, block))?;
         let order = self.judge(round, &trace, &acknowledged, report.wall);
         Ok((acknowledged, order))
     }
@@ -226,6 +223,11 @@ impl Drop for Crashing<'_> {
     }
 }
 
+/// Whether a block that was in the disk's cache has come onto it: by chance.
+fn is_kept(round: u32, block: u64) -> bool {
+    (block ^ u64::from(round) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 1
+}
+
 /// Why a boot did not do what it should.
 fn why(report: &Report) -> String {
     let failure = report.outcomes.first().and_then(|outcome| outcome.failure.clone());
@@ -257,6 +259,8 @@ fn script(round: u32, before: &BTreeMap<char, u64>, last: bool, planted: bool) -
         machine.disks = STREAMS.iter().map(Stream::image).collect();
         machine.io_uring = layout.io_uring && !planted;
         machine.packed = layout.packed;
+        // A driver uses no more queues than it has CPUs.
+        machine.cpus = layout.queues.into();
         machine.queues = Some(layout.queues);
     });
     script = script.ready().guest("mkdir -p /mnt/e /mnt/x");
