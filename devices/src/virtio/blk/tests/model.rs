@@ -456,7 +456,10 @@ impl Driver {
                 }
                 1 | 13 if succeeded => {
                     *content = vec![asked.stamp];
-                    self.acknowledged[sector as usize] = asked.stamp;
+                    // What was under way when the operator spoke may have been lost before.
+                    if asked.floor.1 == self.spoken {
+                        self.acknowledged[sector as usize] = asked.stamp;
+                    }
                 }
                 _ => {}
             }
