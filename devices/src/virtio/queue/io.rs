@@ -3,6 +3,7 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::chain::{Chain, GuestRange};
+use super::mem::{load_pair, store_byte};
 
 /// Why a chain could not be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +58,18 @@ impl<'c> Cursor<'c> {
         }
     }
 
+    /// Consumes `len` bytes where they lie in one range: the usual case, without a loop.
+    #[inline]
+    fn take_whole(&mut self, len: u32) -> Option<GuestRange> {
+        let (first, rest) = self.ranges.split_first()?;
+        let end = self.skip.checked_add(len).filter(|end| *end <= first.len)?;
+        let left = self.left.checked_sub(u64::from(len))?;
+        let piece = GuestRange { addr: first.addr.wrapping_add(u64::from(self.skip)), len };
+        (self.ranges, self.skip) = if end == first.len { (rest, 0) } else { (self.ranges, end) };
+        self.left = left;
+        Some(piece)
+    }
+
     /// Consumes `wanted` bytes piece by piece; all or, where they are not there, none.
     fn take_exact(
         &mut self,
@@ -77,7 +90,9 @@ impl<'c> Cursor<'c> {
     /// Cuts at `at` bytes from here: the part before and the part from there on.
     fn split_at(mut self, at: u64) -> Result<(Self, Self), ChainError> {
         let before = Self { left: at.min(self.left), ..self.clone() };
-        self.take_exact(at, |_| Ok(()))?;
+        if u32::try_from(at).ok().and_then(|len| self.take_whole(len)).is_none() {
+            self.take_exact(at, |_| Ok(()))?;
+        }
         Ok((before, self))
     }
 
@@ -106,6 +121,13 @@ macro_rules! stream {
             pub fn split_at(self, at: u64) -> Result<(Self, Self), ChainError> {
                 let (before, after) = self.cursor.split_at(at)?;
                 Ok((Self { mem: self.mem, cursor: before }, Self { mem: self.mem, cursor: after }))
+            }
+
+            /// The first `bytes` bytes of what is left, or all of it where it is less.
+            #[must_use]
+            pub fn first(mut self, bytes: u64) -> Self {
+                self.cursor.left = self.cursor.left.min(bytes);
+                self
             }
 
             /// Passes over `bytes` bytes.
@@ -152,6 +174,16 @@ impl<M: GuestMemory + ?Sized> Reader<'_, M> {
         })
     }
 
+    /// Copies out sixteen bytes, as two little-endian words.
+    #[inline]
+    pub fn read_pair(&mut self) -> Result<[u64; 2], ChainError> {
+        if let Some(GuestRange { addr, .. }) = self.cursor.take_whole(16) {
+            return load_pair(self.mem, addr).map_err(|_| ChainError::Memory { addr });
+        }
+        let both = u128::from_le_bytes(self.read_array()?);
+        Ok([both as u64, (both >> 64) as u64])
+    }
+
     /// Copies out `N` bytes.
     pub fn read_array<const N: usize>(&mut self) -> Result<[u8; N], ChainError> {
         let mut bytes = [0; N];
@@ -175,6 +207,13 @@ impl<M: GuestMemory + ?Sized> Writer<'_, M> {
 }
 
 impl Chain {
+    /// Writes the last byte of the device-writable part, where many devices answer with a status.
+    pub fn write_last<M: GuestMemory + ?Sized>(&self, mem: &M, byte: u8) -> Result<(), ChainError> {
+        let last = self.writable().last().ok_or(ChainError::Short { wanted: 1, left: 0 })?;
+        let addr = last.addr.wrapping_add(u64::from(last.len.saturating_sub(1)));
+        store_byte(mem, addr, byte).map_err(|_| ChainError::Memory { addr })
+    }
+
     /// The device-readable part as a stream over `mem`, the memory the chain was popped from.
     pub fn reader<'c, M: GuestMemory + ?Sized>(&'c self, mem: &'c M) -> Reader<'c, M> {
         Reader { mem, cursor: Cursor { ranges: self.readable(), skip: 0, left: self.readable_bytes } }

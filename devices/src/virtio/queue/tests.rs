@@ -494,6 +494,36 @@ fn readers_and_writers_know_bytes_not_descriptors() {
 }
 
 #[test]
+fn a_pair_of_words_and_the_last_byte_are_the_same_however_their_bytes_are_cut() {
+    let bytes: Vec<u8> = (1..=24).collect();
+    for cut in [1, 7, 8, 15, 16, 17, 24] {
+        let (mem, mut driver, mut queue) = setup(16, 0);
+        let (first, second) = bytes.split_at(cut);
+        let mut bufs = vec![Buf::Read(first.to_vec()), Buf::Read(second.to_vec()), Buf::Write(3), Buf::Write(2)];
+        if second.is_empty() {
+            bufs.remove(1);
+        }
+        let posted = driver.post(&bufs);
+        driver.publish();
+        let chain = queue.pop(&mem).unwrap().unwrap();
+        let mut reader = chain.reader(&mem);
+        assert_eq!(reader.read_pair(), Ok([0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09]), "cut at {cut}");
+        assert_eq!(reader.remaining(), 8);
+        assert!(reader.read_pair().is_err());
+        assert_eq!(reader.read_array(), Ok([17, 18, 19, 20, 21, 22, 23, 24]));
+        assert_eq!(chain.writer(&mem).first(4).remaining(), 4);
+        assert_eq!(chain.writer(&mem).first(9).remaining(), 5);
+        let mut ranges = Vec::new();
+        chain.writer(&mem).first(4).append_ranges(&mut ranges);
+        assert_eq!(ranges.iter().map(|range| range.len).collect::<Vec<_>>(), [3, 1]);
+        chain.write_last(&mem, 0x5a).unwrap();
+        let last = *posted.buffers.last().unwrap();
+        assert_eq!(driver.read(last), [0xee, 0x5a]);
+        queue.push(&mem, chain, 5).unwrap();
+    }
+}
+
+#[test]
 fn the_largest_split_ring_works_to_its_last_entry() {
     let mem = guest_ram(0x40_0000);
     let state = QueueState {

@@ -116,16 +116,19 @@ impl Parser {
     }
 
     /// Entries of the indirect table of `len` bytes at `addr`, which is wholly inside guest memory then.
-    pub(super) fn table_entries<M: RingMem + ?Sized>(&self, mem: &M, addr: u64, len: u32) -> Result<u16, QueueError> {
+    pub(super) fn table_entries<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        addr: u64,
+        len: u32,
+    ) -> Result<u16, QueueError> {
         let entries = u64::from(len).checked_div(Descriptor::SIZE).unwrap_or_default();
         let entries = u16::try_from(entries).unwrap_or(u16::MAX);
         let whole = u64::from(entries).wrapping_mul(Descriptor::SIZE) == u64::from(len);
         if entries == 0 || entries > self.size || !whole {
             return Err(QueueError::IndirectLength { len, size: self.size });
         }
-        if !mem.contains(addr, u64::from(len)) {
-            return Err(OutsideMemory { addr, len: u64::from(len) }.into());
-        }
+        self.check_buffer(mem, addr, u64::from(len))?;
         Ok(entries)
     }
 
