@@ -11,6 +11,8 @@ mod linux {
     use std::path::{Path, PathBuf};
     use std::process::{Command, ExitCode, Stdio};
 
+    use std::time::Duration;
+
     use benches::disk::{self, EngineShape, Figure, Load, Raw, Stack};
     use benches::null::NullQueue;
     use devices_host::engine::Kind;
@@ -54,7 +56,9 @@ mod linux {
             }
             _ => {
                 let kind = if side == "threads" { Kind::Threads } else { Kind::IoUring };
-                let mut stack = Stack::start(path, &load, EngineShape { kind, timed: false }).expect("a stack");
+                let mut stack =
+                    Stack::start(path, &load, EngineShape { kind, timed: false, halt_poll: Duration::ZERO })
+                        .expect("a stack");
                 stack.run_count(requests);
             }
         }

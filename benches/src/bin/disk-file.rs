@@ -49,6 +49,10 @@ mod linux {
         /// Run ahead of everything else on the machine (root)
         #[arg(long)]
         realtime: bool,
+        /// With more than one request in flight: how long the driver's CPU looks for an interrupt before it sleeps, µs, as
+        /// KVM does for a vCPU that halts
+        #[arg(long, default_value_t = 200)]
+        halt_poll_us: u64,
         /// Fail when a limit is not kept
         #[arg(long)]
         check: bool,
@@ -102,7 +106,9 @@ mod linux {
         let title = title(load);
         let time = Duration::from_millis(options.ms);
         let mut raw = Raw::new(disk::open(&options.file, load.direct)?, load)?;
-        let shape = |kind, timed| EngineShape { kind, timed };
+        // One request at a time is measured by its time, to the last wake-up.
+        let halt_poll = Duration::from_micros(if load.depth > 1 { options.halt_poll_us } else { 0 });
+        let shape = |kind, timed| EngineShape { kind, timed, halt_poll };
         let start = |kind, timed| Stack::start(&options.file, load, shape(kind, timed));
         let mut stacks = ENGINES.map(|(_, kind)| start(kind, false)).into_iter().collect::<io::Result<Vec<_>>>()?;
         let mut sides: [Side; 3] = Default::default();
@@ -191,7 +197,8 @@ mod linux {
             disk::set_cached(&options.file, !direct)?;
             let load = Load { depth: 32, bytes: 4 << 10, random: true, direct };
             for (engine, kind) in ENGINES {
-                let mut stack = Stack::start(&options.file, &load, EngineShape { kind, timed: false })?;
+                let mut stack =
+                    Stack::start(&options.file, &load, EngineShape { kind, timed: false, halt_poll: Duration::ZERO })?;
                 let (mut parked, mut call) = (Vec::new(), Vec::new());
                 for _ in 0..options.resets {
                     let times = stack.reset_under_load();

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use devices::GuestRam;
@@ -14,6 +14,7 @@ use devices::virtio::counters::{QueueCounters, QueueCountersSnapshot};
 use devices::virtio::{Activation, NeedsReset, QueueRunner, VirtioInterrupt};
 use devices::wake::Wake;
 use devices_host::Event;
+use devices_host::clock::monotonic_ns;
 use devices_host::disk::{Cache, Disk, DiskOptions};
 use devices_host::engine::{Engine, EngineOptions, Kind};
 use devices_host::ram::{RamOptions, allocate};
@@ -61,6 +62,9 @@ pub struct EngineShape {
     pub kind: Kind,
     /// Take the time of what the worker does to a request, which costs time itself.
     pub timed: bool,
+    /// How long the driver's CPU looks for an interrupt before it sleeps. KVM does so for a vCPU that halts (its parameter
+    /// `halt_poll_ns`, 200 µs by default).
+    pub halt_poll: Duration,
 }
 
 /// A running disk with its driver.
@@ -120,7 +124,12 @@ impl Stack {
         let workers = DeviceWorkers::spawn(&mem, Rings::default(), vec![spec])?;
         bind_current(&[DRIVER_CPU])?;
         let worker_thread = wait_for_thread(&name)?;
-        let interrupt = Arc::new(Interrupt(Event::new()?));
+        let interrupt = Arc::new(Interrupt {
+            event: Event::new()?,
+            pending: AtomicBool::new(false),
+            poll: shape.halt_poll,
+            clock: clock.clone(),
+        });
         let stack = Self {
             workers,
             driver,
@@ -223,7 +232,7 @@ impl Stack {
         }
         let parked = start.elapsed();
         self.driver.reset();
-        self.interrupt.0.clear();
+        self.interrupt.event.clear();
         self.activate();
         (parked, call)
     }
@@ -277,17 +286,35 @@ fn wait_for_thread(name: &str) -> io::Result<i32> {
 }
 
 /// An interrupt as KVM takes it: one write to an eventfd.
-struct Interrupt(Event);
+struct Interrupt {
+    event: Event,
+    /// For a driver that has not gone to sleep yet.
+    pending: AtomicBool,
+    poll: Duration,
+    clock: Arc<WorkerClock>,
+}
 
 impl Interrupt {
+    /// Waits for one; it may end without one, when an earlier one was noticed before its event was taken.
     fn wait(&self) {
-        self.0.wait();
+        if !self.poll.is_zero() {
+            let end = Instant::now() + self.poll;
+            while Instant::now() < end {
+                if self.pending.swap(false, Ordering::Acquire) {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        self.event.wait();
     }
 }
 
 impl VirtioInterrupt for Interrupt {
     fn queue_used(&self, _queue: u16) {
-        self.0.wake();
+        self.clock.end_of_work();
+        self.pending.store(true, Ordering::Release);
+        self.event.wake();
     }
 
     fn config_changed(&self) {}
@@ -352,10 +379,30 @@ struct WorkerClock {
     submits: AtomicU64,
     complete_ns: AtomicU64,
     completes: AtomicU64,
+    /// When the disk last reported completions, and how many; 0 where the worker is done with them.
+    reported_ns: AtomicU64,
+    reported: AtomicU64,
 }
 
-/// A back end that takes the time around what the worker does: a worker asks for room before it takes a chain, and
-/// returns a chain inside the call that reports its completion.
+impl WorkerClock {
+    /// The disk has reported completions, and the worker begins to return them.
+    fn begin_of_work(&self, reported: u64) {
+        self.reported.store(reported, Ordering::Relaxed);
+        self.reported_ns.store(if reported > 0 { monotonic_ns() } else { 0 }, Ordering::Relaxed);
+    }
+
+    /// The worker has returned them: it shows them to the driver, or asks the disk for something else.
+    fn end_of_work(&self) {
+        let began = self.reported_ns.swap(0, Ordering::Relaxed);
+        if began > 0 {
+            self.complete_ns.fetch_add(monotonic_ns() - began, Ordering::Relaxed);
+            self.completes.fetch_add(self.reported.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A back end that takes the time around what the worker does: from asking for room, which comes before taking a chain, to
+/// the chain's submission; and from the report of completions to the next thing that the worker asks of anybody.
 struct Timed<B> {
     disk: B,
     clock: Arc<WorkerClock>,
@@ -366,6 +413,7 @@ struct Timed<B> {
 impl<B: BlkBackend<GuestRam>> BlkBackend<GuestRam> for Timed<B> {
     fn has_room(&self) -> bool {
         if self.timed {
+            self.clock.end_of_work();
             self.popping.set(Some(Instant::now()));
         }
         self.disk.has_room()
@@ -391,16 +439,16 @@ impl<B: BlkBackend<GuestRam>> BlkBackend<GuestRam> for Timed<B> {
     }
 
     fn poll(&mut self, mem: &GuestRam, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
-        let Self { disk, clock, timed, .. } = self;
-        if !*timed {
-            return disk.poll(mem, done);
+        if !self.timed {
+            return self.disk.poll(mem, done);
         }
-        disk.poll(mem, &mut |token, result| {
-            let start = Instant::now();
+        self.clock.end_of_work();
+        let mut reported = 0;
+        self.disk.poll(mem, &mut |token, result| {
+            reported += 1;
             done(token, result);
-            clock.complete_ns.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            clock.completes.fetch_add(1, Ordering::Relaxed);
         });
+        self.clock.begin_of_work(reported);
     }
 
     fn cancel_all(&mut self) {

@@ -72,6 +72,13 @@ impl VectorBuffer {
             if len == 0 {
                 continue;
             }
+            // In one region, nearly always: without an iterator over regions.
+            if let Ok(slice) = mem.get_slice(GuestAddress(range.address), len) {
+                let pointer = slice.ptr_guard_mut().as_ptr();
+                self.vectors.push(libc::iovec { iov_base: pointer.cast(), iov_len: len });
+                len_bytes = len_bytes.saturating_add(len);
+                continue;
+            }
             for slice in mem.get_slices(GuestAddress(range.address), len) {
                 let slice = slice.map_err(|_| OutsideMemory(range))?;
                 // The guard is of no consequence for mapped memory: the mapping lives as long as `mem`.

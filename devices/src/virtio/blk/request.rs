@@ -89,11 +89,11 @@ pub(super) fn parse<M: GuestMemory + ?Sized>(
     mode: Mode,
     rest: &mut Vec<Work>,
 ) -> Result<Outcome, Status> {
-    let (mut header, out_data) = chain.reader(mem).split_at(HEADER_BYTES)?;
+    let mut out_data = chain.reader(mem);
+    let [first, sector] = out_data.read_pair()?;
+    // The upper half is reserved.
+    let kind = first as u32;
     let data_bytes = chain.writable_bytes().checked_sub(1).ok_or(Status::IoErr)?;
-    let kind = u32::from_le_bytes(header.read_array()?);
-    header.skip(4)?;
-    let sector = u64::from_le_bytes(header.read_array()?);
 
     let mut erase = |limits: Option<EraseLimits>, bit: u64, op: fn(u32, bool) -> Option<BlkOp>| {
         let limits = limits.filter(|_| mode.features & bit != 0).ok_or(Status::Unsupported)?;
@@ -164,7 +164,7 @@ pub(super) fn data_ranges<M: GuestMemory + ?Sized>(
     ranges: &mut Vec<GuestRange>,
 ) -> Result<(), ChainError> {
     match work.op {
-        BlkOp::Read => chain.writer(mem).split_at(work.len_bytes)?.0.append_ranges(ranges),
+        BlkOp::Read => chain.writer(mem).first(work.len_bytes).append_ranges(ranges),
         BlkOp::Write { .. } => chain.reader(mem).split_at(HEADER_BYTES)?.1.append_ranges(ranges),
         BlkOp::Flush | BlkOp::Discard | BlkOp::WriteZeroes { .. } => {}
     }

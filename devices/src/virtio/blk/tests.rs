@@ -438,6 +438,32 @@ fn a_step_takes_at_most_one_ring_of_chains() {
     assert!(!rig.worker.step(&rig.mem).again);
 }
 
+/// So that the driver can take what is done while the worker goes on.
+#[test]
+fn a_step_ends_after_sixteen_chains_or_128_kib() {
+    let mem = guest_ram(0x40_0000);
+    let device = BlkDevice::new(BlkConfig { capacity_sectors: 1024, ..BlkConfig::default() });
+    let disk = MemoryDisk::new(1024 * 512);
+    let mut worker = device.worker(0, disk.clone(), Arc::default());
+    let mut driver = DriverQueue::new(&mem, 0x10_0000, 256, MODERN);
+    worker.start(&mem, 0, driver.state(), &RecordingInterrupt::new().activation(MODERN));
+    let mut steps_for = |bytes: u32, requests: usize| {
+        for _ in 0..requests {
+            driver.post(&[header(0, 0), Buf::Write(bytes), Buf::Write(1)]);
+        }
+        driver.publish();
+        let mut done = Vec::new();
+        while done.iter().sum::<usize>() < requests {
+            worker.step(&mem);
+            done.push(driver.used().len());
+        }
+        done
+    };
+    assert_eq!(steps_for(512, 40), [16, 16, 8]);
+    assert_eq!(steps_for(64 << 10, 4), [2, 2]);
+    assert_eq!(steps_for(256 << 10, 2), [1, 1]);
+}
+
 #[test]
 fn configuration_space_shows_the_disk() {
     let erase = EraseLimits { max_sectors: 0x1000, max_segments: 1, alignment_sectors: 8 };

@@ -18,10 +18,16 @@ use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 
+/// The most chains a step takes, and the bytes after which it takes no more. A disk that answers at once (the host has
+/// the data in memory) answers them all before the driver is shown the first: with all of a long queue in one step the
+/// driver sleeps while the worker works, and the worker while the driver does.
+const ROUND_CHAINS: u16 = 16;
+const ROUND_BYTES: u64 = 128 << 10;
+
 /// Runs one queue of a [`BlkDevice`](super::BlkDevice) over a disk.
 ///
-/// A request is acknowledged when the disk has completed it, in whatever order that happens. A step takes at most as
-/// many chains as the queue has entries. The worker is woken by kicks and by the disk.
+/// A request is acknowledged when the disk has completed it, in whatever order that happens. A step takes a few
+/// chains. The worker is woken by kicks and by the disk.
 ///
 /// What a disk failed, the guest hears of, or it is kept ([`OnError`](super::OnError)): requests that are kept outlast a
 /// pause, and are tried again when the queue is started after it.
@@ -123,8 +129,11 @@ impl<B> BlkWorker<B> {
         self.queue.disable_kicks(mem);
         self.backend.set_write_cache(!self.mode.durable(&self.shared));
         self.throttle.begin_step();
-        let (mut drained, mut wake_at_ns) = (false, None);
-        for _ in 0..self.queue.size() {
+        let (mut drained, mut wake_at_ns, mut bytes) = (false, None, 0u64);
+        for _ in 0..self.queue.size().min(ROUND_CHAINS) {
+            if bytes >= ROUND_BYTES {
+                break;
+            }
             if !self.backend.has_room() {
                 break;
             }
@@ -136,6 +145,7 @@ impl<B> BlkWorker<B> {
                 drained = true;
                 break;
             };
+            bytes = bytes.saturating_add(chain.readable_bytes()).saturating_add(chain.writable_bytes());
             self.begin(mem, chain);
         }
         self.backend.commit();
@@ -404,8 +414,10 @@ fn finish<M: GuestMemory>(queue: &mut WorkerQueue, mem: &M, chain: Chain, status
         return queue.push(mem, chain, 0);
     };
     let alone = chain.writable().last().is_none_or(|last| last.len == 1);
-    let at = if is_planted(Defect::StatusMisplaced) && !alone { 0 } else { data_bytes };
-    let written = chain.writer(mem).split_at(at).and_then(|(_, mut byte)| byte.write(&[status as u8]));
+    let written = match is_planted(Defect::StatusMisplaced) && !alone {
+        true => chain.writer(mem).write(&[status as u8]),
+        false => chain.write_last(mem, status as u8),
+    };
     debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
     // §2.7.8.2: `len` counts from the start of the writable part without gaps, so it includes the status byte only
     // where all data before it was written.
