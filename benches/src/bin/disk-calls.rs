@@ -9,7 +9,6 @@ mod linux {
     use std::collections::BTreeMap;
     use std::path::Path;
     use std::process::{Command, ExitCode, Stdio};
-
     use std::time::Duration;
 
     use benches::disk::{self, EngineShape, Load, Stack};

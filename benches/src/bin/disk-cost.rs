@@ -10,7 +10,6 @@
 mod linux {
     use std::path::{Path, PathBuf};
     use std::process::{Command, ExitCode, Stdio};
-
     use std::time::Duration;
 
     use benches::disk::{self, EngineShape, Figure, Load, Raw, Stack};

@@ -1,7 +1,6 @@
 //! zvmm's own way from a driver's ring to a file and back: queue worker in its thread, engine, real wake-ups.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
