@@ -16,10 +16,13 @@ use devices::virtio::testing::{Buf, DriverQueue, InlineRunner, MemoryDisk, Used,
 const VERSION_1: u64 = 1 << 32;
 const BASE: u64 = 0x10_0000;
 const STATUS: u64 = 0x14;
+const GENERATION: u64 = 0x15;
 const SELECT: u64 = 0x16;
 const SIZE: u64 = 0x18;
 const ENABLE: u64 = 0x1c;
 const RESET: u64 = 0x3a;
+const ISR: u64 = 0x1000;
+const CAPACITY: u64 = 0x2000;
 const NOTIFY: u64 = 0x3000;
 
 struct Line;
@@ -32,6 +35,7 @@ struct Machine {
     mem: GuestRam,
     function: Arc<VirtioPci>,
     runner: Arc<InlineRunner>,
+    device: BlkDevice,
     disk: MemoryDisk,
     driver: DriverQueue,
     /// Offset of the configuration-access capability (§4.1.4.9).
@@ -44,15 +48,19 @@ fn machine() -> Machine {
 }
 
 fn machine_over(mem: GuestRam) -> Machine {
+    machine_of(mem, 64)
+}
+
+fn machine_of(mem: GuestRam, capacity_sectors: u64) -> Machine {
     let disk = MemoryDisk::new(64 * 512);
-    let config = BlkConfig { capacity_sectors: 64, queue_size: 128, config_wce: true, ..Default::default() };
+    let config = BlkConfig { capacity_sectors, queue_size: 128, config_wce: true, ..Default::default() };
     let device = BlkDevice::new(config);
     let worker = Box::new(device.worker(0, disk.clone(), Arc::default()));
     let runner = Arc::new(InlineRunner::new(&mem, InlineRunner::ALL_RINGS, vec![worker]));
     let windows = Windows { io: 0xc000..0x1_0000, mem32: 0xe000_0000..0xf000_0000, mem64: None, prefer_mem64: false };
     let function = VirtioPci::new(VirtioPciParts {
         name: "disk".to_owned(),
-        device: Arc::new(device),
+        device: Arc::new(device.clone()),
         runner: runner.clone(),
         msix: Vec::new(),
         intx: Arc::new(Line),
@@ -66,7 +74,7 @@ fn machine_over(mem: GuestRam) -> Machine {
     .unwrap();
     // Replaced at start; elsewhere, so that it leaves the rings of a machine that moves alone.
     let driver = DriverQueue::new(&mem, 2 * BASE, 16, 0);
-    let mut machine = Machine { mem, function, runner, disk, driver, window: 0, parked: None };
+    let mut machine = Machine { mem, function, runner, device, disk, driver, window: 0, parked: None };
     let mut at = machine.config(0x34, 1) as u16;
     while machine.config(at, 1) != 9 || machine.config(at + 3, 1) != 5 {
         at = machine.config(at + 1, 1) as u16;
@@ -254,4 +262,45 @@ fn a_disk_that_its_driver_made_write_through_is_that_after_restore_too() {
     two.driver.publish();
     assert!(two.runner.step(100));
     assert_eq!(two.disk.take_log(), [BlkOp::Write { durable: true }]);
+}
+
+#[test]
+fn a_driver_that_looked_at_the_generation_before_a_restore_is_not_fooled_by_it_after() {
+    let mut one = machine();
+    one.start(VERSION_1);
+    for sectors in [63, 62, 61] {
+        one.device.set_capacity(sectors);
+        one.get(GENERATION, 1);
+    }
+    let seen = one.get(GENERATION, 1);
+    assert_ne!(seen, machine().get(GENERATION, 1), "a new device starts another count");
+    let queues = one.runner.pause(10).unwrap();
+    let saved = one.function.save();
+    let restored = |capacity| {
+        let machine = machine_of(one.mem.clone(), capacity);
+        machine.function.restore(&saved, &queues).unwrap();
+        machine
+    };
+    let mut same = restored(61);
+    assert_eq!((same.get(GENERATION, 1), same.get(ISR, 1)), (seen, 0), "nothing has changed");
+    same.device.set_capacity(60);
+    assert_ne!(same.get(GENERATION, 1), seen);
+    // The disk has another size where the machine goes on: the driver is told, and a look in two halves notices it.
+    let mut other = restored(64);
+    assert_eq!((other.get(CAPACITY, 1), other.get(ISR, 1)), (64, 2));
+    assert_ne!(other.get(GENERATION, 1), seen);
+}
+
+#[test]
+fn a_change_that_the_driver_has_not_seen_yet_shows_after_a_restore() {
+    let mut one = machine();
+    one.start(VERSION_1);
+    let seen = one.get(GENERATION, 1);
+    one.device.set_capacity(8);
+    let queues = one.runner.pause(10).unwrap();
+    let saved = one.function.save();
+    let mut two = machine_of(one.mem.clone(), 8);
+    two.function.restore(&saved, &queues).unwrap();
+    assert_eq!(two.function.save(), saved);
+    assert_ne!(two.get(GENERATION, 1), seen);
 }

@@ -115,8 +115,8 @@ impl VirtioDevice for ConsoleDevice {
         CONFIG_BYTES as u32
     }
 
-    fn config_generation(&self) -> u8 {
-        self.shared.generation.show()
+    fn generation(&self) -> Option<&Generation> {
+        Some(&self.shared.generation)
     }
 }
 

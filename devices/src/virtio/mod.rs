@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::park::Parked;
 use crate::pci::StateError;
+pub use generation::Generation;
 
 /// Where a driver put one virtqueue and how far it has got (virtio 1.3 §2.7, §2.8): all a worker needs to start it, and all
 /// that is left of it when it stops. Start and stop with this state are reset, pause, save and restore alike.
@@ -77,10 +78,15 @@ pub trait VirtioDevice: Send + Sync {
     /// Length of the device configuration space in bytes.
     fn config_len(&self) -> u32;
 
+    /// What counts the changes of the configuration space, of a device whose space the host changes.
+    fn generation(&self) -> Option<&Generation> {
+        None
+    }
+
     /// Differs from what it was at the last call where the configuration space has changed since (virtio 1.3 §2.5,
     /// §4.1.4.3.1).
     fn config_generation(&self) -> u8 {
-        0
+        self.generation().map_or(0, Generation::show)
     }
 
     /// The driver has settled its features (FEATURES_OK): the configuration space may look different from now on. Called

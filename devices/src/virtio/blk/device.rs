@@ -170,6 +170,11 @@ impl BlkDevice {
         BlkWorker::new(self.shared.clone(), queue, backend, counters)
     }
 
+    /// The size of the disk, in 512-byte sectors.
+    pub fn capacity_sectors(&self) -> u64 {
+        self.shared.capacity_sectors.load(Ordering::Acquire)
+    }
+
     /// Changes the size of the disk. The caller tells the driver, through
     /// [`VirtioInterrupt::config_changed`](crate::virtio::VirtioInterrupt::config_changed). Requests in flight keep
     /// the bounds they were checked against, so a disk is made smaller only after its requests have drained.
@@ -283,8 +288,8 @@ impl VirtioDevice for BlkDevice {
         CONFIG_BYTES as u32
     }
 
-    fn config_generation(&self) -> u8 {
-        self.shared.generation.show()
+    fn generation(&self) -> Option<&Generation> {
+        Some(&self.shared.generation)
     }
 
     fn features_accepted(&self, features: u64) {

@@ -151,7 +151,7 @@ impl VirtioDevice for NetDevice {
         CONFIG_BYTES as u32
     }
 
-    fn config_generation(&self) -> u8 {
-        self.link.generation.show()
+    fn generation(&self) -> Option<&Generation> {
+        Some(&self.link.generation)
     }
 }

@@ -16,8 +16,11 @@ use crate::bus::Access;
 use crate::park::Parked;
 use crate::pci::{BarListener, StateError};
 use crate::planted::{Defect, is_planted, panic_if_planted};
+use crate::virtio::generation::Count;
 use crate::virtio::queue::{F_IN_ORDER, F_RING_PACKED};
-use crate::virtio::{Activation, F_RING_RESET, QueueRunner, QueueState, VirtioDevice};
+use crate::virtio::{
+    Activation, F_RING_RESET, Generation, QueueRunner, QueueState, VirtioDevice, VirtioInterrupt as _,
+};
 use crate::wake::Wake;
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -105,8 +108,10 @@ pub struct TransportState {
     running: bool,
     /// A reset was pending: it is complete after restore, because nothing runs then.
     resetting: bool,
-    /// What the driver has written to the device's configuration space.
-    driver_config: Vec<u8>,
+    /// The device's configuration space: what the driver has written to it, and what it has read of it.
+    device_config: Vec<u8>,
+    /// How often that has changed, as far as the driver knows.
+    generation: Count,
 }
 
 /// The interface a register was written through.
@@ -449,7 +454,7 @@ impl Core {
         let registers = self.registers();
         let interrupts = &self.interrupts;
         TransportState {
-            version: 1,
+            version: 2,
             status: interrupts.status(),
             legacy: interrupts.legacy(),
             isr: interrupts.isr(),
@@ -463,15 +468,14 @@ impl Core {
             queue_vectors: (0..self.queue_count()).map(|queue| interrupts.queue_vector(queue)).collect(),
             running: self.running.load(SeqCst),
             resetting: registers.resetting.is_some(),
-            driver_config: self.driver_config(),
+            device_config: self.device_config(),
+            generation: self.device.generation().map(Generation::save).unwrap_or_default(),
         }
     }
 
-    /// What the driver has written to the configuration space of the device.
-    fn driver_config(&self) -> Vec<u8> {
-        let range = self.device.driver_config();
-        let mut bytes = vec![0; range.len()];
-        self.device.read_config(range.start, &mut bytes);
+    fn device_config(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.device.config_len() as usize];
+        self.device.read_config(0, &mut bytes);
         bytes
     }
 
@@ -479,8 +483,8 @@ impl Core {
     pub(super) fn check(&self, state: &TransportState, queues: &[(u16, QueueState)]) -> Result<(), StateError> {
         let refuse = |why| Err(StateError { what: "a virtio transport", why });
         let maximum = self.device.queue_max_sizes();
-        if state.version != 1 {
-            return refuse("its version is not 1");
+        if state.version != 2 {
+            return refuse("its version is not 2");
         }
         if state.queues.len() != maximum.len() || state.queue_vectors.len() != maximum.len() {
             panic_if_planted(Defect::StateTrusted);
@@ -489,8 +493,8 @@ impl Core {
         if state.queues.iter().zip(maximum).any(|(queue, maximum)| queue.size > *maximum) {
             return refuse("a queue is larger than the device has it");
         }
-        if state.driver_config.len() != self.device.driver_config().len() {
-            return refuse("the configuration space differs");
+        if state.device_config.len() != self.device.config_len() as usize {
+            return refuse("the configuration space has another length");
         }
         let registers = self.registers();
         if self.running.load(SeqCst) || registers.resetting.is_some() {
@@ -522,11 +526,14 @@ impl Core {
         if state.resetting {
             *registers = Registers::new(&*self.device);
             self.interrupts.reset();
+            self.restore_generation(state);
             return Ok(());
         }
         let interface = if state.legacy { Interface::Legacy } else { Interface::Modern };
         let offered = self.offered(interface);
-        self.device.write_config(self.device.driver_config().start, &state.driver_config);
+        let written = self.device.driver_config();
+        let bytes = state.device_config.get(written.start as usize..written.end as usize).unwrap_or_default();
+        self.device.write_config(written.start, bytes);
         registers.device_feature_select = state.device_feature_select;
         registers.driver_feature_select = state.driver_feature_select;
         registers.driver_features = state.driver_features;
@@ -543,10 +550,24 @@ impl Core {
                 QueueReset::Done | QueueReset::None => {}
             }
         }
+        let changed = self.restore_generation(state);
         if state.running {
             self.start_queues(state.driver_features & offered, *legacy, queues.to_vec());
         }
+        if changed {
+            self.interrupts.config_changed();
+        }
         Ok(())
+    }
+
+    /// Has the device count on from what the driver saw last. Says whether its configuration space looks different from
+    /// what was saved: a disk that has another size by now.
+    fn restore_generation(&self, state: &TransportState) -> bool {
+        let changed = self.device_config() != state.device_config;
+        if let Some(generation) = self.device.generation() {
+            generation.restore(state.generation, changed);
+        }
+        changed
     }
 }
 
