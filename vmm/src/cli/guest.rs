@@ -86,8 +86,10 @@ pub struct GuestArgs {
     /// Disk (virtio-blk) with raw contents: a file or block device. Again for more disks
     ///
     /// Keys: ro (the guest cannot write), slot=DEVICE[.FUNCTION] (place on the PCI bus), serial=TEXT (up to 20
-    /// characters), queues=N (1 to 32; the vCPUs up to 4), queue_size=N (256), packed, in_order (ring
-    /// features to offer, as with qemu), engine=threads|io_uring (who does its work: threads),
+    /// characters; the id given, or else one that follows from the path), queues=N (1 to 16; the vCPUs up to
+    /// 4), queue_size=N (4 to 1024; 256), block_size=BYTES, physical_block_size=BYTES (what the guest sees:
+    /// 512 to 4096 and 512 to 1048576; as the disk has them), packed, in_order (ring features to offer, as with
+    /// qemu), engine=threads|io_uring (who does its work: threads),
     /// cache=direct|buffered (around the host's page cache or through it; on Linux around it, where the disk can),
     /// werror=report|stop|enospc, rerror=report|stop (what becomes of requests that the host's disk fails: report
     /// gives the guest an I/O error, stop holds the guest until cont on the control socket tries again, enospc
@@ -151,7 +153,11 @@ pub struct GuestArgs {
     /// After a panic told through --pvpanic: report [default] and go on, or exit with status 7
     #[arg(long, value_name = "report|exit", help_heading = "Life cycle")]
     pub on_panic: Option<String>,
-    /// Unix socket for control (QMP): query-status, query-stats, stop, cont, system_powerdown, system_reset, quit
+    /// Unix socket for control (QMP): query-status, query-stats, stop, cont, system_powerdown, system_reset, quit,
+    /// block_resize
+    ///
+    /// It speaks qemu's protocol. block_resize gives a disk (device: its id) another size in bytes while the guest
+    /// runs; without a size, what its file or device has by now.
     #[arg(long, value_name = "PATH", help_heading = "Life cycle")]
     pub qmp: Option<PathBuf>,
     /// What is logged on stderr: a level (off, error, warn [default], info, debug, trace) and levels of modules
@@ -322,6 +328,8 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         "serial",
         "queues",
         "queue_size",
+        "block_size",
+        "physical_block_size",
         "packed",
         "in_order",
         "engine",
@@ -342,6 +350,8 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         serial: given.text("serial")?,
         queues: given.number("queues")?,
         queue_size: given.number("queue_size")?.unwrap_or(defaults.queue_size),
+        block_size: given.number("block_size")?,
+        physical_block_size: given.number("physical_block_size")?,
         packed: given.flag("packed")?,
         in_order: given.flag("in_order")?,
         engine: named("--disk: engine", &given.text("engine")?)?.unwrap_or_default(),

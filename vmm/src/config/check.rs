@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::values::format_size;
 use super::{
-    DEFAULT_LOW_SPLIT, DebugPortConfig, DiskConfig, MAX_DISK_QUEUES, MAX_DISK_SERIAL, MAX_VCPUS, PAGE_SIZE,
-    SerialBackend, VmConfig,
+    DEFAULT_LOW_SPLIT, DebugPortConfig, DiskConfig, MAX_BLOCK_BYTES, MAX_DISK_QUEUES, MAX_DISK_SERIAL,
+    MAX_PHYSICAL_BLOCK_BYTES, MAX_VCPUS, PAGE_SIZE, SerialBackend, VmConfig,
 };
 
 /// Why there is no guest: the configuration is wrong. One line, naming the setting.
@@ -214,7 +214,7 @@ impl VmConfig {
                 own.0[0] &= !1;
                 found.add(id, format!("mac {} is multicast (the first octet is odd); use for example {own}", net.mac));
             }
-            check_queue_size(id, net.queue_size, found);
+            check_queue_size(id, net.queue_size, 2, found);
             for other in &self.nets[..index] {
                 if other.tap == net.tap {
                     found.add(id, format!("tap {tap} is already taken by {}", other.id));
@@ -319,12 +319,23 @@ fn check_disk(disk: &DiskConfig, found: &mut Problems) {
     {
         found.add(id, format!("{queues} queues are not possible; a disk has 1 to {MAX_DISK_QUEUES}"));
     }
-    check_queue_size(id, disk.queue_size, found);
+    check_queue_size(id, disk.queue_size, 4, found);
+    check_block_size(id, "block_size", disk.block_size, 512, MAX_BLOCK_BYTES, found);
+    let least = disk.block_size.unwrap_or(512);
+    check_block_size(id, "physical_block_size", disk.physical_block_size, least, MAX_PHYSICAL_BLOCK_BYTES, found);
 }
 
-fn check_queue_size(id: &str, size: u16, found: &mut Problems) {
-    if !(2..=1024).contains(&size) || !size.is_power_of_two() {
-        found.add(id, format!("queue size {size} is not possible; it is a power of two from 2 to 1024"));
+fn check_queue_size(id: &str, size: u16, least: u16, found: &mut Problems) {
+    if !(least..=1024).contains(&size) || !size.is_power_of_two() {
+        found.add(id, format!("queue size {size} is not possible; it is a power of two from {least} to 1024"));
+    }
+}
+
+fn check_block_size(id: &str, key: &str, size: Option<u32>, least: u32, most: u32, found: &mut Problems) {
+    if let Some(size) = size
+        && (!(least..=most).contains(&size) || !size.is_power_of_two())
+    {
+        found.add(id, format!("{key} {size} is not possible; it is a power of two from {least} to {most}"));
     }
 }
 

@@ -162,14 +162,45 @@ fn disk_settings_outside_their_limits_are_refused() {
     let disk = DiskConfig::new("d");
     let long = DiskConfig { serial: Some("x".repeat(21)), ..disk.clone() };
     assert!(with_disk(long).check().unwrap_err().to_string().contains("at most 20 printable"));
-    for queues in [0, 33] {
+    for queues in [0, 17] {
         let bad = DiskConfig { queues: Some(queues), ..disk.clone() };
-        assert!(with_disk(bad).check().unwrap_err().to_string().contains("a disk has 1 to 32"));
+        assert!(with_disk(bad).check().unwrap_err().to_string().contains("a disk has 1 to 16"));
     }
-    for queue_size in [0, 1, 3, 100, 2048] {
+    for queue_size in [0, 1, 2, 3, 100, 2048, 32768] {
         let bad = DiskConfig { queue_size, ..disk.clone() };
         assert!(with_disk(bad).check().unwrap_err().to_string().contains("power of two"), "{queue_size}");
     }
+    for (block_size, physical_block_size) in [(Some(256), None), (Some(8192), None), (Some(4096), Some(512))] {
+        let bad = DiskConfig { block_size, physical_block_size, ..disk.clone() };
+        assert!(with_disk(bad).check().unwrap_err().to_string().contains("block_size"), "{block_size:?}");
+    }
+    for (queues, queue_size, block_size) in [(1, 4, 512), (16, 1024, 4096)] {
+        let good = DiskConfig { queues: Some(queues), queue_size, block_size: Some(block_size), ..disk.clone() };
+        assert_eq!(with_disk(good).check(), Ok(()));
+    }
+}
+
+#[test]
+fn the_serial_numbers_of_disks_stay_when_other_disks_come_and_go() {
+    let serials = |paths: &[&str]| {
+        let disks = paths.iter().map(|path| DiskConfig::new(*path)).collect();
+        let mut config = VmConfig { disks, ..VmConfig::default() };
+        config.name_devices();
+        config.disks.into_iter().map(|disk| disk.serial.unwrap()).collect::<Vec<_>>()
+    };
+    let [a, b, c] = serials(&["a", "b", "a"]).try_into().unwrap();
+    assert!(a != b && b != c && a != c);
+    assert_eq!(serials(&["x", "b", "a"])[1..], [b, a]);
+}
+
+#[test]
+fn a_serial_number_is_written_down_with_the_configuration() {
+    let mut config = with_disk(DiskConfig { id: "root".into(), ..DiskConfig::new("d") });
+    config.disks.push(DiskConfig::new("e"));
+    config.name_devices();
+    let again = VmConfig::from_json(std::path::Path::new("vm.json"), &config.to_json()).unwrap();
+    assert_eq!(again, config, "an id that was not given is not taken for one that was");
+    assert_eq!(config.disks[0].serial.as_deref(), Some("root"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The devices a guest can be given.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,13 @@ use super::limits::LimitConfig;
 use super::values::{BadValue, Mac, Slot, as_text};
 
 /// The most virtqueues one disk may have.
-pub const MAX_DISK_QUEUES: u16 = 32;
+pub const MAX_DISK_QUEUES: u16 = 16;
+
+/// The largest logical block a disk may show: guests refuse one that is larger than their page.
+pub const MAX_BLOCK_BYTES: u32 = 4096;
+
+/// The largest physical block a disk may show: that of a volume (`volblocksize`).
+pub const MAX_PHYSICAL_BLOCK_BYTES: u32 = 1 << 20;
 
 /// Longest serial number that fits a virtio-blk device id (virtio 1.3 §5.2.6: 20 bytes).
 pub const MAX_DISK_SERIAL: usize = 20;
@@ -30,15 +36,24 @@ pub struct DiskConfig {
     /// Place on PCI bus 0; see [`super::SlotPlan`] for where it goes when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<Slot>,
-    /// What the guest reads as the disk's serial number, at most [`MAX_DISK_SERIAL`] printable ASCII bytes.
+    /// What the guest reads as the disk's serial number, at most [`MAX_DISK_SERIAL`] printable ASCII bytes. When not given:
+    /// the id where that is, else one that follows from the path, so that it stays when other disks come and go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
     /// Number of virtqueues, each with its own worker thread; the smaller of 4 and the vCPUs when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// Descriptors a queue, a power of two.
+    /// Descriptors a queue, a power of two from 4 on: a request has up to two segments less.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
+    /// Bytes of the logical block the guest sees, a power of two from 512 to [`MAX_BLOCK_BYTES`] and not below that of what
+    /// is behind it, which it is when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+    /// Bytes of the physical block the guest sees, a power of two from the logical block to [`MAX_PHYSICAL_BLOCK_BYTES`];
+    /// 4096 at least when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical_block_size: Option<u32>,
     /// Offer packed virtqueues (virtio 1.3 §2.8). Off by default, as with qemu.
     #[serde(default)]
     pub packed: bool,
@@ -125,6 +140,8 @@ impl DiskConfig {
             serial: None,
             queues: None,
             queue_size: default_queue_size(),
+            block_size: None,
+            physical_block_size: None,
             packed: false,
             in_order: false,
             engine: DiskEngine::default(),
@@ -141,6 +158,21 @@ impl DiskConfig {
     pub fn queue_count(&self, vcpus: u8) -> u16 {
         self.queues.unwrap_or_else(|| u16::from(vcpus).clamp(1, 4))
     }
+}
+
+/// The serial number of a disk for which none is given. `id` is what it is called, if it is; `nth`: how many disks before
+/// it are on the same path.
+pub(super) fn default_serial(id: &str, path: &Path, nth: usize) -> String {
+    if !id.is_empty() && id.len() <= MAX_DISK_SERIAL {
+        return id.to_owned();
+    }
+    let name = if id.is_empty() { path.as_os_str().as_encoded_bytes() } else { id.as_bytes() };
+    // FNV-1a: a guest finds its disks by this number, so it is the same for ever, unlike what the library hashes with.
+    let hash = name
+        .iter()
+        .chain(std::iter::repeat_n(&0, nth))
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("zvmm-{:015x}", hash >> 4)
 }
 
 /// A virtio-net interface on a TAP device.
@@ -329,6 +361,24 @@ mod tests {
             let error = text.parse::<SerialBackend>().unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }
+    }
+
+    #[test]
+    fn a_default_serial_is_the_id_or_follows_from_the_path_and_fits() {
+        let serial = |id: &str, path: &str, nth| default_serial(id, Path::new(path), nth);
+        assert_eq!(serial("root", "a", 0), "root");
+        // What a guest has in its fstab: never another one for this path.
+        assert_eq!(serial("", "/zones/web/root.img", 0), "zvmm-302195dc8ea006c");
+        let long = "i".repeat(64);
+        let all = [
+            serial("", "a", 0),
+            serial("", "a", 1),
+            serial("", "b", 0),
+            serial(&long, "a", 0),
+            serial(&format!("{long}2"), "a", 0),
+        ];
+        assert!(all.iter().all(|serial| serial.len() <= MAX_DISK_SERIAL && serial.is_ascii()), "{all:?}");
+        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len(), "{all:?}");
     }
 
     #[test]

@@ -133,8 +133,10 @@ impl VmConfig {
                 let problem = format!("{path} is {}; a disk is a file or a block device", kind_of(&metadata));
                 return Err(ConfigError::setting(&disk.id, problem));
             }
-            if metadata.is_file() && metadata.len() < 512 {
-                let problem = format!("{path} has {} bytes, not even one sector of 512", metadata.len());
+            let least_bytes = u64::from(disk.block_size.unwrap_or(512));
+            if metadata.is_file() && metadata.len() < least_bytes {
+                let what = if least_bytes == 512 { "sector" } else { "block" };
+                let problem = format!("{path} has {} bytes, not even one {what} of {least_bytes}", metadata.len());
                 return Err(ConfigError::setting(&disk.id, problem));
             }
             open(&disk.id, &disk.path, !disk.read_only)?;

@@ -108,7 +108,12 @@ mod tests {
         assert_eq!((config.cpus.topology().cores, config.memory.size_bytes), (2, 1 << 30));
         assert_eq!(
             config.disks[0],
-            DiskConfig { id: "disk0".into(), slot: "4".parse().ok(), ..DiskConfig::new("root.img") }
+            DiskConfig {
+                id: "disk0".into(),
+                slot: "4".parse().ok(),
+                serial: Some(crate::config::devices::default_serial("", Path::new("root.img"), 0)),
+                ..DiskConfig::new("root.img")
+            }
         );
         assert_eq!(config.nets[0].id, "net0");
         assert_eq!(config.serials[2], Some(SerialBackend::Socket("/run/c".into())));

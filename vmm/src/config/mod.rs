@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 pub use check::ConfigError;
 pub(crate) use check::vcpu_limits;
 pub use devices::{
-    ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, MAX_DISK_QUEUES, MAX_DISK_SERIAL, NetConfig,
-    ReadError, RngConfig, SerialBackend, WriteError,
+    ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, MAX_BLOCK_BYTES, MAX_DISK_QUEUES,
+    MAX_DISK_SERIAL, MAX_PHYSICAL_BLOCK_BYTES, NetConfig, ReadError, RngConfig, SerialBackend, WriteError,
 };
 pub use host::HostFacts;
 pub(crate) use host::system_text;
@@ -150,10 +150,18 @@ impl VmConfig {
         format!("{}{hide_clock}", self.cpus.model).parse()
     }
 
-    /// Gives every disk and interface without an id the one of its position: `disk0`, `net0`, …
+    /// Gives every disk and interface without an id the one of its position: `disk0`, `net0`, …, and every disk without a
+    /// serial number its own.
     ///
     /// Front ends call this last, so that everything behind them can rely on the ids.
     pub fn name_devices(&mut self) {
+        for index in 0..self.disks.len() {
+            let (before, rest) = self.disks.split_at_mut(index);
+            if let Some(disk) = rest.first_mut().filter(|disk| disk.serial.is_none()) {
+                let nth = before.iter().filter(|other| other.path == disk.path).count();
+                disk.serial = Some(devices::default_serial(&disk.id, &disk.path, nth));
+            }
+        }
         for (index, disk) in self.disks.iter_mut().enumerate().filter(|(_, disk)| disk.id.is_empty()) {
             disk.id = format!("disk{index}");
         }

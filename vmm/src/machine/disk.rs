@@ -33,17 +33,42 @@ pub fn open(config: &DiskConfig) -> Result<Arc<Disk>, StartError> {
         Some(DiskCache::Buffered) => Cache::Buffered,
     };
     let options = DiskOptions { read_only: config.read_only, cache };
-    Disk::open(&config.id, &config.path, options).map(Arc::new).map_err(|error| match error.why {
+    let disk = Disk::open(&config.id, &config.path, options).map_err(|error| match error.why {
         DiskProblem::Query { .. } => StartError::Host(error.to_string()),
         _ => StartError::Config(error.to_string()),
-    })
+    })?;
+    let line = |what: &str| format!("disk {}: {}: {what}", config.id, config.path.display());
+    if let Some(what) = left_out(config, &disk).map_err(|what| StartError::Config(line(&what)))? {
+        log::warn!("{}", line(&what));
+    }
+    Ok(Arc::new(disk))
+}
+
+/// Whether the configured blocks suit the disk, and what is to be said of what follows its last whole one. A guest that is
+/// shown smaller blocks than the disk has would ask for parts of one.
+fn left_out(config: &DiskConfig, disk: &Disk) -> Result<Option<String>, String> {
+    let least_bytes = disk.logical_block_bytes();
+    let block_bytes = config.block_size.unwrap_or(least_bytes);
+    if block_bytes < least_bytes {
+        return Err(format!("has blocks of {least_bytes} bytes, so its block_size cannot be {block_bytes}"));
+    }
+    if config.physical_block_size.is_some_and(|bytes| bytes < block_bytes) {
+        return Err(format!("has blocks of {block_bytes} bytes, so its physical_block_size cannot be less"));
+    }
+    let (size_bytes, left_out_bytes) = (disk.size_bytes(), disk.size_bytes() % u64::from(block_bytes));
+    if left_out_bytes == size_bytes {
+        return Err(format!("is too small: {size_bytes} bytes, a disk has at least one block of {block_bytes}"));
+    }
+    let what = format!("its last {left_out_bytes} bytes are no block of {block_bytes} and left out");
+    Ok((left_out_bytes > 0).then_some(what))
 }
 
 /// What the guest sees of it.
 pub fn seen(config: &DiskConfig, disk: &Disk, vcpus: u8) -> BlkConfig {
     let IoSizes { physical_block_bytes, minimum_bytes, optimal_bytes, discard_bytes } = disk.io_sizes();
-    let block_bytes = disk.logical_block_bytes();
-    let physical_block_bytes = physical_block_bytes.max(block_bytes);
+    let block_bytes = config.block_size.unwrap_or(disk.logical_block_bytes());
+    let physical_block_bytes = config.physical_block_size.unwrap_or(physical_block_bytes).max(block_bytes);
+    let size_bytes = disk.size_bytes() - disk.size_bytes() % u64::from(block_bytes);
     let whole_blocks = |bytes: u32| if bytes.is_multiple_of(block_bytes) { bytes } else { 0 };
     let sectors = |bytes: u32| bytes / SECTOR_BYTES as u32;
     let zeroed = EraseLimits {
@@ -53,7 +78,7 @@ pub fn seen(config: &DiskConfig, disk: &Disk, vcpus: u8) -> BlkConfig {
     };
     let discarded = EraseLimits { alignment_sectors: sectors(discard_bytes.max(physical_block_bytes)), ..zeroed };
     BlkConfig {
-        capacity_sectors: disk.size_bytes() / SECTOR_BYTES,
+        capacity_sectors: size_bytes / SECTOR_BYTES,
         block_bytes,
         physical_block_bytes,
         minimum_io_bytes: whole_blocks(minimum_bytes),
@@ -108,11 +133,34 @@ mod tests {
     #[test]
     fn the_bounce_buffers_of_all_queues_and_threads_are_within_the_limit() {
         let config = DiskConfig::new("disk");
-        for queues in 1..=32 {
+        for queues in 1..=16 {
             let options = engine(&config, queues);
             assert!(options.bounce_bytes * usize::from(queues) <= BOUNCE_BYTES && options.bounce_bytes >= 512 << 10);
             assert!(options.threads >= 1);
         }
+    }
+
+    #[test]
+    fn configured_blocks_are_shown_and_the_size_is_a_multiple_of_them() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096 + 512).unwrap();
+        let config = DiskConfig {
+            id: "d0".into(),
+            block_size: Some(4096),
+            physical_block_size: Some(8192),
+            ..DiskConfig::new(file.path())
+        };
+        let disk = open(&config).unwrap();
+        let shown = seen(&config, &disk, 1);
+        assert_eq!((shown.capacity_sectors, shown.block_bytes, shown.physical_block_bytes), (8, 4096, 8192));
+        let said = left_out(&config, &disk).unwrap();
+        assert_eq!(said.as_deref(), Some("its last 512 bytes are no block of 4096 and left out"));
+        let narrow = DiskConfig { block_size: None, physical_block_size: Some(1024), ..config.clone() };
+        assert_eq!((seen(&narrow, &disk, 1).physical_block_bytes, left_out(&narrow, &disk)), (1024, Ok(None)));
+        drop(disk);
+        file.as_file().set_len(4095).unwrap();
+        let refused = open(&config).err().unwrap().to_string();
+        assert!(refused.ends_with("is too small: 3584 bytes, a disk has at least one block of 4096"), "{refused}");
     }
 
     #[test]

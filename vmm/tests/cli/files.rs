@@ -174,6 +174,9 @@ fn a_disk_of_less_than_a_sector_or_a_terminal_is_refused() {
     let place = Place::new();
     fs::write(place.path("tiny.img"), [0; 511]).expect("a file");
     place.refuses(&["--disk=@tiny.img"], "disk0: @tiny.img has 511 bytes, not even one sector of 512");
+    fs::write(place.path("small.img"), [0; 4095]).expect("a file");
+    let line = "disk0: @small.img has 4095 bytes, not even one block of 4096";
+    place.refuses(&["--disk=@small.img,block_size=4096"], line);
     let line = "disk0: /dev/null is a character device; a disk is a file or a block device";
     place.refuses(&["--disk=/dev/null"], line);
 }
