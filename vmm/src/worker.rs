@@ -24,6 +24,7 @@ use devices_host::clock::monotonic_ns;
 use devices_host::event::Event;
 use devices_host::poll::{PollFd, poll};
 
+pub use life::Holder;
 use life::{Life, Message};
 
 /// A worker with what its thread waits for.
@@ -117,18 +118,27 @@ impl DeviceWorkers {
         self.workers.iter().find(|worker| worker.queues.contains(&queue))
     }
 
-    /// Stops touching guest memory, keeping the queues' states; `done` completes when all workers stand still.
-    pub fn pause(&self, done: Parked) {
+    /// Stops touching guest memory, keeping the queues' states; `done` completes when all workers stand still. A queue
+    /// that the driver starts meanwhile waits, too.
+    pub fn pause(&self, holder: Holder, done: Parked) {
         let countdown = Countdown::new(self.workers.len(), done);
         for worker in &self.workers {
-            worker.post(Message::Pause(countdown.clone()));
+            worker.post(Message::Pause(holder, countdown.clone()));
         }
     }
 
-    /// Undoes [`pause`](Self::pause).
-    pub fn resume(&self) {
+    /// Undoes the [`pause`](Self::pause) of this holder: the queues run on when no other one holds them.
+    pub fn resume(&self, holder: Holder) {
         for worker in &self.workers {
-            worker.post(Message::Resume);
+            worker.post(Message::Resume(holder));
+        }
+    }
+
+    /// Has the first worker's thread do something that may block, as its own requests may. Lost where the worker has
+    /// ended.
+    pub fn run(&self, job: Box<dyn FnOnce() + Send>) {
+        if let Some(worker) = self.workers.first() {
+            worker.post(Message::Run(job));
         }
     }
 

@@ -16,6 +16,8 @@ mod process;
 mod reboots;
 #[path = "p0/refusals.rs"]
 mod refusals;
+#[path = "p0/resize.rs"]
+mod resize;
 #[path = "p0/tap.rs"]
 mod tap;
 

@@ -1,5 +1,7 @@
 //! Files and block devices that hold a disk.
 
+mod size;
+
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -248,7 +250,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Size in bytes, a multiple of 512 and of the logical block.
+    /// Size in bytes when it was opened, a multiple of 512 and of the logical block.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes

@@ -10,7 +10,7 @@ pub(crate) fn unknown<'a>(what: &str, wrong: &str, valid: impl Iterator<Item = &
 }
 
 /// The valid name that a typing error most likely made `wrong` of, if there is one.
-fn nearest<'a>(wrong: &str, valid: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(wrong: &str, valid: &[&'a str]) -> Option<&'a str> {
     let lower = wrong.to_ascii_lowercase();
     let likeness = |name: &&str| match name.to_ascii_lowercase() {
         name if name.starts_with(&lower) && !lower.is_empty() => 1.0,

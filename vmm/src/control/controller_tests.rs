@@ -42,6 +42,7 @@ impl Machine for Recorder {
     fn stats(&self) -> serde_json::Value {
         serde_json::Value::Null
     }
+    fn resize_disk(&self, _resize: &crate::control::DiskResize, _ticket: crate::control::Ticket) {}
 }
 
 fn running(policy: Policy) -> (Controller, Recorder) {

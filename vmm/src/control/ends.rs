@@ -181,6 +181,7 @@ mod tests {
         fn stats(&self) -> serde_json::Value {
             serde_json::Value::Null
         }
+        fn resize_disk(&self, _resize: &crate::control::DiskResize, _ticket: crate::control::Ticket) {}
     }
 
     struct NoPort;

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices::wake::Wake;
 use devices_host::Event;
 
-use super::MachineEvent;
 use super::signals::Signal;
+use super::{MachineEvent, Ticket};
 
 /// Something another thread says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Notice {
     Machine(MachineEvent),
     /// A signal arrived.
     Signal(Signal),
+    /// An order that took its time is carried out, or failed for this reason.
+    Answer(Ticket, Result<(), String>),
 }
 
 #[derive(Debug)]
@@ -87,6 +89,12 @@ impl EventSender {
             queue.push_back(notice);
         }
         drop(queue);
+        self.0.event.wake();
+    }
+
+    /// Says what became of an order that was not answered at once.
+    pub fn answer(&self, ticket: Ticket, result: Result<(), String>) {
+        self.0.queue().push_back(Notice::Answer(ticket, result));
         self.0.event.wake();
     }
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::inbox::{Inbox, Notice};
 use super::line::Lines;
 use super::qmp::{self, ErrorClass, Order, Outcome, QmpServer};
-use super::{Built, Command, Controller, Event, Machine, Policy, State, Timed};
+use super::{Built, Command, CommandError, Controller, Event, Machine, Policy, State, Ticket, Timed};
 use crate::config::system_text;
 use crate::exit::Exit;
 use crate::logging;
@@ -30,6 +30,8 @@ pub struct MainLoop {
     timers: Vec<Arc<dyn Timed>>,
     lines: Lines,
     qmp: Option<QmpServer>,
+    /// Orders that were not answered at once so far.
+    tickets: u64,
     fds: Vec<PollFd>,
     restarted: bool,
 }
@@ -39,7 +41,7 @@ impl MainLoop {
     pub fn new(inbox: Inbox, policy: Policy, vcpus: u8, built: Built, lines: Lines, qmp: Option<QmpServer>) -> Self {
         let Built { machine, timers, .. } = built;
         let (controller, restarted) = (Controller::new(policy, vcpus), policy.restarted);
-        Self { inbox, controller, machine, timers, lines, qmp, fds: Vec::new(), restarted }
+        Self { inbox, controller, machine, timers, lines, qmp, tickets: 0, fds: Vec::new(), restarted }
     }
 
     /// Starts the guest and serves it until it ends. On return no thread of the machine runs any more, and what the
@@ -82,6 +84,10 @@ impl MainLoop {
             let events = match notice {
                 Notice::Machine(event) => self.controller.machine_event(event, &*self.machine),
                 Notice::Signal(signal) => self.controller.signal(signal, &*self.machine),
+                Notice::Answer(ticket, result) => {
+                    self.answer(ticket, result);
+                    continue;
+                }
             };
             tell(&mut self.qmp, &events);
         }
@@ -96,10 +102,18 @@ impl MainLoop {
             tell(&mut self.qmp, &events);
         }
         if let Some(qmp) = &mut self.qmp {
-            let (controller, machine) = (&mut self.controller, &*self.machine);
-            qmp.ready(&self.fds[lines_end..], &mut |order| act(order, controller, machine));
+            let (controller, machine, tickets) = (&mut self.controller, &*self.machine, &mut self.tickets);
+            qmp.ready(&self.fds[lines_end..], &mut |order| act(order, controller, machine, tickets));
         }
         Ok(())
+    }
+
+    fn answer(&mut self, ticket: Ticket, result: Result<(), String>) {
+        if let Some(qmp) = &mut self.qmp {
+            let (controller, machine, tickets) = (&mut self.controller, &*self.machine, &mut self.tickets);
+            let result = result.map(|()| json!({})).map_err(|desc| (ErrorClass::GenericError, desc));
+            qmp.answer(ticket, result, &mut |order| act(order, controller, machine, tickets));
+        }
     }
 
     fn timeout_ns(&self) -> Option<u64> {
@@ -111,6 +125,11 @@ impl MainLoop {
     /// Writes out what the guest wrote last, and what clients are still owed.
     fn take_leave(&mut self) {
         let deadline_ns = clock::monotonic_ns().saturating_add(FAREWELL_NS);
+        while let Some(notice) = self.inbox.next() {
+            if let Notice::Answer(ticket, result) = notice {
+                self.answer(ticket, result);
+            }
+        }
         let mut left_ns = 0;
         loop {
             self.fds.clear();
@@ -138,14 +157,22 @@ fn tell(qmp: &mut Option<QmpServer>, events: &[Event]) {
     }
 }
 
-fn act(order: Order, controller: &mut Controller, machine: &dyn Machine) -> Outcome {
+fn act(order: Order, controller: &mut Controller, machine: &dyn Machine, tickets: &mut u64) -> Outcome {
+    let refuse = |error: CommandError| Outcome::Now(Err((ErrorClass::GenericError, error.to_string())), Vec::new());
     match order {
-        Order::QueryStatus => (Ok(qmp::status(controller.state())), Vec::new()),
-        Order::QueryStats => (Ok(machine.stats()), Vec::new()),
+        Order::QueryStatus => Outcome::Now(Ok(qmp::status(controller.state())), Vec::new()),
+        Order::QueryStats => Outcome::Now(Ok(machine.stats()), Vec::new()),
         Order::Command(command) => match controller.command(command, machine) {
-            Ok(events) => (Ok(json!({})), events),
-            Err(error) => (Err((ErrorClass::GenericError, error.to_string())), Vec::new()),
+            Ok(events) => Outcome::Now(Ok(json!({})), events),
+            Err(error) => refuse(error),
         },
+        Order::ResizeDisk(_) if matches!(controller.state(), State::Stopped(_)) => refuse(CommandError::Stopped),
+        Order::ResizeDisk(resize) => {
+            *tickets += 1;
+            let ticket = Ticket(*tickets);
+            machine.resize_disk(&resize, ticket);
+            Outcome::Later(ticket)
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::OnReset;
 use crate::control::inbox::EventSender;
-use crate::control::{MachineEvent, SerialPort};
+use crate::control::{DiskResize, MachineEvent, SerialPort};
 
 type Start = Box<dyn FnOnce(&EventSender) + Send>;
 
@@ -14,6 +14,7 @@ struct Guest {
     on_start: Mutex<Option<Start>>,
     sender: EventSender,
     orders: Mutex<Vec<&'static str>>,
+    unanswered: Mutex<Option<Ticket>>,
 }
 
 impl Guest {
@@ -46,6 +47,9 @@ impl Machine for Guest {
     }
     fn join(&self) {
         self.order("join");
+        if let Some(ticket) = self.unanswered.lock().unwrap().take() {
+            self.sender.answer(ticket, Err("the guest has ended".to_owned()));
+        }
     }
     fn leave(&self, restart: bool) {
         self.order(if restart { "leave for the next" } else { "leave" });
@@ -53,6 +57,19 @@ impl Machine for Guest {
     fn inject_nmi(&self, _vcpu: u8) {}
     fn stats(&self) -> serde_json::Value {
         json!({})
+    }
+    /// Takes a moment, or until the end where the disk is called so.
+    fn resize_disk(&self, resize: &DiskResize, ticket: Ticket) {
+        self.order("resize");
+        let sender = self.sender.clone();
+        if resize.disk == "endless" {
+            *self.unanswered.lock().unwrap() = Some(ticket);
+            return;
+        }
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            sender.answer(ticket, Ok(()));
+        });
     }
 }
 
@@ -76,6 +93,7 @@ fn run_with(
         on_start: Mutex::new(Some(Box::new(on_start))),
         sender: inbox.sender(),
         orders: Mutex::default(),
+        unanswered: Mutex::default(),
     });
     let built = Built { machine: machine.clone(), ports: Vec::new(), timers };
     let exit = MainLoop::new(inbox, policy, 1, built, lines, qmp).run();
@@ -214,6 +232,37 @@ fn a_client_of_the_control_socket_pauses_resumes_and_ends_the_guest() {
         })
         .collect();
     assert_eq!(told, ["-", "-", "running", "STOP", "-", "paused", "RESUME", "-", "POWERDOWN", "-", "SHUTDOWN"]);
+}
+
+#[test]
+fn an_order_that_takes_its_time_is_answered_in_its_place_and_at_the_end_of_the_guest_at_the_latest() {
+    use std::io::{BufRead, BufReader, Write};
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("qmp");
+    let server = QmpServer::new(crate::control::Listener::bind(&path).unwrap());
+    let client = std::thread::spawn(move || {
+        let connect = || std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let [one, two] = [connect(), connect()];
+        let resize = |disk| format!("{{\"execute\":\"block_resize\",\"arguments\":{{\"device\":\"{disk}\"}}}}");
+        write!(&one, "{{\"execute\":\"qmp_capabilities\"}}{}{{\"execute\":\"stop\"}}", resize("disk0")).unwrap();
+        write!(&one, "{}{{\"execute\":\"cont\"}}", resize("endless")).unwrap();
+        let read = |stream| {
+            let lines = BufReader::new(stream).lines().map_while(Result::ok);
+            lines.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap())
+        };
+        let mut lines = read(one);
+        let first: Vec<_> = lines.by_ref().take(5).collect();
+        write!(&two, "{{\"execute\":\"qmp_capabilities\"}}{{\"execute\":\"quit\"}}").unwrap();
+        read(two).for_each(drop);
+        (first, lines.collect::<Vec<_>>())
+    });
+    let (exit, orders) = run_with(Policy::default(), |_| (), Vec::new(), Lines::default(), Some(server));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "resize", "pause", "resize", "stop", "join", "leave"]));
+    let (first, last) = client.join().unwrap();
+    assert_eq!(first[2..], [json!({"return": {}}), first[3].clone(), json!({"return": {}})]);
+    assert_eq!(first[3]["event"], "STOP");
+    let ended = json!({"error": {"class": "GenericError", "desc": "the guest has ended"}});
+    assert_eq!((&last[0]["event"], &last[1..]), (&json!("SHUTDOWN"), [ended.clone(), ended].as_slice()));
 }
 
 #[test]

@@ -60,7 +60,24 @@ pub trait Machine: Send + Sync {
 
     /// Counters of vCPUs, queues and devices, as `query-stats` shows them.
     fn stats(&self) -> serde_json::Value;
+
+    /// Begins to give a disk another size. What became of it is told by [`EventSender::answer`], once, before
+    /// [`Machine::join`] returns at the latest.
+    fn resize_disk(&self, resize: &DiskResize, ticket: Ticket);
 }
+
+/// Another size for a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskResize {
+    /// Id of the disk.
+    pub disk: String,
+    /// Bytes it is to have; `None`: what its file or device has by now.
+    pub size_bytes: Option<u64>,
+}
+
+/// Stands for an order that is answered later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(pub u64);
 
 /// The guest's side of a serial line: a UART, a virtio console port, the debug port.
 pub trait SerialPort: Send + Sync {

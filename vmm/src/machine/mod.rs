@@ -6,6 +6,7 @@ mod collected;
 pub(crate) mod disk;
 mod image;
 mod limits;
+mod resize;
 mod stats;
 mod virtio;
 
@@ -27,12 +28,16 @@ pub use self::adapters::EngineDisk;
 use self::adapters::PowerEvents;
 use self::chipset::Chipset;
 use self::image::KernelImage;
+use self::resize::Resizer;
 use self::virtio::{BuildError, Builder, Device, HostDevices};
 use crate::config::{HugePages, VmConfig, system_text};
-use crate::control::{Built, EventSender, Machine as MachineControl, MachineEvent, SerialPort};
+use crate::control::{
+    Built, DiskResize, EventSender, Machine as MachineControl, MachineEvent, SerialPort, Ticket, Timed,
+};
 use crate::exit::Exit;
 use crate::hypervisor::{Hypervisor, HypervisorError, Vcpu, VcpuStart, Vm, VmSpec};
 use crate::vcpu::{self, Gate, VcpuCounters, VcpuEvent, VcpuIo, VcpuOwner};
+use crate::worker::Holder;
 
 /// Why a machine cannot be started: one line for the user, and how the process ends.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +85,7 @@ struct Machine {
     vm: Arc<dyn Vm>,
     chipset: Chipset,
     devices: Vec<Device>,
+    resizer: Arc<Resizer>,
     image: KernelImage,
     tables: image::Tables,
     rsdp: u64,
@@ -114,10 +120,16 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let power: Arc<dyn PowerSink> = Arc::new(PowerEvents { events: events.clone(), gate: gate.clone() });
     let acpi = chipset::acpi_config(config, &layout, host, &*vm);
     let chipset = Chipset::build(config, &acpi, &layout, host, &*vm, &power, &main).map_err(BuildError::from)?;
-    let mut builder =
-        Builder { vm: &*vm, chipset: &chipset, profile: config.profile, events: &events, devices: Vec::new() };
+    let mut builder = Builder {
+        vm: &*vm,
+        chipset: &chipset,
+        profile: config.profile,
+        events: &events,
+        devices: Vec::new(),
+        resizable: Vec::new(),
+    };
     let console = builder.all(config, host_devices, &main)?;
-    let devices = builder.devices;
+    let (devices, resizer) = (builder.devices, Arc::new(Resizer::new(builder.resizable, events.clone())));
 
     let acpi_tables = build_acpi(&acpi, layout::ACPI_TABLES);
     let smbios = smbios(config, &cpuid, topology, &layout).map_err(|error| bad(&error))?;
@@ -135,13 +147,15 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     if let Some(debug_port) = &chipset.debug_port {
         ports.push(("debug port", debug_port.clone()));
     }
-    let timers = chipset.timers.clone();
+    let mut timers = chipset.timers.clone();
+    timers.push(resizer.clone() as Arc<dyn Timed>);
 
     let machine = Arc::new(Machine {
         gate,
         vm,
         chipset,
         devices,
+        resizer,
         image,
         tables,
         rsdp: acpi_tables.rsdp_gpa,
@@ -328,7 +342,7 @@ impl MachineControl for Machine {
     fn pause(&self) {
         self.gate.pause();
         for device in &self.devices {
-            device.workers.pause(Parked::new());
+            device.workers.pause(Holder::Machine, Parked::new());
         }
         if let Err(error) = self.vm.pause() {
             log::warn!("the kernel's timers run on in the pause: {error}");
@@ -341,7 +355,7 @@ impl MachineControl for Machine {
             self.events.send(MachineEvent::HostError { what: error.to_string() });
         }
         for device in &self.devices {
-            device.workers.resume();
+            device.workers.resume(Holder::Machine);
         }
         self.gate.resume();
     }
@@ -368,6 +382,7 @@ impl MachineControl for Machine {
         for device in &self.devices {
             device.workers.join();
         }
+        self.resizer.end();
     }
 
     fn leave(&self, restart: bool) {
@@ -384,5 +399,9 @@ impl MachineControl for Machine {
 
     fn stats(&self) -> serde_json::Value {
         stats::snapshot(&self.counters, &self.devices, self.gate.resets())
+    }
+
+    fn resize_disk(&self, resize: &DiskResize, ticket: Ticket) {
+        self.resizer.begin(resize, ticket);
     }
 }

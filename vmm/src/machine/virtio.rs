@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::pci::{PciAddress, PciError};
-use devices::virtio::VirtioDevice;
 use devices::virtio::blk::{BlkDevice, BlkStats};
 use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
@@ -13,6 +12,7 @@ use devices::virtio::limit::{Meters, Throttle};
 use devices::virtio::net::{NetConfig as LinkConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
+use devices::virtio::{VirtioDevice, VirtioInterrupt};
 use devices::wake::Wake;
 use devices_host::disk::Disk;
 use devices_host::engine::Engine;
@@ -24,6 +24,7 @@ use super::adapters::{ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClo
 use super::chipset::{Chipset, ChipsetError};
 use super::disk;
 use super::limits::Groups;
+use super::resize::ResizableDisk;
 use crate::config::{DiskConfig, DiskEngine, NetConfig, Profile, Slot, VmConfig};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
@@ -105,6 +106,7 @@ pub struct Builder<'a> {
     pub profile: Profile,
     pub events: &'a EventSender,
     pub devices: Vec<Device>,
+    pub resizable: Vec<ResizableDisk>,
 }
 
 /// How a device's queues run.
@@ -127,7 +129,7 @@ impl Builder<'_> {
     ) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let seen = disk::seen(config, &disk, vcpus);
-        let queues = seen.queues;
+        let (queues, block_bytes) = (seen.queues, seen.block_bytes);
         let failures = DiskFailures { id: config.id.clone(), events: self.events.clone(), log: Pace::default() };
         let device = BlkDevice::with_sink(seen, Arc::new(failures));
         let ram = Arc::new(self.vm.ram().clone());
@@ -155,11 +157,13 @@ impl Builder<'_> {
         }
         let rings = Rings { packed: config.packed, in_order: config.in_order };
         let queues = Queues { rings, workers: specs, counters };
-        self.add("disk", &config.id, Arc::new(device.clone()), queues, slot)?;
+        let (workers, interrupt) = self.add("disk", &config.id, Arc::new(device.clone()), queues, slot)?;
         if let Some(added) = self.devices.last_mut() {
-            added.disk = Some(device);
+            added.disk = Some(device.clone());
             added.requests = requests;
         }
+        let id = config.id.clone();
+        self.resizable.push(ResizableDisk { id, device, disk, block_bytes, workers, interrupt });
         Ok(())
     }
 
@@ -190,7 +194,7 @@ impl Builder<'_> {
             },
         ];
         let rings = Rings { packed: config.packed, in_order: config.in_order };
-        self.add("net", &config.id, Arc::new(device), Queues { rings, workers: specs, counters }, slot)
+        self.add("net", &config.id, Arc::new(device), Queues { rings, workers: specs, counters }, slot).map(drop)
     }
 
     /// An entropy source.
@@ -204,7 +208,7 @@ impl Builder<'_> {
             counters: vec![counters.clone()],
         };
         let queues = Queues { rings: Rings::default(), workers: vec![spec], counters: vec![counters] };
-        self.add("rng", "rng", Arc::new(RngDevice), queues, slot)
+        self.add("rng", "rng", Arc::new(RngDevice), queues, slot).map(drop)
     }
 
     /// A console with one port; the main loop's end of it is returned.
@@ -233,7 +237,7 @@ impl Builder<'_> {
         device: Arc<dyn VirtioDevice>,
         queues: Queues,
         slot: Slot,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(Arc<DeviceWorkers>, Arc<dyn VirtioInterrupt>), DeviceError> {
         let pci = |source| DeviceError::Pci { id: id.to_owned(), source };
         let slot = PciAddress::new(slot.device, slot.function).map_err(pci)?;
         let workers = DeviceWorkers::spawn(self.vm.ram(), queues.rings, queues.workers)
@@ -253,10 +257,11 @@ impl Builder<'_> {
             legacy: self.profile != Profile::Micro,
         })
         .map_err(pci)?;
+        let interrupt = function.interrupt();
         self.chipset.pci.add(slot, id, function).map_err(pci)?;
-        let (id, queues) = (id.to_owned(), queues.counters);
-        self.devices.push(Device { id, kind, workers, queues, disk: None, requests: Vec::new() });
-        Ok(())
+        let (id, queues, workers_of) = (id.to_owned(), queues.counters, workers.clone());
+        self.devices.push(Device { id, kind, workers: workers_of, queues, disk: None, requests: Vec::new() });
+        Ok((workers, interrupt))
     }
 
     /// All devices of `config`, in the slots its plan says.

@@ -99,7 +99,7 @@ fn pause_reset_and_exit_do_not_wait_for_a_limit() {
         within_a_second(|| !rig.steps_ns().is_empty());
         let done = Parked::new();
         match way {
-            "pause" => rig.workers.pause(done.clone()),
+            "pause" => rig.workers.pause(Holder::Machine, done.clone()),
             "reset" => rig.workers.reset(done.clone()),
             _ => done.complete(),
         }

@@ -16,17 +16,49 @@ pub enum Message {
     /// Run one queue that was reset on its own.
     StartQueue(u16, QueueState),
     /// Stand still with the queues' states kept.
-    Pause(Countdown),
+    Pause(Holder, Countdown),
     /// Undo a pause.
-    Resume,
+    Resume(Holder),
+    /// Do something else on the worker's thread, whatever the queues do meanwhile: nothing.
+    Run(Box<dyn FnOnce() + Send>),
     /// Stop for good.
     Exit,
+}
+
+/// Who has the queues stand still. They run when nobody does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// The whole machine stands still.
+    Machine,
+    /// The device is changed where its queues must not run: its vCPUs do, so a start has to wait as well.
+    Change,
+}
+
+/// Who holds the queues now.
+#[derive(Default)]
+struct Held {
+    machine: bool,
+    change: bool,
+}
+
+impl Held {
+    fn set(&mut self, holder: Holder, held: bool) {
+        match holder {
+            Holder::Machine => self.machine = held,
+            Holder::Change => self.change = held,
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.machine || self.change
+    }
 }
 
 /// A worker and where its queues are.
 pub struct Life<M> {
     worker: Box<dyn VirtioWorker<M>>,
     state: State,
+    held: Held,
     /// Queues whose own reset waits for the back end to let go of guest memory.
     resetting: Vec<(u16, Parked)>,
 }
@@ -47,8 +79,6 @@ enum AfterStop {
         activation: WorkerActivation,
         /// Queues the driver enabled while the others drained.
         enabled: Vec<(u16, QueueState)>,
-        /// The pause was undone before it was complete, so the queues start again right after it.
-        resume: bool,
     },
     /// Whoever waits for a reset or pause is told only now, too.
     Exit(Vec<Countdown>),
@@ -57,7 +87,7 @@ enum AfterStop {
 impl<M> Life<M> {
     /// A worker none of whose queues run.
     pub fn new(worker: Box<dyn VirtioWorker<M>>) -> Self {
-        Self { worker, state: State::Stopped, resetting: Vec::new() }
+        Self { worker, state: State::Stopped, held: Held::default(), resetting: Vec::new() }
     }
 
     /// Whether the worker has stopped for good: nothing of it touches guest memory any more.
@@ -72,8 +102,15 @@ impl<M> Life<M> {
             Message::Reset(done) => self.reset(mem, done),
             Message::ResetQueue(queue, done) => self.reset_queue(queue, done),
             Message::StartQueue(queue, at) => self.start_queue(mem, queue, at),
-            Message::Pause(done) => self.pause(mem, done),
-            Message::Resume => self.resume(mem),
+            Message::Pause(holder, done) => {
+                self.held.set(holder, true);
+                self.pause(mem, done);
+            }
+            Message::Resume(holder) => {
+                self.held.set(holder, false);
+                self.resume(mem);
+            }
+            Message::Run(job) => job(),
             Message::Exit => self.exit(mem),
         }
     }
@@ -94,6 +131,10 @@ impl<M> Life<M> {
     }
 
     fn start(&mut self, mem: &M, queues: &[(u16, QueueState)], activation: WorkerActivation) {
+        if self.held.any() {
+            self.state = State::Paused(queues.to_vec(), activation);
+            return;
+        }
         for (index, state) in queues {
             self.worker.start(mem, *index, *state, &activation);
         }
@@ -149,23 +190,19 @@ impl<M> Life<M> {
             State::Running(activation) => {
                 let activation = activation.clone();
                 let (waiting, enabled) = (vec![done], Vec::new());
-                self.begin_stop(mem, AfterStop::Pause { waiting, activation, enabled, resume: false });
+                self.begin_stop(mem, AfterStop::Pause { waiting, activation, enabled });
             }
-            State::Stopping(AfterStop::Pause { waiting, resume, .. }) => {
-                *resume = false;
-                waiting.push(done);
-            }
-            State::Stopping(AfterStop::Reset(waiting) | AfterStop::Exit(waiting)) => waiting.push(done),
+            State::Stopping(
+                AfterStop::Pause { waiting, .. } | AfterStop::Reset(waiting) | AfterStop::Exit(waiting),
+            ) => waiting.push(done),
             State::Stopped | State::Paused(..) | State::Ended => done.part_done(),
         }
     }
 
+    /// A pause that is undone before it is complete comes to its end first.
     fn resume(&mut self, mem: &M) {
         match std::mem::replace(&mut self.state, State::Stopped) {
             State::Paused(queues, activation) => self.start(mem, &queues, activation),
-            State::Stopping(AfterStop::Pause { waiting, activation, enabled, .. }) => {
-                self.state = State::Stopping(AfterStop::Pause { waiting, activation, enabled, resume: true });
-            }
             other => self.state = other,
         }
     }
@@ -211,13 +248,9 @@ impl<M> Life<M> {
         }
         resetting.iter().for_each(|(_, done)| done.complete());
         match std::mem::replace(&mut self.state, State::Stopped) {
-            State::Stopping(AfterStop::Pause { waiting, activation, enabled, resume }) => {
+            State::Stopping(AfterStop::Pause { waiting, activation, enabled }) => {
                 stopped.extend(enabled);
-                if resume {
-                    self.start(mem, &stopped, activation);
-                } else {
-                    self.state = State::Paused(stopped, activation);
-                }
+                self.start(mem, &stopped, activation);
                 waiting.iter().for_each(Countdown::part_done);
             }
             State::Stopping(AfterStop::Reset(waiting)) => waiting.iter().for_each(Countdown::part_done),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use devices::virtio::testing::RecordingInterrupt;
 use devices::virtio::{QueueState, Step, VirtioWorker, WorkerActivation};
 
-use super::life::{Life, Message};
+use super::life::{Holder, Life, Message};
 use super::*;
 
 /// What was asked of the worker, and whether its back end still holds guest memory.
@@ -117,6 +117,14 @@ impl Rig {
     }
 }
 
+fn machine_pause(done: Countdown) -> Message {
+    Message::Pause(Holder::Machine, done)
+}
+
+fn change_pause(done: Countdown) -> Message {
+    Message::Pause(Holder::Change, done)
+}
+
 #[test]
 fn one_queue_is_reset_and_started_again_while_the_other_one_runs() {
     let mut rig = Rig::running();
@@ -149,25 +157,25 @@ fn a_pause_keeps_every_queue_but_those_whose_reset_it_overtook() {
     let mut rig = Rig::running();
     rig.busy(true);
     let reset = rig.reset_queue(0);
-    let paused = rig.send(Message::Pause);
+    let paused = rig.send(machine_pause);
     assert_eq!(rig.step(), ["stop", "finish false"]);
     rig.busy(false);
     assert_eq!(rig.step(), ["finish true"]);
     assert!(reset.is_complete() && paused.is_complete());
-    rig.life.handle(&(), Message::Resume);
+    rig.life.handle(&(), Message::Resume(Holder::Machine));
     assert_eq!(rig.step(), ["start 1 at 101", "step"]);
 }
 
 #[test]
 fn a_paused_queue_that_is_reset_and_started_again_runs_from_its_new_start_after_the_pause() {
     let mut rig = Rig::running();
-    rig.send(Message::Pause);
+    rig.send(machine_pause);
     rig.step();
     rig.log();
     assert!(rig.reset_queue(1).is_complete());
     rig.start_queue(1);
     assert_eq!(rig.step(), [""; 0], "not before the pause ends");
-    rig.life.handle(&(), Message::Resume);
+    rig.life.handle(&(), Message::Resume(Holder::Machine));
     assert_eq!(rig.log(), ["start 0 at 100", "start 1 at 7"]);
 }
 
@@ -177,13 +185,13 @@ fn a_queue_enabled_while_a_pause_drains_starts_after_the_pause() {
     rig.reset_queue(1);
     rig.step();
     rig.busy(true);
-    rig.send(Message::Pause);
+    rig.send(machine_pause);
     rig.step();
     rig.log();
     rig.start_queue(1);
     rig.busy(false);
     assert_eq!(rig.step(), ["finish true"]);
-    rig.life.handle(&(), Message::Resume);
+    rig.life.handle(&(), Message::Resume(Holder::Machine));
     assert_eq!(rig.log(), ["start 0 at 100", "start 1 at 7"]);
 }
 
@@ -191,9 +199,9 @@ fn a_queue_enabled_while_a_pause_drains_starts_after_the_pause() {
 fn a_pause_undone_before_it_is_complete_starts_the_queues_again_and_looks_at_them() {
     let mut rig = Rig::running();
     rig.busy(true);
-    let paused = rig.send(Message::Pause);
+    let paused = rig.send(machine_pause);
     rig.step();
-    rig.life.handle(&(), Message::Resume);
+    rig.life.handle(&(), Message::Resume(Holder::Machine));
     rig.busy(false);
     rig.log();
     let step = rig.life.step(&());
@@ -204,10 +212,67 @@ fn a_pause_undone_before_it_is_complete_starts_the_queues_again_and_looks_at_the
 }
 
 #[test]
+fn queues_run_when_nobody_holds_them_any_more_in_whatever_order_they_let_go() {
+    use Holder::{Change, Machine};
+    for (first, last) in [(Machine, Change), (Change, Machine)] {
+        for busy in [false, true] {
+            let mut rig = Rig::running();
+            rig.busy(busy);
+            let held = [rig.send(machine_pause), rig.send(change_pause)];
+            rig.step();
+            rig.life.handle(&(), Message::Resume(first));
+            rig.busy(false);
+            rig.step();
+            assert!(held.iter().all(Parked::is_complete));
+            assert_eq!(rig.queues(), [0; 0], "{first:?} let go, {last:?} did not");
+            rig.life.handle(&(), Message::Resume(last));
+            assert_eq!(rig.log(), ["start 0 at 100", "start 1 at 101"]);
+        }
+    }
+}
+
+#[test]
+fn a_driver_that_starts_its_queues_while_they_are_held_waits_for_them() {
+    let mut rig = Rig::running();
+    rig.send(change_pause);
+    rig.step();
+    rig.send(Message::Reset);
+    rig.log();
+    let queues = [0, 1].map(|queue| (queue, QueueState::default())).into();
+    rig.life.handle(&(), Message::Start(queues, RecordingInterrupt::new().activation(0)));
+    assert_eq!(rig.step(), [""; 0]);
+    rig.life.handle(&(), Message::Resume(Holder::Change));
+    assert_eq!(rig.step(), ["start 0 at 0", "start 1 at 0", "step"]);
+}
+
+#[test]
+fn a_reset_while_the_queues_are_held_takes_nothing_back() {
+    let mut rig = Rig::running();
+    rig.send(change_pause);
+    rig.step();
+    assert!(rig.send(Message::Reset).is_complete());
+    rig.life.handle(&(), Message::Resume(Holder::Change));
+    rig.log();
+    assert_eq!((rig.step(), rig.queues()), (vec![], vec![]));
+}
+
+#[test]
+fn other_work_is_done_before_the_end_that_was_ordered_after_it() {
+    let mut rig = Rig::running();
+    let (sender, done) = std::sync::mpsc::channel();
+    rig.busy(true);
+    rig.send(change_pause);
+    rig.life.handle(&(), Message::Run(Box::new(move || sender.send(()).unwrap())));
+    rig.life.handle(&(), Message::Exit);
+    assert_eq!(done.try_recv(), Ok(()));
+    assert!(!rig.life.has_ended());
+}
+
+#[test]
 fn a_device_reset_ends_queue_resets_and_a_pause_that_drains() {
     let mut rig = Rig::running();
     rig.busy(true);
-    let (queue, paused) = (rig.reset_queue(0), rig.send(Message::Pause));
+    let (queue, paused) = (rig.reset_queue(0), rig.send(machine_pause));
     rig.step();
     let reset = rig.send(Message::Reset);
     assert_eq!(rig.step().last().unwrap(), "abandon false");
@@ -224,9 +289,9 @@ fn a_device_reset_ends_queue_resets_and_a_pause_that_drains() {
 fn whatever_is_asked_of_a_stopped_worker_is_done_at_once() {
     let mut rig = Rig::new();
     assert!(rig.send(Message::Reset).is_complete());
-    assert!(rig.send(Message::Pause).is_complete());
+    assert!(rig.send(machine_pause).is_complete());
     assert!(rig.reset_queue(0).is_complete());
-    rig.life.handle(&(), Message::Resume);
+    rig.life.handle(&(), Message::Resume(Holder::Machine));
     assert_eq!(rig.step(), [""; 0]);
     rig.life.handle(&(), Message::Exit);
     assert!(rig.life.has_ended());
@@ -235,7 +300,7 @@ fn whatever_is_asked_of_a_stopped_worker_is_done_at_once() {
 
 #[test]
 fn an_exit_waits_for_the_back_end_and_only_then_tells_who_waits() {
-    for first in [Message::Reset, Message::Pause] {
+    for first in [Message::Reset as fn(Countdown) -> Message, machine_pause] {
         let mut rig = Rig::running();
         rig.busy(true);
         let before = rig.send(first);

@@ -196,15 +196,29 @@ impl Pipe {
 
 /// Asks the control socket one thing.
 pub fn ask(socket: &Path, command: &str) -> serde_json::Value {
-    let stream = UnixStream::connect(socket).expect("the control socket");
+    order(socket, command, serde_json::json!({}))["return"].clone()
+}
+
+/// The control socket's whole answer to a command with arguments.
+pub fn order(socket: &Path, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+    try_order(socket, command, arguments).expect("an answer of the control socket")
+}
+
+/// As [`order`], where the process may end at any moment: `None` when it has.
+pub fn try_order(socket: &Path, command: &str, arguments: serde_json::Value) -> Option<serde_json::Value> {
+    let stream = UnixStream::connect(socket).ok()?;
     let mut lines = BufReader::new(&stream).lines();
-    let mut reply = || lines.next().expect("a reply").expect("a readable reply");
-    reply();
-    writeln!(&stream, r#"{{"execute":"qmp_capabilities"}}"#).expect("a writable socket");
-    reply();
-    writeln!(&stream, r#"{{"execute":"{command}"}}"#).expect("a writable socket");
-    let reply: serde_json::Value = serde_json::from_str(&reply()).expect("a JSON reply");
-    reply["return"].clone()
+    let mut reply = || lines.next()?.ok();
+    reply()?;
+    writeln!(&stream, r#"{{"execute":"qmp_capabilities"}}"#).ok()?;
+    reply()?;
+    writeln!(&stream, "{}", serde_json::json!({"execute": command, "arguments": arguments})).ok()?;
+    loop {
+        let reply: serde_json::Value = serde_json::from_str(&reply()?).expect("a JSON reply");
+        if reply.get("event").is_none() {
+            return Some(reply);
+        }
+    }
 }
 
 /// What became of a run.

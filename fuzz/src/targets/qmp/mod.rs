@@ -215,6 +215,10 @@ fn carry_out(Request { order, id }: Request, outcome: u8) -> Value {
             success(id, status)
         }
         Order::QueryStats => success(id, json!({"vcpus": []})),
+        Order::ResizeDisk(resize) if outcome & 8 == 0 => {
+            failure(id, ErrorClass::GenericError, &format!("unknown disk '{}'", resize.disk))
+        }
+        Order::ResizeDisk(_) => success(id, json!({})),
         Order::Command(Command::Nmi { vcpu }) if outcome & 8 == 0 => {
             failure(id, ErrorClass::GenericError, &format!("the guest has no vCPU {vcpu}"))
         }

@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use serde_json::Value;
-use zvmm::control::Command as Act;
+use zvmm::control::{Command as Act, DiskResize};
 use zvmm::fuzzing::qmp::{MAX_MESSAGE, Order};
 
 use crate::program::mutate::mutate_within;
@@ -47,6 +47,8 @@ pub struct Message {
     pub layout: u8,
     /// What the main loop makes of it.
     pub outcome: u8,
+    /// Number of its arguments, where its command takes some.
+    pub arguments: usize,
     /// Whether half a message may lie before it: then nobody knows what it leads to.
     pub is_glued: bool,
 }
@@ -77,8 +79,31 @@ pub enum Expected {
     CommandNotFound,
 }
 
+/// The command that takes arguments, by number.
+const RESIZE: usize = 11;
+
+/// Arguments of it, with the disk and size they name; `None`: it must refuse them.
+const RESIZES: [(&str, Option<(&str, Option<u64>)>); 16] = [
+    ("{\"device\":\"disk0\",\"size\":1048576}", Some(("disk0", Some(1 << 20)))),
+    ("{\"size\":18446744073709551615,\"node-name\":\"\"}", Some(("", Some(u64::MAX)))),
+    ("{\"device\":\"\\u0000\\\"}]\"}", Some(("\0\"}]", None))),
+    ("{\"\\u0064evice\":\"d\",\"size\":0}", Some(("d", Some(0)))),
+    ("{\"size\":512}", None),
+    ("{\"device\":\"d\",\"node-name\":\"d\",\"size\":512}", None),
+    ("{\"device\":\"d\",\"size\":null}", None),
+    ("{\"device\":null,\"size\":512}", None),
+    ("{\"device\":[\"d\"],\"size\":512}", None),
+    ("{\"device\":\"d\",\"size\":-1}", None),
+    ("{\"device\":\"d\",\"size\":1.5}", None),
+    ("{\"device\":\"d\",\"size\":1e3}", None),
+    ("{\"device\":\"d\",\"size\":18446744073709551616}", None),
+    ("{\"device\":\"d\",\"size\":\"512\"}", None),
+    ("{\"device\":\"d\",\"size\":512,\"siez\":1}", None),
+    ("{\"device\":\"d\",\"size\":{\"size\":512}}", None),
+];
+
 /// Commands that there are, with what each orders.
-pub const KNOWN: [(&str, Option<Order>); 11] = [
+pub const KNOWN: [(&str, Option<Order>); 12] = [
     ("qmp_capabilities", None),
     ("query-version", None),
     ("query-commands", None),
@@ -90,6 +115,7 @@ pub const KNOWN: [(&str, Option<Order>); 11] = [
     ("system_reset", Some(Order::Command(Act::Reset))),
     ("quit", Some(Order::Command(Act::Quit))),
     ("inject-nmi", Some(Order::Command(Act::Nmi { vcpu: 0 }))),
+    ("block_resize", None),
 ];
 
 /// Commands that there are not: near to one, and near to none.
@@ -152,7 +178,7 @@ static ID_VALUES: LazyLock<Vec<Value>> =
 
 impl Message {
     fn read(record: [u8; RECORD]) -> Self {
-        let [_, command, id, form, layout, outcome, glued, _] = record;
+        let [_, command, id, form, layout, outcome, glued, arguments] = record;
         const FORMS: [Form; 11] = [
             Form::NoArguments,
             Form::NothingEnabled,
@@ -177,6 +203,7 @@ impl Message {
             form: form.checked_sub(4).map_or(Form::Plain, |form| FORMS[usize::from(form) % FORMS.len()]),
             layout,
             outcome,
+            arguments: usize::from(arguments) % RESIZES.len(),
             is_glued: glued > 0xe0,
         }
     }
@@ -211,7 +238,12 @@ impl Message {
         match self.form {
             Form::SomethingEnabled | Form::UnknownArgument => return Expected::GenericError,
             Form::NothingEnabled if !negotiates => return Expected::GenericError,
+            Form::NoArguments if self.command == RESIZE => return Expected::GenericError,
             _ => {}
+        }
+        if self.command == RESIZE {
+            let Some((disk, size_bytes)) = RESIZES[self.arguments].1 else { return Expected::GenericError };
+            return Expected::Order(Order::ResizeDisk(DiskResize { disk: disk.to_owned(), size_bytes }));
         }
         match order {
             Some(order) => Expected::Order(order.clone()),
@@ -261,6 +293,7 @@ impl Message {
             Form::SomethingEnabled => Some(b"{\"enable\":[\"oob\"]}"),
             Form::UnknownArgument => Some(b"{\"fd\\n\":{\"\":\"]}\"}}"),
             Form::ArgumentsOfAnotherType => Some(b"[]"),
+            Form::Plain if self.command == RESIZE => Some(RESIZES[self.arguments].0.as_bytes()),
             _ => None,
         };
         if let Some(arguments) = arguments {

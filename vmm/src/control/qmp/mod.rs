@@ -3,12 +3,13 @@
 //! Sources: the QMP specification (docs/interop/qmp-spec.rst of QEMU) for greeting, negotiation, replies, errors and
 //! events; SmartOS's vmadmd, which also reads `hwsetup` in `query-status`.
 
+mod arguments;
 mod framing;
 mod server;
 
 use serde_json::{Map, Value, json};
 
-use super::{Command, DiskFailure, Event, State};
+use super::{Command, DiskFailure, DiskResize, Event, State};
 use crate::config::nearest;
 pub use framing::MAX_MESSAGE;
 use framing::{Frame, Framing};
@@ -23,6 +24,8 @@ pub enum Order {
     QueryStatus,
     /// Show the counters.
     QueryStats,
+    /// Give a disk another size.
+    ResizeDisk(DiskResize),
 }
 
 /// A message that was understood: the order, and the id to answer under.
@@ -71,19 +74,30 @@ impl ErrorClass {
     }
 }
 
-const COMMANDS: [(&str, Option<Order>); 11] = [
-    ("qmp_capabilities", None),
-    ("query-commands", None),
-    ("query-version", None),
-    ("query-status", Some(Order::QueryStatus)),
-    ("query-stats", Some(Order::QueryStats)),
-    ("stop", Some(Order::Command(Command::Pause))),
-    ("cont", Some(Order::Command(Command::Resume))),
-    ("system_powerdown", Some(Order::Command(Command::PowerButton))),
-    ("system_reset", Some(Order::Command(Command::Reset))),
-    ("quit", Some(Order::Command(Command::Quit))),
+/// What a command is.
+enum Meaning {
+    /// The session answers it by itself.
+    OfTheSession,
+    /// An order without arguments.
+    Order(Order),
+    /// An order that its arguments make.
+    With(fn(Map<String, Value>) -> Result<Order, String>),
+}
+
+const COMMANDS: [(&str, Meaning); 12] = [
+    ("qmp_capabilities", Meaning::OfTheSession),
+    ("query-commands", Meaning::OfTheSession),
+    ("query-version", Meaning::OfTheSession),
+    ("query-status", Meaning::Order(Order::QueryStatus)),
+    ("query-stats", Meaning::Order(Order::QueryStats)),
+    ("stop", Meaning::Order(Order::Command(Command::Pause))),
+    ("cont", Meaning::Order(Order::Command(Command::Resume))),
+    ("system_powerdown", Meaning::Order(Order::Command(Command::PowerButton))),
+    ("system_reset", Meaning::Order(Order::Command(Command::Reset))),
+    ("quit", Meaning::Order(Order::Command(Command::Quit))),
     // As on a PC: LINT1 of the boot processor.
-    ("inject-nmi", Some(Order::Command(Command::Nmi { vcpu: 0 }))),
+    ("inject-nmi", Meaning::Order(Order::Command(Command::Nmi { vcpu: 0 }))),
+    ("block_resize", Meaning::With(arguments::block_resize)),
 ];
 
 /// One client's conversation. It knows no socket and no clock.
@@ -149,19 +163,25 @@ impl Session {
         if !self.negotiated && command != "qmp_capabilities" {
             return not_found(id, "capabilities must be negotiated first, with 'qmp_capabilities'");
         }
-        let Some((name, order)) = COMMANDS.iter().find(|(name, _)| *name == command) else {
+        let Some((name, meaning)) = COMMANDS.iter().find(|(name, _)| *name == command) else {
             let names = COMMANDS.iter().map(|(name, _)| *name);
             return not_found(id, &nearest::unknown("command", command, names));
         };
+        if let Meaning::With(read) = meaning {
+            return match read(arguments) {
+                Ok(order) => Step::Do(Request { order, id }),
+                Err(desc) => Step::Answer(failure(id, ErrorClass::GenericError, &desc)),
+            };
+        }
         // The one argument there is: capabilities to enable, of which none is offered.
         if *name == "qmp_capabilities" && arguments.get("enable") == Some(&json!([])) {
             arguments.remove("enable");
         }
         if let Some(key) = arguments.keys().next() {
-            let desc = format!("'{name}' has no parameter '{key}'");
+            let desc = arguments::unknown(name, key, std::iter::empty());
             return Step::Answer(failure(id, ErrorClass::GenericError, &desc));
         }
-        if let Some(order) = order {
+        if let Meaning::Order(order) = meaning {
             return Step::Do(Request { order: order.clone(), id });
         }
         Step::Answer(match *name {
@@ -291,13 +311,19 @@ mod tests {
 
     #[test]
     fn every_command_is_either_answered_or_an_order() {
-        for (name, order) in COMMANDS.iter().skip(1) {
+        for (name, meaning) in COMMANDS.iter().skip(1) {
             let steps = feed(&mut negotiated(), &format!("{{\"execute\":\"{name}\",\"id\":7}}\r\n"));
-            match (&steps[..], order) {
-                ([Step::Do(request)], Some(order)) => {
+            match (&steps[..], meaning) {
+                ([Step::Do(request)], Meaning::Order(order)) => {
                     assert_eq!((&request.order, &request.id), (order, &Id(Some(json!(7)))));
                 }
-                ([Step::Answer(answer)], None) => assert!(answer["id"] == 7 && answer.get("return").is_some()),
+                ([Step::Answer(answer)], Meaning::OfTheSession) => {
+                    assert!(answer["id"] == 7 && answer.get("return").is_some());
+                }
+                // Without the arguments that it needs.
+                ([Step::Answer(answer)], Meaning::With(_)) => {
+                    assert!(answer["id"] == 7 && answer.get("error").is_some());
+                }
                 _ => panic!("{name}: {steps:?}"),
             }
         }

@@ -9,9 +9,9 @@ use devices_host::poll::{PollFd, poll};
 use devices_host::socket::may_send;
 use serde_json::Value;
 
-use super::super::Event;
 use super::super::socket::{Listener, MAX_SEND};
-use super::{ErrorClass, Order, Session, Step, event, failure, success};
+use super::super::{Event, Ticket};
+use super::{ErrorClass, Id, Order, Session, Step, event, failure, success};
 
 /// The most clients at a time; more are told so and let go.
 pub const MAX_CLIENTS: usize = 8;
@@ -22,8 +22,15 @@ const FULL: usize = 64 * 1024;
 /// A client that leaves this much unread, events included, is let go.
 const TOO_FULL: usize = 1024 * 1024;
 
-/// What an order led to: the value to return or why not, and what everybody is to be told.
-pub type Outcome = (Result<Value, (ErrorClass, String)>, Vec<Event>);
+/// What an order led to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The value to return or why not, and what everybody is to be told.
+    Now(Result<Value, (ErrorClass, String)>, Vec<Event>),
+    /// It takes its time: [`QmpServer::answer`] follows. Until then the client is not heard, as it may rely on one order
+    /// being carried out before the next one.
+    Later(Ticket),
+}
 
 /// The control socket and its clients.
 #[derive(Debug)]
@@ -37,6 +44,10 @@ struct Client {
     stream: UnixStream,
     session: Session,
     unsent: Vec<u8>,
+    /// The order that is being carried out.
+    waiting: Option<(Ticket, Id)>,
+    /// What was read behind it.
+    unheard: Vec<u8>,
     /// The client has sent its last byte; what it is still owed is sent, then it is let go.
     finished: bool,
     gone: bool,
@@ -97,14 +108,13 @@ impl QmpServer {
 
     fn accept(&mut self) {
         while let Some(stream) = self.listener.accept() {
-            let mut client =
-                Client { stream, session: Session::default(), unsent: Vec::new(), finished: false, gone: false };
+            let mut client = Client::new(stream);
             if self.clients.len() < MAX_CLIENTS {
                 client.queue(&Session::greeting());
                 self.clients.push(client);
             } else {
                 let desc = format!("there are already {MAX_CLIENTS} clients");
-                client.queue(&failure(super::Id::default(), ErrorClass::GenericError, &desc));
+                client.queue(&failure(Id::default(), ErrorClass::GenericError, &desc));
                 client.send();
             }
         }
@@ -116,28 +126,50 @@ impl QmpServer {
             Some(client) => client.read(&mut bytes),
             None => 0,
         };
-        for byte in bytes.iter().take(read) {
-            let step = match self.clients.get_mut(index) {
-                Some(client) => client.session.byte(*byte),
-                None => None,
-            };
-            let answer = match step {
+        self.hear(index, bytes.get(..read).unwrap_or_default(), act);
+    }
+
+    /// What a client has said, up to an order that takes its time.
+    fn hear(&mut self, index: usize, bytes: &[u8], act: &mut dyn FnMut(Order) -> Outcome) {
+        for (at, byte) in bytes.iter().enumerate() {
+            let Some(client) = self.clients.get_mut(index) else { return };
+            let answer = match client.session.byte(*byte) {
                 None => continue,
                 Some(Step::Answer(answer)) => answer,
-                Some(Step::Do(request)) => {
-                    let (result, events) = act(request.order);
-                    // Events first, as qemu sends them: after the answer the client knows that it has seen them.
-                    events.iter().for_each(|event| self.tell(event));
-                    match result {
-                        Ok(value) => success(request.id, value),
-                        Err((class, desc)) => failure(request.id, class, &desc),
+                Some(Step::Do(request)) => match act(request.order) {
+                    Outcome::Later(ticket) => {
+                        client.waiting = Some((ticket, request.id));
+                        client.unheard = bytes.get(at + 1..).unwrap_or_default().to_vec();
+                        return;
                     }
-                }
+                    Outcome::Now(result, events) => {
+                        // Events first, as qemu sends them: after the answer the client knows that it has seen them.
+                        events.iter().for_each(|event| self.tell(event));
+                        answer(request.id, result)
+                    }
+                },
             };
             if let Some(client) = self.clients.get_mut(index) {
                 client.queue(&answer);
             }
         }
+    }
+
+    /// Answers the order that a client waits for, if it still does, and hears what it has said since.
+    pub fn answer(
+        &mut self,
+        ticket: Ticket,
+        result: Result<Value, (ErrorClass, String)>,
+        act: &mut dyn FnMut(Order) -> Outcome,
+    ) {
+        let waits = |client: &Client| client.waiting.as_ref().is_some_and(|(waiting, _)| *waiting == ticket);
+        let Some(index) = self.clients.iter().position(waits) else { return };
+        let client = &mut self.clients[index];
+        let id = client.waiting.take().map(|(_, id)| id).unwrap_or_default();
+        client.queue(&answer(id, result));
+        let unheard = std::mem::take(&mut client.unheard);
+        self.hear(index, &unheard, act);
+        self.send();
     }
 
     fn send(&mut self) {
@@ -146,9 +178,22 @@ impl QmpServer {
     }
 }
 
+/// The answer to a request by its result.
+fn answer(id: Id, result: Result<Value, (ErrorClass, String)>) -> Value {
+    match result {
+        Ok(value) => success(id, value),
+        Err((class, desc)) => failure(id, class, &desc),
+    }
+}
+
 impl Client {
+    fn new(stream: UnixStream) -> Self {
+        let (session, unsent, unheard) = (Session::default(), Vec::new(), Vec::new());
+        Self { stream, session, unsent, waiting: None, unheard, finished: false, gone: false }
+    }
+
     fn wants_input(&self) -> bool {
-        !self.finished && self.unsent.len() < FULL
+        !self.finished && self.waiting.is_none() && self.unsent.len() < FULL
     }
 
     /// Reads what is there; how much.
@@ -181,7 +226,7 @@ impl Client {
                 Err(_) => self.gone = true,
             }
         }
-        self.gone |= self.finished;
+        self.gone |= self.finished && self.waiting.is_none();
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::control::Command;
+use crate::control::{Command, DiskResize};
 
 struct Place {
     _dir: TempDir,
@@ -29,20 +29,29 @@ impl Place {
         BufReader::new(stream)
     }
 
-    /// One turn of a main loop in which pausing works and everything else does not.
     fn turn(&mut self) {
         let mut fds = Vec::new();
         self.server.interest(&mut fds);
         poll(&mut fds, Some(0)).unwrap();
-        self.server.ready(&fds, &mut |order| match order {
-            Order::Command(Command::Pause) => (Ok(json!({})), vec![Event::Stopped]),
-            _ => (Err((ErrorClass::GenericError, "no".to_owned())), Vec::new()),
-        });
+        self.server.ready(&fds, &mut act);
+    }
+
+    fn answer(&mut self, ticket: u64, result: Result<Value, (ErrorClass, String)>) {
+        self.server.answer(Ticket(ticket), result, &mut act);
     }
 
     fn ask(&mut self, client: &mut BufReader<UnixStream>, text: &str) {
         client.get_mut().write_all(text.as_bytes()).unwrap();
         self.turn();
+    }
+}
+
+/// A main loop in which pausing works, a disk takes its time (its ticket is the size), and everything else fails.
+fn act(order: Order) -> Outcome {
+    match order {
+        Order::Command(Command::Pause) => Outcome::Now(Ok(json!({})), vec![Event::Stopped]),
+        Order::ResizeDisk(DiskResize { size_bytes, .. }) => Outcome::Later(Ticket(size_bytes.unwrap_or_default())),
+        _ => Outcome::Now(Err((ErrorClass::GenericError, "no".to_owned())), Vec::new()),
     }
 }
 
@@ -151,4 +160,67 @@ fn the_end_waits_for_readers_but_not_for_ever() {
     place.server.flush(5_000_000_000);
     drop(place);
     assert_eq!(reader.join().unwrap(), 10_002);
+}
+
+fn resize(ticket: u64) -> String {
+    json!({"execute": "block_resize", "arguments": {"device": "d", "size": ticket}, "id": ticket}).to_string()
+}
+
+#[test]
+fn what_follows_an_order_that_takes_its_time_is_heard_after_its_answer_and_other_clients_are_heard_before() {
+    let mut place = place();
+    let (mut one, mut two) = (place.connect(), place.connect());
+    let (first, second) = (resize(1), resize(2));
+    place.ask(&mut one, &format!("{{\"execute\":\"qmp_capabilities\"}}{first}{{\"execute\":\"stop\"}}{second}"));
+    // What comes meanwhile stays in the socket, half a message as well.
+    place.ask(&mut one, "{\"execute\":\"cont\",\"id\":");
+    place.ask(&mut one, "3}");
+    place.ask(&mut two, "{\"execute\":\"qmp_capabilities\"}{\"execute\":\"cont\",\"id\":\"two\"}");
+    for client in [&mut one, &mut two] {
+        assert!(line(client)["QMP"].is_object());
+        assert_eq!(line(client), json!({"return": {}}));
+    }
+    assert_eq!(line(&mut two)["id"], "two");
+    one.get_ref().set_nonblocking(true).unwrap();
+    assert_eq!(one.fill_buf().unwrap_err().kind(), ErrorKind::WouldBlock);
+    one.get_ref().set_nonblocking(false).unwrap();
+    place.answer(7, Ok(json!({})));
+    place.answer(1, Ok(json!({})));
+    assert_eq!(line(&mut one), json!({"return": {}, "id": 1}));
+    assert_eq!(line(&mut one)["event"], "STOP");
+    assert_eq!(line(&mut one), json!({"return": {}}));
+    place.answer(1, Ok(json!({})));
+    place.answer(2, Err((ErrorClass::GenericError, "full".to_owned())));
+    assert_eq!(line(&mut one), json!({"error": {"class": "GenericError", "desc": "full"}, "id": 2}));
+    place.turn();
+    assert_eq!(line(&mut one)["id"], 3);
+}
+
+#[test]
+fn a_client_that_closes_its_sending_side_gets_the_answer_of_an_order_that_takes_its_time() {
+    let mut place = place();
+    let mut client = place.connect();
+    client.get_mut().write_all(format!("{{\"execute\":\"qmp_capabilities\"}}{}", resize(1)).as_bytes()).unwrap();
+    client.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    (0..3).for_each(|_| place.turn());
+    assert_eq!(place.server.clients.len(), 1);
+    place.answer(1, Ok(json!({})));
+    (0..2).for_each(|_| drop(line(&mut client)));
+    assert_eq!(line(&mut client), json!({"return": {}, "id": 1}));
+    place.turn();
+    assert_eq!(line(&mut client), Value::Null);
+    assert!(place.server.clients.is_empty());
+}
+
+#[test]
+fn a_client_that_is_gone_before_its_answer_costs_nothing() {
+    let mut place = place();
+    let mut client = place.connect();
+    place.ask(&mut client, &format!("{{\"execute\":\"qmp_capabilities\"}}{}{}", resize(1), resize(2)));
+    drop(client);
+    place.turn();
+    place.answer(1, Ok(json!({})));
+    place.answer(2, Ok(json!({})));
+    place.turn();
+    assert!(place.server.clients.is_empty());
 }

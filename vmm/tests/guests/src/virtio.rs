@@ -33,6 +33,7 @@ pub mod common {
     pub const CONFIG_VECTOR: u64 = 0x10;
     pub const NUM_QUEUES: u64 = 0x12;
     pub const STATUS: u64 = 0x14;
+    pub const GENERATION: u64 = 0x15;
     pub const QUEUE_SELECT: u64 = 0x16;
     pub const QUEUE_SIZE: u64 = 0x18;
     pub const QUEUE_VECTOR: u64 = 0x1a;
@@ -58,6 +59,7 @@ pub struct Device {
     common: u64,
     isr: u64,
     notify: u64,
+    config: u64,
     /// Descriptors at 0, available ring at 0x100, used ring at 0x200, request header at 0x300, data from 0x400.
     page: u64,
     submitted: u16,
@@ -81,7 +83,7 @@ impl Device {
             .map(|function| (function, Kind::Entropy))
             .or_else(|| block().map(|function| (function, Kind::Block)))
             .expect("there is no virtio entropy or block device");
-        let (mut at, [mut common, mut notify, mut isr]) = (0, [0; 3]);
+        let (mut at, [mut common, mut notify, mut isr, mut config]) = (0, [0; 4]);
         let mut multiplier = 0;
         while let Some(capability) = access.capability(function, 9, at) {
             let bar = access.read(function, capability + 4) as u8;
@@ -93,13 +95,14 @@ impl Device {
                     multiplier = access.read(function, capability + 16);
                 }
                 3 => isr = place(),
+                4 => config = place(),
                 _ => {}
             }
             at = capability;
         }
         assert!(common != 0 && notify != 0 && isr != 0, "{function} has no modern virtio interface");
         let page = pool::take(4096, 4096).as_ptr() as u64;
-        let mut device = Self { access, function, kind, common, isr, notify, page, submitted: 0 };
+        let mut device = Self { access, function, kind, common, isr, notify, config, page, submitted: 0 };
         device.reset();
         store(common + common::QUEUE_SELECT, 0_u16);
         device.notify += u64::from(load::<u16>(common + common::QUEUE_NOTIFY_OFF)) * u64::from(multiplier);
@@ -122,6 +125,29 @@ impl Device {
     #[must_use]
     pub fn common(&self) -> u64 {
         self.common
+    }
+
+    /// The address of its own configuration.
+    #[must_use]
+    pub fn config(&self) -> u64 {
+        self.config
+    }
+
+    /// A block device's size in sectors, read in halves as §2.5.1 says.
+    #[must_use]
+    pub fn sectors(&self) -> u64 {
+        loop {
+            let before: u8 = load(self.common + common::GENERATION);
+            let (low, high): (u32, u32) = (load(self.config), load(self.config + 4));
+            if load::<u8>(self.common + common::GENERATION) == before {
+                return u64::from(high) << 32 | u64::from(low);
+            }
+        }
+    }
+
+    /// Sends changes of its configuration to an MSI-X table entry.
+    pub fn set_config_vector(&self, entry: u16) {
+        store(self.common + common::CONFIG_VECTOR, entry);
     }
 
     /// The address of its doorbell.
@@ -220,6 +246,32 @@ impl Device {
             }
         };
         self.publish(head);
+    }
+
+    /// Reads or writes (`write`) one sector of a block device and waits for it; data lies at [`Self::data`]. The status
+    /// it ends with: 0, or 1 for an error.
+    ///
+    /// # Panics
+    /// When it does not come back.
+    pub fn transfer(&mut self, sector: u64, write: bool) -> u8 {
+        let (header, data, status) = (self.page + 0x300, self.data(), self.page + 0xf00);
+        store(header, u32::from(write));
+        store(header + 4, 0_u32);
+        store(header + 8, sector);
+        store(status, 0xff_u8);
+        self.describe(0, header, 16, DESC_NEXT, 1);
+        self.describe(1, data, 512, if write { DESC_NEXT } else { DESC_NEXT | DESC_WRITE }, 2);
+        self.describe(2, status, 1, DESC_WRITE, 0);
+        self.publish(0);
+        self.notify();
+        assert!(interrupts::wait(20_000, || self.is_idle()), "sector {sector}: a request does not complete");
+        load(status)
+    }
+
+    /// Where [`Self::transfer`] has its 512 bytes.
+    #[must_use]
+    pub fn data(&self) -> u64 {
+        self.page + 0x400
     }
 
     /// Makes a chain available.
