@@ -232,8 +232,8 @@ impl Recorder {
         }
     }
 
-    /// The disk has begun with everything submitted.
-    pub(super) fn committed(&mut self) {
+    /// The disk is about to begin with everything submitted; some begin and end with it before they come back.
+    pub(super) fn committing(&mut self) {
         if self.in_flight > self.stats.in_flight_max.load(Ordering::Relaxed) {
             self.stats.in_flight_max.store(self.in_flight, Ordering::Relaxed);
         }
@@ -243,6 +243,7 @@ impl Recorder {
         let taken_ns = self.now_ns();
         self.now_ns = None;
         let submitted_ns = self.now_ns();
+        self.now_ns = None;
         self.stats.queued.record(submitted_ns.saturating_sub(taken_ns), self.batch.len() as u64);
         for head in self.batch.drain(..) {
             if let Some(Some(times)) = self.times.get_mut(usize::from(head)) {

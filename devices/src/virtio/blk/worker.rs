@@ -148,8 +148,8 @@ impl<B> BlkWorker<B> {
             bytes = bytes.saturating_add(chain.readable_bytes()).saturating_add(chain.writable_bytes());
             self.begin(mem, chain);
         }
+        self.recorder.committing();
         self.backend.commit();
-        self.recorder.committed();
         // A disk that answers at once saves the driver a wake-up.
         self.collect(mem, false);
         // A disk that is full wakes the worker when it has room again, and a rate limit when it is over; until then a kick
