@@ -10,6 +10,8 @@
 mod disks;
 #[path = "p0/full_disk.rs"]
 mod full_disk;
+#[path = "p0/limits.rs"]
+mod limits;
 #[path = "p0/process.rs"]
 mod process;
 #[path = "p0/reboots.rs"]
