@@ -74,6 +74,9 @@ pub enum Step {
         socket: String,
         /// Name of the command.
         execute: String,
+        /// Its arguments, if it has any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        arguments: Option<serde_json::Value>,
     },
     /// Send the VMM a signal.
     Signal {

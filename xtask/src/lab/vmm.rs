@@ -67,6 +67,8 @@ pub struct Machine {
     pub packed: bool,
     /// Have the kernel do the disks' work.
     pub io_uring: bool,
+    /// Whether the disks go through the host's page cache, when that is not to be the VMM's own choice.
+    pub buffered: Option<bool>,
     /// Virtqueues of each disk, when they are not to be the VMM's own choice.
     pub queues: Option<u16>,
     /// Serial numbers of the first disks.
@@ -172,10 +174,15 @@ impl Vmm {
         line.option("--cmdline", &machine.cmdline);
         let packed = if machine.packed { ",packed=on" } else { "" };
         let engine = if machine.io_uring { ",engine=io_uring" } else { "" };
+        let cache = match machine.buffered {
+            None => "",
+            Some(true) => ",cache=buffered",
+            Some(false) => ",cache=direct",
+        };
         let queues = machine.queues.map_or_else(String::new, |count| format!(",queues={count}"));
         for (n, disk) in machine.disks.iter().enumerate() {
             let serial = machine.serials.get(n).map_or_else(String::new, |serial| format!(",serial={serial}"));
-            line.option("--disk", format!("{disk}{packed}{engine}{queues}{serial}"));
+            line.option("--disk", format!("{disk}{packed}{engine}{cache}{queues}{serial}"));
         }
         for (tap, mac) in &machine.nics {
             line.option("--net", format!("tap={tap},mac={mac}{packed}"));
@@ -238,9 +245,10 @@ impl Vmm {
         line.option("-append", format!("{}{}", machine.cmdline, if microvm { " reboot=t" } else { "" }));
         let packed = if machine.packed { ",packed=on" } else { "" };
         let queues = machine.queues.map_or_else(String::new, |count| format!(",num-queues={count}"));
+        let cache = if machine.buffered == Some(false) { "none" } else { "writeback" };
         let aio = if machine.io_uring { "io_uring" } else { "threads" };
         for (n, disk) in machine.disks.iter().enumerate() {
-            line.option("-drive", format!("file={disk},format=raw,if=none,id=d{n},cache=writeback,aio={aio}"));
+            line.option("-drive", format!("file={disk},format=raw,if=none,id=d{n},cache={cache},aio={aio}"));
             let serial = machine.serials.get(n).map_or_else(String::new, |serial| format!(",serial={serial}"));
             line.option("-device", format!("{block},drive=d{n}{packed}{queues}{serial}"));
         }
@@ -308,6 +316,7 @@ mod tests {
             cpu: "host".into(),
             packed: false,
             io_uring: false,
+            buffered: None,
             queues: None,
             serials: Vec::new(),
             kvmclock: true,
@@ -348,6 +357,7 @@ mod tests {
             Machine { kvmclock: false, ..plain.clone() },
             Machine { packed: true, ..plain.clone() },
             Machine { io_uring: true, ..plain.clone() },
+            Machine { buffered: Some(false), ..plain.clone() },
             Machine { queues: Some(2), ..plain.clone() },
             Machine { serials: vec!["one".to_owned()], ..plain.clone() },
             Machine { reset_ends: false, ..plain.clone() },

@@ -189,6 +189,7 @@ fn stock_machine() -> Machine {
         cpu: "host".to_owned(),
         packed: false,
         io_uring: false,
+        buffered: None,
         queues: None,
         serials: Vec::new(),
         kvmclock: true,
@@ -204,7 +205,7 @@ fn stock(vmm: Vmm) -> Run {
     command.extend(["--log", "info"].map(str::to_owned));
     let expect = |text: &str, within_s| Step::Expect { text: text.to_owned(), within_s };
     let guest = |command: &str| Step::Guest { command: command.to_owned(), within_s: 120 };
-    let qmp = |execute: &str| Step::Qmp { socket: QMP.to_owned(), execute: execute.to_owned() };
+    let qmp = |execute: &str| Step::Qmp { socket: QMP.to_owned(), execute: execute.to_owned(), arguments: None };
     Run {
         name: STOCK.to_owned(),
         before: vec![format!("rm -f {QMP}"), "truncate -s 8M /tmp/a.img".to_owned()],

@@ -103,8 +103,8 @@ impl Guest {
                 Ok(())
             }
             Step::Shell { command } => shell(command, Some(self.child.id()), outcome),
-            Step::Qmp { socket, execute } => {
-                let reply = qmp(socket, execute)?;
+            Step::Qmp { socket, execute, arguments } => {
+                let reply = qmp(socket, execute, arguments.as_ref())?;
                 let failed = reply.get("error").is_some();
                 outcome.replies.push(reply.clone());
                 ensure!(!failed, "QMP {execute}: {reply}");
@@ -117,7 +117,7 @@ impl Guest {
             }
             Step::Sample { name } => {
                 let mut sample = sample::take(self.child.id(), self.start)?;
-                sample.returns = qmp(QMP, "query-stats").ok().and_then(|stats| returns(&stats));
+                sample.returns = qmp(QMP, "query-stats", None).ok().and_then(|stats| returns(&stats));
                 outcome.samples.insert(name.clone(), sample);
                 Ok(())
             }
@@ -299,7 +299,7 @@ fn returns(stats: &serde_json::Value) -> Option<u64> {
 }
 
 /// One command over a fresh QMP connection; events before the answer are skipped.
-fn qmp(socket: &str, execute: &str) -> anyhow::Result<serde_json::Value> {
+fn qmp(socket: &str, execute: &str, arguments: Option<&serde_json::Value>) -> anyhow::Result<serde_json::Value> {
     let stream = UnixStream::connect(socket).with_context(|| format!("cannot connect to {socket}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut writer = stream.try_clone()?;
@@ -310,8 +310,12 @@ fn qmp(socket: &str, execute: &str) -> anyhow::Result<serde_json::Value> {
     };
     ensure!(next()?.get("QMP").is_some(), "no QMP greeting");
     let mut answer = serde_json::Value::Null;
-    for command in ["qmp_capabilities", execute] {
-        writer.write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes())?;
+    for (execute, arguments) in [("qmp_capabilities", None), (execute, arguments)] {
+        let mut command = serde_json::json!({ "execute": execute });
+        if let Some(arguments) = arguments {
+            command["arguments"] = arguments.clone();
+        }
+        writer.write_all(format!("{command}\n").as_bytes())?;
         loop {
             answer = next()?;
             if answer.get("return").is_some() || answer.get("error").is_some() {

@@ -52,6 +52,7 @@ impl Script {
                 cpu: CPU.to_owned(),
                 packed: false,
                 io_uring: false,
+                buffered: None,
                 queues: None,
                 serials: Vec::new(),
                 kvmclock: true,
@@ -176,7 +177,7 @@ impl Script {
 
     /// One QMP command.
     pub fn qmp(self, execute: &str) -> Self {
-        self.step(Step::Qmp { socket: QMP.to_owned(), execute: execute.to_owned() })
+        self.step(Step::Qmp { socket: QMP.to_owned(), execute: execute.to_owned(), arguments: None })
     }
 
     /// The end of a guest with a small root: its warnings, then power-off.
