@@ -2,7 +2,7 @@
 //!
 //! A [`Meter`] is a token bucket kept as one number, the theoretical arrival time of the generic cell rate algorithm
 //! (GCRA, ITU-T I.371 annex A.1): the moment at which the bucket would be full again if nobody took from it. Workers take
-//! from it in turns of a few milliseconds' worth, each through its own [`Share`], and pay their requests from what they
+//! from it in turns of a few milliseconds' worth, each through its own share, and pay their requests from what they
 //! have taken. A share pays after the request was read and may go into debt by that one request: nothing has to be known
 //! of a request before it is taken from the ring, and none that was taken is held back. A debt is paid turn by turn
 //! before the share may go on.
@@ -41,7 +41,7 @@ pub struct Rate {
     pub burst: Option<u64>,
 }
 
-/// A token bucket that any number of [`Share`]s take from, without locks.
+/// A token bucket that any number of shares take from, without locks.
 #[derive(Debug)]
 pub struct Meter {
     per_second: u64,

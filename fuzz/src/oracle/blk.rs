@@ -156,7 +156,7 @@ impl Blk {
             false => (self.config.write_zeroes, F_WRITE_ZEROES),
         };
         let Some(limits) = limits.filter(|_| self.features & bit != 0) else { return ends(UNSUPP) };
-        if data == 0 || data % 16 != 0 || data / 16 > limits.max_segments.into() {
+        if data == 0 || !data.is_multiple_of(16) || data / 16 > limits.max_segments.into() {
             return ends(IOERR);
         }
         for at in (0..data).step_by(16) {
@@ -237,12 +237,12 @@ impl Blk {
             (BlkOp::Flush, Ok(())) => self.failed.1 = self.failed.1.max(moment),
             (BlkOp::Flush, Err(BlkError::Cancelled)) => {}
             (BlkOp::Flush, Err(_)) => self.lost = true,
-            (BlkOp::Write { .. } | BlkOp::WriteZeroes { .. }, Err(error)) => {
-                if !matches!(error, BlkError::Unsupported | BlkError::Memory) {
-                    self.failed.0 += 1;
-                    let excused = matches!(error, BlkError::Cancelled | BlkError::NoSpace);
-                    self.lost |= is_durable(ask.op) && !excused;
-                }
+            (BlkOp::Write { .. } | BlkOp::WriteZeroes { .. }, Err(error))
+                if !matches!(error, BlkError::Unsupported | BlkError::Memory) =>
+            {
+                self.failed.0 += 1;
+                let excused = matches!(error, BlkError::Cancelled | BlkError::NoSpace);
+                self.lost |= is_durable(ask.op) && !excused;
             }
             _ => {}
         }
