@@ -82,8 +82,11 @@ pub enum Expected {
 /// The command that takes arguments, by number.
 const RESIZE: usize = 11;
 
-/// Arguments of it, with the disk and size they name; `None`: it must refuse them.
-const RESIZES: [(&str, Option<(&str, Option<u64>)>); 16] = [
+/// A disk, and the size it is to have.
+type Resize = (&'static str, Option<u64>);
+
+/// Arguments of it, with what they say; `None`: it must refuse them.
+const RESIZES: [(&str, Option<Resize>); 16] = [
     ("{\"device\":\"disk0\",\"size\":1048576}", Some(("disk0", Some(1 << 20)))),
     ("{\"size\":18446744073709551615,\"node-name\":\"\"}", Some(("", Some(u64::MAX)))),
     ("{\"device\":\"\\u0000\\\"}]\"}", Some(("\0\"}]", None))),
