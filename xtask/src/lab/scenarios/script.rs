@@ -180,6 +180,11 @@ impl Script {
         self.step(Step::Qmp { socket: QMP.to_owned(), execute: execute.to_owned(), arguments: None })
     }
 
+    /// One with arguments.
+    pub fn qmp_with(self, execute: &str, arguments: serde_json::Value) -> Self {
+        self.step(Step::Qmp { socket: QMP.to_owned(), execute: execute.to_owned(), arguments: Some(arguments) })
+    }
+
     /// The end of a guest with a small root: its warnings, then power-off.
     pub fn power_off(self) -> Self {
         self.warnings().send("poweroff -f\n").exit(30, Some(0))

@@ -9,7 +9,7 @@ use super::{Scenario, Script, output, outputs};
 
 /// The scenarios of this file that take seconds.
 pub fn all() -> Vec<Scenario> {
-    vec![erase("erase", false), erase("erase-io-uring", true), by_id(), resets("modern"), resets("legacy")]
+    vec![erase("erase", false), erase("erase-io-uring", true), by_id(), resize(), resets("modern"), resets("legacy")]
 }
 
 /// Seconds that each layout is under verified load.
@@ -122,6 +122,48 @@ fn by_id() -> Scenario {
             for line in ["virtio-LAB-ROOT /dev/vda", "virtio-LAB-DATA-0123456789A /dev/vdb"] {
                 ensure!(names.lines().any(|name| name == line), "no `{line}` among {names}");
             }
+            Ok(())
+        },
+    )
+}
+
+const SMALL_MIB: u64 = 64;
+const GROWN_MIB: u64 = 96;
+const SIZE: &str = "blockdev --getsize64 /dev/vda";
+/// Written and read past the page cache, and compared.
+const NEW_SECTORS: &str = "dd if=/dev/urandom of=/tmp/new bs=1M count=32 2>&1 && \
+    dd if=/tmp/new of=/dev/vda bs=1M seek=64 oflag=direct 2>&1 && \
+    dd if=/dev/vda bs=1M skip=64 iflag=direct 2>&1 >/tmp/read && cmp /tmp/new /tmp/read && echo the same";
+const FILE_SIZE: &str = "stat -c %s /tools/disk.img";
+
+fn resize() -> Scenario {
+    let grown = GROWN_MIB << 20;
+    Scenario::new(
+        "resize",
+        "a disk that grows while it is written to is seen by the guest, which uses its new sectors",
+        move |_| {
+            let seen =
+                format!("timeout 25 sh -c 'until [ $(blockdev --getsize64 /dev/vda) = {grown} ]; do sleep 0.2; done'");
+            with_image(Script::new(), SMALL_MIB)
+                .limit(240)
+                .ready()
+                .guest(SIZE)
+                .guest("{ (while [ ! -e /tmp/stop ]; do dd if=/dev/zero of=/dev/vda bs=64k count=256 oflag=direct; done) > /dev/null 2>&1 & }")
+                .qmp_with("block_resize", serde_json::json!({ "device": "disk0", "size": grown }))
+                .guest(&seen)
+                .guest_within("touch /tmp/stop; wait", 60)
+                .guest(SIZE)
+                .guest_within(NEW_SECTORS, 60)
+                .shell(FILE_SIZE)
+                .power_off()
+        },
+        move |outcome, _| {
+            let sizes: Vec<&str> = outputs(outcome, SIZE).into_iter().map(str::trim).collect();
+            let wanted = [SMALL_MIB << 20, grown].map(|bytes| bytes.to_string());
+            ensure!(sizes == wanted, "the guest sees {sizes:?}, not {wanted:?}");
+            ensure!(output(outcome, NEW_SECTORS)?.contains("the same"), "the new sectors do not keep what is written");
+            let size = output(outcome, FILE_SIZE)?.trim();
+            ensure!(size == wanted[1], "the image has {size} bytes");
             Ok(())
         },
     )
