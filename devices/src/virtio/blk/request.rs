@@ -73,6 +73,14 @@ pub(super) struct Work {
     pub len_bytes: u64,
 }
 
+impl Work {
+    /// Whether the disk still reaches as far as it did when the request was decoded.
+    pub fn is_inside(&self, shared: &Shared) -> bool {
+        let capacity_bytes = shared.capacity_sectors.load(Ordering::Acquire).saturating_mul(SECTOR_BYTES);
+        self.offset_bytes.saturating_add(self.len_bytes) <= capacity_bytes
+    }
+}
+
 impl From<ChainError> for Status {
     fn from(_: ChainError) -> Self {
         Self::IoErr

@@ -363,7 +363,7 @@ impl<B> BlkWorker<B> {
         }
     }
 
-    /// Asks the disk again for what it failed.
+    /// Asks the disk again for what it failed, unless the disk ends before that by now: a write would bring its end back.
     fn retry<M: GuestMemory>(&mut self, mem: &M)
     where
         B: BlkBackend<M>,
@@ -372,7 +372,11 @@ impl<B> BlkWorker<B> {
         for head in 0..self.in_flight.len() {
             if let Some(request) = self.in_flight.get_mut(head).and_then(Option::take) {
                 debug_assert_eq!(request.stage, Stage::Held, "nothing else outlasts a pause");
-                self.ask(mem, request);
+                let inside = request.rest.iter().chain([&request.work]).all(|work| work.is_inside(&self.shared));
+                match inside {
+                    true => self.ask(mem, request),
+                    false => self.fail(mem, request, BlkError::Cancelled),
+                }
             }
         }
     }

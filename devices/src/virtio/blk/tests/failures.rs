@@ -313,3 +313,21 @@ fn segments_are_erased_one_after_the_other_and_all_are_checked_before() {
     rig.step();
     assert_eq!(rig.driver.read(posted.buffers[2]), [IOERR]);
 }
+
+#[test]
+fn a_held_request_behind_the_new_end_of_a_disk_that_shrank_meanwhile_is_an_error_and_never_reaches_the_disk() {
+    let (mut rig, _) = holding(OnError::Hold, OnError::Hold, MODERN | FLUSH);
+    let end = SECTORS as u64 - 1;
+    rig.disk.fail_next(EIO);
+    rig.disk.fail_next(EIO);
+    let behind = rig.post(&[header(1, end), Buf::Read(vec![7; 512]), Buf::Write(1)]);
+    let inside = rig.post(&write());
+    let state = rig.pause();
+    rig.device.set_capacity(end);
+    rig.disk.take_log();
+    rig.go_on(state, MODERN | FLUSH);
+    assert_eq!(rig.disk.take_log(), [WRITE], "it would make the file longer again");
+    let used: Vec<_> = rig.driver.used().iter().map(|used| used.head).collect();
+    assert_eq!(used.len(), 2, "{used:?}");
+    assert_eq!([behind, inside].map(|posted| rig.driver.read(posted.buffers[2])[0]), [IOERR, OK]);
+}
