@@ -132,6 +132,60 @@ fn every_wrong_message_is_answered_and_the_next_good_one_works() {
 }
 
 #[test]
+fn a_disk_gets_another_size_and_every_wrong_wish_is_answered_in_one_line() {
+    if process::skip() {
+        return;
+    }
+    let images = [0; 2].map(|_| tempfile::NamedTempFile::new().expect("a file"));
+    images.iter().for_each(|image| image.as_file().set_len(1 << 20).expect("space"));
+    let [root, other] = images.each_ref().map(|image| image.path().display().to_string());
+    let disks = [format!("--disk={root},id=root"), format!("--disk={other},ro")];
+    let mut zvmm = Zvmm::start(&["--qmp", "@qmp", &disks[0], &disks[1]]);
+    let mut qmp = Qmp::connect(&zvmm);
+    let mut resize = |arguments: Value| {
+        qmp.send(json!({"execute": "block_resize", "arguments": arguments}).to_string());
+        let answer = qmp.next();
+        answer["error"]["desc"].as_str().map_or_else(|| answer["return"].to_string(), str::to_owned)
+    };
+    for (arguments, answer) in [
+        (json!({"device": "root", "size": 4 << 20}), "{}"),
+        (json!({"node-name": "root", "size": 2 << 20}), "{}"),
+        (json!({"device": "root"}), "{}"),
+        (json!({"device": "disk1"}), "{}"),
+        (json!({"device": "roto", "size": 512}), "unknown disk 'roto'; did you mean 'root'?"),
+        (
+            json!({"device": "disk1", "size": 4096}),
+            "disk1: it is read-only; without a size its file or device is looked at again",
+        ),
+        (json!({"device": "root", "size": 0}), "root: a disk has at least one block, here of 512 bytes"),
+        (
+            json!({"device": "root", "size": 1000}),
+            "root: 1000 bytes are no multiple of its block of 512; use 512 or 1024",
+        ),
+        (
+            json!({"device": "root", "size": 1_u64 << 63}),
+            "root: its file cannot have 9223372036854775808 bytes: File too large",
+        ),
+        (json!({"device": "root", "size": "4M"}), "'block_resize': size: invalid type: string \"4M\", expected u64"),
+        (json!({"device": "root", "siez": 512}), "'block_resize' has no parameter 'siez'; did you mean 'size'?"),
+        (json!({"size": 512}), "'block_resize' needs the parameter 'device'"),
+    ] {
+        assert_eq!(resize(arguments.clone()), answer, "{arguments}");
+    }
+    // The process may not write files that large: an error of the disk, and not the end of the guest.
+    let limit = libc::rlimit { rlim_cur: 8 << 20, rlim_max: 8 << 20 };
+    // SAFETY: the limit is valid during the call, and the old one is not asked for.
+    let limited = unsafe { libc::prlimit(zvmm.id() as i32, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) };
+    assert_eq!(limited, 0);
+    let answer = resize(json!({"device": "root", "size": 16 << 20}));
+    assert_eq!(answer, "root: its file cannot have 16777216 bytes: File too large");
+    assert_eq!(images.map(|image| image.as_file().metadata().expect("a file").len()), [2 << 20, 1 << 20]);
+    qmp.ask("quit");
+    assert_eq!(zvmm.status(), Some(0));
+    assert_eq!(zvmm.errors(), "");
+}
+
+#[test]
 fn messages_are_understood_in_any_pieces_and_answered_under_their_ids() {
     if process::skip() {
         return;
