@@ -102,7 +102,7 @@ pub struct GuestArgs {
     pub disk: Vec<String>,
     /// Rate limits that disks share: those with limit_group=NAME. Again for more groups
     ///
-    /// Keys: limit_ops=N, limit_ops_burst=N, limit_bytes=SIZE, limit_bytes_burst=SIZE, as for --disk.
+    /// Keys: limit_ops=N, limit_ops_burst=N, limit_bytes=SIZE, limit_bytes_burst=SIZE: as a disk has them by itself.
     #[arg(long, value_name = "NAME,KEY=VALUE…", help_heading = "Devices")]
     pub limit_group: Vec<String>,
     /// Network interface (virtio-net) on a TAP device. Again for more interfaces

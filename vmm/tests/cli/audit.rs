@@ -32,7 +32,7 @@ fn options_of(command: &str) -> BTreeSet<String> {
 }
 
 /// Options that are lists: each time adds to what was given before.
-const LISTS: [&str; 5] = ["--disk", "--net", "--serial", "--smbios", "--log"];
+const LISTS: [&str; 6] = ["--disk", "--limit-group", "--net", "--serial", "--smbios", "--log"];
 
 /// Every option and every key inside one.
 fn options_and_keys() -> BTreeSet<String> {
@@ -138,6 +138,7 @@ fn document(place: &Place, path: &str, value: &str) -> String {
     let needed = |part: &str| match part {
         "disks" => json!({"path": place.text("root.img")}),
         "nets" => json!({"tap": "tap0", "mac": "52:54:00:12:34:56"}),
+        "limit_groups" => json!({"name": "all", "limits": {}}),
         "console" | "debug_port" => json!({"backend": "null"}),
         _ => json!({}),
     };

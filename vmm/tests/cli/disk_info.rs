@@ -117,7 +117,7 @@ fn what_a_run_refuses_is_refused_with_the_same_line() {
         &["disk-info", &image, &image],
         &format!("disk1: {image} is also disk0; a guest that writes would damage it"),
     );
-    refused(&["disk-info", &format!("{image},queues=0")], "disk0: 0 queues are not possible; a disk has 1 to 32");
+    refused(&["disk-info", &format!("{image},queues=0")], "disk0: 0 queues are not possible; a disk has 1 to 16");
     refused(&["disk-info", &format!("{image},slto=4")], "--disk: unknown key 'slto'; did you mean 'slot'?");
     refused(&["disk-info"], "no disk is given; name one, or a configuration that has one");
 }

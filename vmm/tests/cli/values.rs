@@ -109,9 +109,66 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "--disk: cache: unknown value 'unsafe'; the valid ones are direct, buffered",
     ),
     (
+        "--disk werror",
+        "--disk=@root.img,werror=ignore",
+        "--disk: werror: unknown value 'ignore'; the valid ones are report, stop, enospc",
+    ),
+    (
+        "--disk rerror",
+        "--disk=@root.img,rerror=enospc",
+        "--disk: rerror: unknown value 'enospc'; the valid ones are report, stop",
+    ),
+    ("--disk latency", "--disk=@root.img,latency=maybe", "--disk: latency: 'maybe' is neither on nor off"),
+    (
+        "--disk limit_ops",
+        "--disk=@root.img,limit_ops=0",
+        "disk0: limit_ops 0 would let nothing through; leave it out for no limit",
+    ),
+    (
+        "--disk limit_ops_burst",
+        "--disk=@root.img,limit_ops_burst=5",
+        "disk0: limit_ops_burst 5 is a burst of no limit; give limit_ops, too",
+    ),
+    (
+        "--disk limit_bytes",
+        "--disk=@root.img,limit_bytes=fast",
+        "--disk: limit_bytes=fast: 'fast' is not a size; write a number of bytes, or a number with K, M, G or T, such as 512M",
+    ),
+    (
+        "--disk limit_bytes_burst",
+        "--disk=@root.img,limit_bytes_burst=1M",
+        "disk0: limit_bytes_burst 1M is a burst of no limit; give limit_bytes, too",
+    ),
+    (
+        "--disk limit_group",
+        "--disk=@root.img,limit_group=none",
+        "disk0: limit_group none is not configured; give --limit-group none,limit_ops=N",
+    ),
+    (
         "--disk id",
         "--disk=@root.img,id=a b",
         "id: 'a b' is not an id; it has 1 to 64 letters, digits, '-', '_' and '.'",
+    ),
+    (
+        "--limit-group name",
+        "--limit-group=,limit_ops=5",
+        "--limit-group: name is missing; write for example --limit-group tenant,limit_ops=1000",
+    ),
+    ("--limit-group limit_ops", "--limit-group=a,limit_ops=-1", "--limit-group: limit_ops=-1 is not a number"),
+    (
+        "--limit-group limit_ops_burst",
+        "--limit-group=a,limit_ops=5,limit_ops_burst=x",
+        "--limit-group: limit_ops_burst=x is not a number",
+    ),
+    (
+        "--limit-group limit_bytes",
+        "--limit-group=a,limit_bytes=0",
+        "limit group a: limit_bytes 0 would let nothing through; leave it out for no limit",
+    ),
+    (
+        "--limit-group limit_bytes_burst",
+        "--limit-group=a,limit_ops=5,limit_bytes_burst=1M",
+        "limit group a: limit_bytes_burst 1M is a burst of no limit; give limit_bytes, too",
     ),
     (
         "--net tap",
@@ -267,6 +324,51 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("disks[].in_order", r#""on""#, "disks[0].in_order: invalid type: string \"on\", expected a boolean"),
     ("disks[].engine", r#""aio""#, "disks[0].engine: unknown value 'aio'; the valid ones are threads, io_uring"),
     ("disks[].cache", r#""drect""#, "disks[0].cache: unknown value 'drect'; did you mean 'direct'?"),
+    ("disks[].latency", "1", "disks[0].latency: invalid type: integer '1', expected a boolean"),
+    (
+        "disks[].werror",
+        r#""ignore""#,
+        "disks[0].werror: unknown value 'ignore'; the valid ones are report, stop, enospc",
+    ),
+    ("disks[].rerror", r#""enospc""#, "disks[0].rerror: unknown value 'enospc'; the valid ones are report, stop"),
+    (
+        "disks[].limit_group",
+        r#""none""#,
+        "disk0: limit_group none is not configured; give --limit-group none,limit_ops=N",
+    ),
+    ("disks[].limits.ops", "0", "disk0: limit_ops 0 would let nothing through; leave it out for no limit"),
+    ("disks[].limits.ops_burst", "5", "disk0: limit_ops_burst 5 is a burst of no limit; give limit_ops, too"),
+    ("disks[].limits.bytes", "0", "disk0: limit_bytes 0 would let nothing through; leave it out for no limit"),
+    (
+        "disks[].limits.bytes_burst",
+        r#""1M""#,
+        "disk0: limit_bytes_burst 1M is a burst of no limit; give limit_bytes, too",
+    ),
+    (
+        "limit_groups[].name",
+        r#""""#,
+        "limit_groups (--limit-group): '' is not a name; it has 1 to 64 letters, digits, '-', '_' and '.'",
+    ),
+    (
+        "limit_groups[].limits.ops",
+        "0",
+        "limit group all: limit_ops 0 would let nothing through; leave it out for no limit",
+    ),
+    (
+        "limit_groups[].limits.ops_burst",
+        "-1",
+        "limit_groups[0].limits.ops_burst: invalid value: integer '-1', expected u64",
+    ),
+    (
+        "limit_groups[].limits.bytes",
+        r#""x""#,
+        "limit_groups[0].limits.bytes: 'x' is not a size; write a number of bytes, or a number with K, M, G or T, such as 512M",
+    ),
+    (
+        "limit_groups[].limits.bytes_burst",
+        "[]",
+        "limit_groups[0].limits.bytes_burst: invalid type: sequence, expected a size such as \"512M\", or a number of bytes",
+    ),
     ("nets[].tap", r#""""#, "net0: tap '' is not a link name; it has 1 to 15 letters, no blank or '/'"),
     (
         "nets[].mac",
