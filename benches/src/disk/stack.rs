@@ -87,7 +87,7 @@ impl Stack {
     /// When the file cannot be opened, or a thread or engine not started.
     pub fn start(path: &Path, load: &Load, shape: EngineShape) -> io::Result<Self> {
         let cache = if load.direct { Cache::Direct } else { Cache::Buffered };
-        let options = DiskOptions { read_only: true, cache };
+        let options = DiskOptions { read_only: true, cache, ..DiskOptions::default() };
         let disk = Arc::new(Disk::open("disk0", path, options).map_err(io::Error::other)?);
         let disk_bytes = disk.size_bytes();
         let mem =

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::bounce::Alignment;
 use crate::iovec::Vectors;
@@ -14,6 +15,11 @@ use crate::os;
 
 /// Bytes of a sector: a disk's size is a multiple of it.
 pub const SECTOR_BYTES: u64 = 512;
+
+/// How often a lock is tried for again that somebody else has.
+const LOCK_TRIES: u32 = 20;
+/// The time between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a file system keeps a file in, as nearly all do: a write of less reads the rest first.
 const FILE_BLOCK_BYTES: u32 = 4096;
@@ -69,7 +75,9 @@ pub enum NoDirect {
     FileSystem,
     /// The guest's blocks are smaller than the host's. To write a part of a block is to read and write all of it, and what
     /// another request writes to the rest meanwhile would be lost.
-    #[error("direct I/O takes whole blocks of {host_bytes} bytes here, and the guest's have {guest_bytes}")]
+    #[error(
+        "direct I/O takes whole blocks of {host_bytes} bytes here, and the guest's have {guest_bytes} (block_size)"
+    )]
     Blocks {
         /// What the host asks for.
         host_bytes: u32,
@@ -110,6 +118,8 @@ pub struct DiskOptions {
     pub read_only: bool,
     /// Through the page cache or around it.
     pub cache: Cache,
+    /// The blocks that the guest is shown, in bytes: what its requests are multiples of. The disk's own where not given.
+    pub guest_block_bytes: Option<u32>,
 }
 
 /// An open disk, locked against other processes of this and any other program that locks.
@@ -135,8 +145,7 @@ impl Disk {
     /// See [`DiskProblem`].
     pub fn open(id: &str, path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
         let error = |why| DiskError { id: id.to_owned(), path: path.to_owned(), why };
-        let disk =
-            Self::open_raw(path, options.read_only).and_then(|disk| disk.with_cache(options.cache)).map_err(error)?;
+        let disk = Self::open_raw(path, options.read_only).and_then(|disk| disk.with_cache(options)).map_err(error)?;
         let (left_out_bytes, block_bytes) = (disk.left_out_bytes, disk.block_bytes());
         let path = path.display();
         if left_out_bytes > 0 {
@@ -148,7 +157,9 @@ impl Disk {
         Ok(disk)
     }
 
-    fn with_cache(mut self, cache: Cache) -> Result<Self, DiskProblem> {
+    fn with_cache(mut self, options: DiskOptions) -> Result<Self, DiskProblem> {
+        let DiskOptions { cache, guest_block_bytes, .. } = options;
+        let guest_block_bytes = guest_block_bytes.unwrap_or(self.logical_block_bytes);
         let query = |error| DiskProblem::Query { what: "choose its cache", error };
         let wanted = match cache {
             Cache::Auto => os::direct::is_default(&self.file).map_err(query)?,
@@ -156,7 +167,7 @@ impl Disk {
             Cache::Buffered => false,
         };
         self.direct = match wanted {
-            true => self.direct_alignment().map_err(query)?.map_err(Some),
+            true => self.direct_alignment(guest_block_bytes).map_err(query)?.map_err(Some),
             false => Err(None),
         };
         match self.direct {
@@ -184,9 +195,9 @@ impl Disk {
     }
 
     /// Turns direct I/O on where every request that a guest makes by whole blocks is one that the host takes.
-    fn direct_alignment(&self) -> io::Result<Result<Alignment, NoDirect>> {
+    fn direct_alignment(&self, guest_block_bytes: u32) -> io::Result<Result<Alignment, NoDirect>> {
         let alignment = os::direct::enable(&self.file)?;
-        Ok(alignment.ok_or(NoDirect::FileSystem).and_then(|asked| suits(asked, self.logical_block_bytes)))
+        Ok(alignment.ok_or(NoDirect::FileSystem).and_then(|asked| suits(asked, guest_block_bytes)))
     }
 
     /// What its size is a multiple of.
@@ -216,10 +227,14 @@ impl Disk {
         let metadata = file.metadata().map_err(DiskProblem::Open)?;
         refuse_other_types(&metadata)?;
         let is_block_device = !metadata.file_type().is_file();
-        match os::disk::lock(file.as_fd(), !read_only) {
-            Ok(true) => {}
-            Ok(false) => return Err(DiskProblem::InUse),
-            Err(error) => return Err(DiskProblem::Query { what: "lock it", error }),
+        // A process that was killed has its io_uring taken down when the kernel finds the time, a moment after its end; who
+        // restarts it at once must not be told that the disk is in use.
+        let mut tries = 0..LOCK_TRIES;
+        while !os::disk::lock(file.as_fd(), !read_only)
+            .map_err(|error| DiskProblem::Query { what: "lock it", error })?
+        {
+            tries.next().ok_or(DiskProblem::InUse)?;
+            std::thread::sleep(LOCK_PAUSE);
         }
         let query = |what| move |error| DiskProblem::Query { what, error };
         let (size_bytes, logical_block_bytes) = match is_block_device {
@@ -424,8 +439,8 @@ mod tests {
     use super::*;
     use crate::iovec::{GuestRange, VectorBuffer};
 
-    const WRITABLE: DiskOptions = DiskOptions { read_only: false, cache: Cache::Auto };
-    const READ_ONLY: DiskOptions = DiskOptions { read_only: true, cache: Cache::Auto };
+    const WRITABLE: DiskOptions = DiskOptions { read_only: false, cache: Cache::Auto, guest_block_bytes: None };
+    const READ_ONLY: DiskOptions = DiskOptions { read_only: true, cache: Cache::Auto, guest_block_bytes: None };
 
     fn file(dir: &TempDir, len: u64) -> PathBuf {
         let path = dir.as_path().join(format!("disk-{len}"));
@@ -474,7 +489,7 @@ mod tests {
         let why = suits(host(4096), 512).unwrap_err();
         assert_eq!(
             DiskProblem::NoDirect(why).to_string(),
-            "cache=direct is not possible: direct I/O takes whole blocks of 4096 bytes here, and the guest's have 512; \
+            "cache=direct is not possible: direct I/O takes whole blocks of 4096 bytes here, and the guest's have 512 (block_size); \
              leave it out, or use cache=buffered"
         );
     }

@@ -46,7 +46,7 @@ fn bench_with(disk_bytes: u64, options: &EngineOptions, cache: Cache) -> Bench {
 fn bench_in(dir: TempDir, disk_bytes: u64, options: &EngineOptions, cache: Cache) -> Bench {
     let path = dir.as_path().join("disk");
     File::create(&path).unwrap().set_len(disk_bytes).unwrap();
-    let disk = Arc::new(Disk::open("d0", &path, DiskOptions { read_only: false, cache }).unwrap());
+    let disk = Arc::new(Disk::open("d0", &path, DiskOptions { cache, ..DiskOptions::default() }).unwrap());
     let mem: SharedRam = Arc::new(allocate(&[(0, 8 << 20)], &RamOptions::default()).unwrap());
     let wake = Arc::new(Event::new().unwrap());
     let engine = Engine::start("disk", disk, mem.clone(), wake.clone(), options).unwrap();

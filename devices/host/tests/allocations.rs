@@ -67,7 +67,7 @@ fn an_engine_that_has_seen_its_largest_requests_allocates_nothing() {
     let mem = Arc::new(allocate(&[(0, 5 << 20)], &RamOptions::default()).unwrap());
     let wake = Arc::new(Event::new().unwrap());
     for cache in [Cache::Buffered, Cache::Auto] {
-        let disk = Arc::new(Disk::open("d0", &path, DiskOptions { cache, read_only: false }).unwrap());
+        let disk = Arc::new(Disk::open("d0", &path, DiskOptions { cache, ..DiskOptions::default() }).unwrap());
         for kind in [Kind::Threads, Kind::IoUring] {
             // Bounce buffers for half of the requests in flight: the others wait.
             let options = EngineOptions { kind, bounce_bytes: 1 << 20, ..EngineOptions::default() };

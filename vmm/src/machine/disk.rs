@@ -32,7 +32,7 @@ pub fn open(config: &DiskConfig) -> Result<Arc<Disk>, StartError> {
         Some(DiskCache::Direct) => Cache::Direct,
         Some(DiskCache::Buffered) => Cache::Buffered,
     };
-    let options = DiskOptions { read_only: config.read_only, cache };
+    let options = DiskOptions { read_only: config.read_only, cache, guest_block_bytes: config.block_size };
     let disk = Disk::open(&config.id, &config.path, options).map_err(|error| match error.why {
         DiskProblem::Query { .. } => StartError::Host(error.to_string()),
         _ => StartError::Config(error.to_string()),

@@ -40,3 +40,20 @@ fn an_image_that_may_not_grow_is_an_error_of_the_guests_write_and_not_the_end_of
         outcome.ended_by_itself();
     }
 }
+
+#[test]
+fn a_killed_process_leaves_its_disk_to_the_next_one_at_once() {
+    let Some(guests) = guests() else { return };
+    let image = disk(4);
+    for engine in ENGINES {
+        for _ in 0..5 {
+            let running = Zvmm::new(&guests, "virtio")
+                .cmdline("pci=ecam expect=blk")
+                .args(["--profile", "micro", "--disk", &format!("{},engine={engine}", path(&image))])
+                .start();
+            running.wait_for("PASS blk data");
+            let outcome = running.kill();
+            assert!(!outcome.errors().contains("in use"), "{outcome:?}");
+        }
+    }
+}

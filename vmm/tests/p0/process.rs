@@ -145,6 +145,13 @@ impl Running {
         }
     }
 
+    /// Ends it as the kernel does that has no memory left.
+    pub fn kill(mut self) -> Outcome {
+        // One that has ended already cannot be killed, and is what it is.
+        let _ = self.child.kill();
+        self.finish()
+    }
+
     /// Waits for the end, or kills it at the time limit.
     pub fn finish(mut self) -> Outcome {
         let status = loop {

@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn open(path: &Path, cache: Cache) -> Result<Disk, String> {
-        Disk::open("d0", path, DiskOptions { cache, read_only: false }).map_err(|error| error.to_string())
+        Disk::open("d0", path, DiskOptions { cache, ..DiskOptions::default() }).map_err(|error| error.to_string())
     }
 
     fn open_flags(disk: &Disk) -> libc::c_int {
@@ -194,6 +194,19 @@ mod tests {
         let line =
             "cache=direct is not possible: its file system has no direct I/O; leave it out, or use cache=buffered";
         assert_eq!(open(&path, Cache::Direct).unwrap_err(), format!("disk d0: {}: {line}", path.display()));
+    }
+
+    #[test]
+    fn the_blocks_that_the_guest_is_shown_decide_and_not_the_disks() {
+        let Some(device) = LoopDevice::new(8 << 20, 4096) else { return };
+        let options = |cache, guest| DiskOptions { cache, guest_block_bytes: Some(guest), ..DiskOptions::default() };
+        let blocks = NoDirect::Blocks { host_bytes: 4096, guest_bytes: 512 };
+        let disk = Disk::open("d0", &device.path, options(Cache::Auto, 512)).unwrap();
+        assert_eq!((disk.alignment(), disk.why_not_direct(), open_flags(&disk)), (None, Some(blocks), 0));
+        drop(disk);
+        assert!(Disk::open("d0", &device.path, options(Cache::Direct, 512)).is_err());
+        let disk = Disk::open("d0", &device.path, options(Cache::Direct, 4096)).unwrap();
+        assert_eq!(disk.alignment().unwrap().offset_bytes, 4096);
     }
 
     #[test]

@@ -17,7 +17,7 @@ const BYTES: u64 = 8 << 20;
 const PART: usize = 1 << 20;
 
 fn open(path: &Path, cache: Cache) -> Disk {
-    Disk::open("d0", path, DiskOptions { cache, read_only: false }).unwrap()
+    Disk::open("d0", path, DiskOptions { cache, ..DiskOptions::default() }).unwrap()
 }
 
 struct Rig {

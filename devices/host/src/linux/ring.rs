@@ -1,6 +1,17 @@
 //! A disk engine on io_uring(7): the kernel does the work, straight from and to guest memory, and a batch costs one system
 //! call.
 //!
+//! Why it is not the default: on ext4 on a virtual disk (Linux 6.18, two CPUs busy with other work, medians of five alternating
+//! runs against the pool of eight threads) 4 KiB random reads around the page cache with 32 in flight take 3.9 µs of CPU in
+//! place of 17.2 and come 1.6 times as often; with one in flight they take 21.0 in place of 17.6 and come 0.9 times as often,
+//! and random writes come 0.2 times as often with one in flight and 0.3 times with 32. Through the cache reads take 1.8 µs in
+//! place of 5.3 with 32 in flight, and writes 8.9 in place of 2.2 with one. So it is for those who know their load.
+//!
+//! Its buffers are not registered with the kernel. That would save it 0.4 of 3.4 µs of CPU a 4 KiB read and 1.0 of 5.8 a read
+//! of 128 KiB, with 32 in flight; but it takes and pins all of a guest's memory at once (512 MiB in 0.3 s or more), counts
+//! against the limit of locked memory, and for requests of several pieces needs Linux 6.15 and all pieces in one buffer of at
+//! most 1 GiB.
+//!
 //! What takes long by its nature and is rare (discard, write zeroes) goes to a thread: there the host's file system may need
 //! a second way, and the ring's order of completion says nothing about it anyway.
 
