@@ -170,11 +170,11 @@ impl Recorder {
     pub(super) fn start(&mut self, size: u16) {
         let size = usize::from(size);
         self.times.clear();
-        self.times.resize(size, None);
         self.batch.clear();
         self.done.clear();
         self.forget_all();
         if self.clock.is_some() {
+            self.times.resize(size, None);
             self.batch.reserve(size);
             // Those in flight before a step, and those it takes and the disk answers at once.
             self.done.reserve(size.saturating_mul(2));
