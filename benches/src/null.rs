@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use devices::GuestRam;
+use devices::legacy::clock::Clock;
 use devices::virtio::VirtioWorker as _;
-use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, BlkWorker, RequestToken};
+use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, BlkStats, BlkWorker, RequestToken};
+use devices::virtio::limit::{Meters, Rate, Throttle};
 use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED};
 use devices::virtio::testing::{Buf, DriverQueue, RecordingInterrupt, guest_ram};
 
@@ -29,6 +31,18 @@ impl<M: ?Sized> BlkBackend<M> for NullDisk {
     }
 }
 
+/// The machine's clock.
+struct HostClock;
+
+impl Clock for HostClock {
+    fn realtime(&self) -> (i64, u32) {
+        devices_host::clock::realtime()
+    }
+    fn monotonic_ns(&self) -> u64 {
+        devices_host::clock::monotonic_ns()
+    }
+}
+
 /// A queue with its worker and its driver.
 pub struct NullQueue {
     mem: GuestRam,
@@ -41,10 +55,27 @@ impl NullQueue {
     /// One with a ring of 256 entries, of either format.
     #[must_use]
     pub fn new(packed: bool) -> Self {
+        Self::with(packed, |worker| worker)
+    }
+
+    /// As [`new`](Self::new) with a split ring, and the times of requests are measured.
+    #[must_use]
+    pub fn measured() -> Self {
+        Self::with(false, |worker| worker.with_stats(Arc::new(BlkStats::new(true)), Arc::new(HostClock)))
+    }
+
+    /// As [`new`](Self::new) with a split ring, under limits of requests and bytes that it never reaches.
+    #[must_use]
+    pub fn limited() -> Self {
+        let rate = Some(Rate { per_second: 10_000_000_000, burst: None });
+        Self::with(false, |worker| worker.with_throttle(Throttle::new(&[Meters::new(rate, rate)], Arc::new(HostClock))))
+    }
+
+    fn with(packed: bool, equip: impl FnOnce(BlkWorker<NullDisk>) -> BlkWorker<NullDisk>) -> Self {
         let mem = guest_ram(0x40_0000);
         let features = FEATURES | if packed { F_RING_PACKED } else { 0 };
         let device = BlkDevice::new(BlkConfig { capacity_sectors: 1 << 20, ..BlkConfig::default() });
-        let mut worker = device.worker(0, NullDisk(VecDeque::with_capacity(256)), Arc::default());
+        let mut worker = equip(device.worker(0, NullDisk(VecDeque::with_capacity(256)), Arc::default()));
         let driver = DriverQueue::new(&mem, 0x10_0000, 256, features);
         let interrupt = RecordingInterrupt::new();
         worker.start(&mem, 0, driver.state(), &interrupt.activation(features));

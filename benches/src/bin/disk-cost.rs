@@ -23,9 +23,11 @@ mod linux {
     const LIMIT: f64 = 800.0;
 
     /// Who is measured.
-    const SIDES: [(&str, &str); 5] = [
+    const SIDES: [(&str, &str); 7] = [
         ("null-split", "worker with a null back end, split ring"),
         ("null-packed", "worker with a null back end, packed ring"),
+        ("null-measured", "worker with a null back end, split ring, times measured (without reading the clock)"),
+        ("null-limited", "worker with a null back end, split ring, under limits (without reading the clock)"),
         ("raw", "plain io_uring loop"),
         ("io_uring", "whole worker thread, engine io_uring"),
         ("threads", "whole worker thread, engine threads"),
@@ -40,8 +42,12 @@ mod linux {
     fn run(side: &str, depth: usize, requests: u64, path: &Path) {
         let load = Load { depth, bytes: 4096, random: true, direct: false };
         match side {
-            "null-split" | "null-packed" => {
-                let mut queue = NullQueue::new(side == "null-packed");
+            "null-split" | "null-packed" | "null-measured" | "null-limited" => {
+                let mut queue = match side {
+                    "null-measured" => NullQueue::measured(),
+                    "null-limited" => NullQueue::limited(),
+                    _ => NullQueue::new(side == "null-packed"),
+                };
                 for _ in 0..requests / depth as u64 {
                     queue.post(depth as u64);
                     disk_cost_measured(&mut || queue.step());
