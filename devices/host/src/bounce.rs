@@ -136,6 +136,36 @@ impl<'a> Room<'a> {
     }
 }
 
+impl Room<'_> {
+    /// As [`carry`](Self::carry), for a step that takes bytes.
+    ///
+    /// # Errors
+    /// As [`carry`](Self::carry).
+    pub(crate) fn carry_bytes(
+        &mut self,
+        vectors: Vectors<'_>,
+        offset_bytes: u64,
+        to_guest: bool,
+        go_on: &dyn Fn() -> bool,
+        mut step: impl FnMut(&mut [u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.carry(vectors, offset_bytes, to_guest, go_on, |piece, at| match piece.as_slice() {
+            // SAFETY: a piece of this room, which is mapped, and which nobody else has.
+            [piece] => step(unsafe { std::slice::from_raw_parts_mut(piece.iov_base.cast(), piece.iov_len) }, at),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        })
+    }
+
+    /// Zeroes: as many bytes as there is room for, and not more than `most`.
+    pub(crate) fn zeroes(&mut self, most: usize) -> &[u8] {
+        let piece = self.piece(self.range.len().min(most));
+        // SAFETY: as above.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(piece.iov_base.cast::<u8>(), piece.iov_len) };
+        bytes.fill(0);
+        bytes
+    }
+}
+
 /// Copies up to `len` bytes from one list of memory to another, in order.
 ///
 /// Both are lists of mapped memory of which nobody holds a reference, one of guest memory and one of bounce buffers: they

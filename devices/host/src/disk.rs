@@ -4,14 +4,18 @@ mod size;
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bounce::Alignment;
 use crate::iovec::Vectors;
 use crate::os;
+use crate::sys::Sys;
+use crate::sys::dkio::Media;
+use crate::zvol::Volume;
 
 /// Bytes of a sector: a disk's size is a multiple of it.
 pub const SECTOR_BYTES: u64 = 512;
@@ -122,10 +126,19 @@ pub struct DiskOptions {
     pub guest_block_bytes: Option<u32>,
 }
 
+/// What keeps a disk's bytes.
+#[derive(Debug)]
+enum Store {
+    /// A file or block device, under the kernel's own calls for those.
+    File(File),
+    /// A volume, by its raw device: its data goes by way of bounce buffers always.
+    Volume(Volume),
+}
+
 /// An open disk, locked against other processes of this and any other program that locks.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
+    store: Store,
     size_bytes: u64,
     left_out_bytes: u64,
     logical_block_bytes: u32,
@@ -144,7 +157,27 @@ impl Disk {
     /// # Errors
     /// See [`DiskProblem`].
     pub fn open(id: &str, path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
+        Self::open_through(os::disk::volumes().as_ref(), id, path, options)
+    }
+
+    /// The same, with volumes opened through `sys`: where the path leads to a character device there, it is a volume.
+    ///
+    /// # Errors
+    /// See [`DiskProblem`].
+    pub fn open_through(
+        sys: Option<&Arc<dyn Sys>>,
+        id: &str,
+        path: &Path,
+        options: DiskOptions,
+    ) -> Result<Self, DiskError> {
         let error = |why| DiskError { id: id.to_owned(), path: path.to_owned(), why };
+        let is_volume =
+            |sys: &&Arc<dyn Sys>| path.to_str().is_some_and(|path| sys.is_character_device(path) == Ok(true));
+        if let Some(sys) = sys.filter(is_volume) {
+            return Volume::open(sys, path, options.read_only)
+                .and_then(|volume| Self::of_volume(volume, options.read_only))
+                .map_err(error);
+        }
         let disk = Self::open_raw(path, options.read_only).and_then(|disk| disk.with_cache(options)).map_err(error)?;
         let (left_out_bytes, block_bytes) = (disk.left_out_bytes, disk.block_bytes());
         let path = path.display();
@@ -162,7 +195,7 @@ impl Disk {
         let guest_block_bytes = guest_block_bytes.unwrap_or(self.logical_block_bytes);
         let query = |error| DiskProblem::Query { what: "choose its cache", error };
         let wanted = match cache {
-            Cache::Auto => os::direct::is_default(&self.file).map_err(query)?,
+            Cache::Auto => self.file().and_then(os::direct::is_default).map_err(query)?,
             Cache::Direct => true,
             Cache::Buffered => false,
         };
@@ -173,7 +206,7 @@ impl Disk {
         match self.direct {
             Ok(_) => {}
             Err(Some(why)) if cache == Cache::Direct => return Err(DiskProblem::NoDirect(why)),
-            Err(_) => os::direct::disable(&self.file).map_err(query)?,
+            Err(_) => self.file().and_then(os::direct::disable).map_err(query)?,
         }
         Ok(self)
     }
@@ -182,7 +215,7 @@ impl Disk {
     #[cfg(test)]
     pub(crate) fn of_file(file: File, size_bytes: u64) -> Self {
         Self {
-            file,
+            store: Store::File(file),
             size_bytes,
             left_out_bytes: 0,
             logical_block_bytes: 512,
@@ -196,8 +229,27 @@ impl Disk {
 
     /// Turns direct I/O on where every request that a guest makes by whole blocks is one that the host takes.
     fn direct_alignment(&self, guest_block_bytes: u32) -> io::Result<Result<Alignment, NoDirect>> {
-        let alignment = os::direct::enable(&self.file)?;
+        let alignment = os::direct::enable(self.file()?)?;
         Ok(alignment.ok_or(NoDirect::FileSystem).and_then(|asked| suits(asked, guest_block_bytes)))
+    }
+
+    /// A volume's size is a multiple of its blocks, and there is no cache of the host's to go through.
+    fn of_volume(volume: Volume, read_only: bool) -> Result<Self, DiskProblem> {
+        let Media { size_bytes, logical_block_bytes, physical_block_bytes } = volume.media();
+        if size_bytes == 0 {
+            return Err(DiskProblem::TooSmall(size_bytes));
+        }
+        Ok(Self {
+            size_bytes,
+            left_out_bytes: 0,
+            logical_block_bytes,
+            read_only,
+            is_block_device: true,
+            io_sizes: IoSizes { physical_block_bytes, discard_bytes: physical_block_bytes, ..IoSizes::default() },
+            can_discard: volume.can_free(),
+            direct: Ok(Alignment { memory_bytes: 1, offset_bytes: 1 }),
+            store: Store::Volume(volume),
+        })
     }
 
     /// What its size is a multiple of.
@@ -221,6 +273,7 @@ impl Disk {
         let flags = if named.is_file() || read_only { 0 } else { os::disk::EXCLUSIVE };
         let file = open(flags).map_err(|error| match error.raw_os_error() {
             Some(libc::EBUSY) => DiskProblem::InUse,
+            Some(libc::EROFS) => DiskProblem::WriteProtected,
             _ => DiskProblem::Open(error),
         })?;
         // And again by descriptor: the name may stand for something else by now.
@@ -247,7 +300,7 @@ impl Disk {
         };
         let can_discard = !read_only && os::disk::can_discard(&file, is_block_device, size_bytes);
         let mut disk = Self {
-            file,
+            store: Store::File(file),
             size_bytes,
             left_out_bytes: 0,
             logical_block_bytes,
@@ -318,7 +371,7 @@ impl Disk {
     /// # Errors
     /// As [`Vectors::read_exact_at`].
     pub fn read(&self, vectors: Vectors<'_>, offset_bytes: u64) -> io::Result<()> {
-        vectors.read_exact_at(self.file.as_fd(), offset_bytes, self.alignment())
+        vectors.read_exact_at(self.file()?.as_fd(), offset_bytes, self.alignment())
     }
 
     /// Writes guest memory, which is as [`alignment`](Self::alignment) asks, at `offset_bytes`; `durable`: it is on stable
@@ -328,9 +381,38 @@ impl Disk {
     /// As [`Vectors::write_all_at`].
     pub fn write(&self, vectors: Vectors<'_>, offset_bytes: u64, durable: bool) -> io::Result<()> {
         if durable {
-            os::disk::write_durably(self.file.as_fd(), vectors, offset_bytes)
+            os::disk::write_durably(self.file()?.as_fd(), vectors, offset_bytes)
         } else {
-            vectors.write_all_at(self.file.as_fd(), offset_bytes)
+            vectors.write_all_at(self.file()?.as_fd(), offset_bytes)
+        }
+    }
+
+    /// Says whether writes may stay in a volatile cache: see [`Volume::set_write_cache`]. What is no volume says of each
+    /// write whether it is durable, and has nothing to switch.
+    pub fn set_write_cache(&self, write_back: bool) {
+        if let Store::Volume(volume) = &self.store {
+            volume.set_write_cache(write_back);
+        }
+    }
+
+    /// The volume that it is, whose requests are run by the volume itself.
+    pub(crate) fn volume(&self) -> Option<&Volume> {
+        match &self.store {
+            Store::File(_) => None,
+            Store::Volume(volume) => Some(volume),
+        }
+    }
+
+    /// The file or block device that it is.
+    ///
+    /// # Errors
+    /// `Unsupported` where it is a volume: no system call is made on guest memory there.
+    pub(crate) fn file(&self) -> io::Result<&File> {
+        match &self.store {
+            Store::File(file) => Ok(file),
+            Store::Volume(_) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "a volume is read and written by threads"))
+            }
         }
     }
 
@@ -344,9 +426,13 @@ impl Disk {
     /// # Errors
     /// What fdatasync(2) says. After an error the system may have dropped the data: it is not worth a second try.
     pub fn flush(&self) -> io::Result<()> {
+        let file = match &self.store {
+            Store::File(file) => file,
+            Store::Volume(volume) => return volume.flush(),
+        };
         crate::retry(|| {
             // SAFETY: the descriptor is open.
-            unsafe { libc::fdatasync(std::os::fd::AsRawFd::as_raw_fd(&self.file)) }
+            unsafe { libc::fdatasync(file.as_raw_fd()) }
         })
         .map(drop)
     }
@@ -356,7 +442,10 @@ impl Disk {
     /// # Errors
     /// `Unsupported` where the system, file system or device cannot; what it says otherwise.
     pub fn discard(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        os::disk::discard(&self.file, self.is_block_device, offset_bytes, len_bytes).map_err(as_unsupported)
+        if let Store::Volume(volume) = &self.store {
+            return volume.discard(offset_bytes, len_bytes);
+        }
+        os::disk::discard(self.file()?, self.is_block_device, offset_bytes, len_bytes).map_err(as_unsupported)
     }
 
     /// Makes the range read as zeroes; `unmap`: its blocks may be given back. `go_on` is asked between the steps of a
@@ -372,20 +461,14 @@ impl Disk {
         durable: bool,
         go_on: &dyn Fn() -> bool,
     ) -> io::Result<()> {
-        let zeroed = os::disk::zero_range(&self.file, self.is_block_device, offset_bytes, len_bytes, unmap);
+        let zeroed = os::disk::zero_range(self.file()?, self.is_block_device, offset_bytes, len_bytes, unmap);
         match zeroed.map_err(as_unsupported) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                crate::iovec::write_zeroes_at(self.file.as_fd(), offset_bytes, len_bytes, go_on)?;
+                crate::iovec::write_zeroes_at(self.file()?.as_fd(), offset_bytes, len_bytes, go_on)?;
             }
             result => result?,
         }
         if durable { self.flush() } else { Ok(()) }
-    }
-}
-
-impl AsFd for Disk {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 }
 
@@ -545,7 +628,7 @@ mod tests {
             Ok(()) => {}
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
         }
-        assert_eq!(disk.file.metadata().unwrap().len(), 1 << 20, "a disk never changes its size");
+        assert_eq!(disk.file().unwrap().metadata().unwrap().len(), 1 << 20, "a disk never changes its size");
         disk.flush().unwrap();
     }
 }

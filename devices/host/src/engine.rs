@@ -153,6 +153,16 @@ impl Engine {
         each!(&self.0, engine => engine.in_flight())
     }
 
+    /// Says whether writes may stay in a volatile cache of the disk: see [`Disk::set_write_cache`]. Costs an atomic load
+    /// where nothing changes; where something does, it returns when the disk has done it.
+    pub fn set_write_cache(&self, write_back: bool) {
+        match &self.0 {
+            Inner::Pool(pool) => pool.set_write_cache(write_back),
+            // No volume is worked on by one.
+            Inner::Ring(_) => {}
+        }
+    }
+
     /// Takes a request; it starts with the next [`commit`](Self::commit) at the latest. `ranges` are copied; for a read or
     /// write their length is what is moved, for the others `len_bytes` counts. Staging more than the depth allows works,
     /// and allocates.

@@ -117,6 +117,10 @@ impl Pool {
         Ok(engine)
     }
 
+    pub(crate) fn set_write_cache(&self, write_back: bool) {
+        self.shared.disk.set_write_cache(write_back);
+    }
+
     /// Whether another request may be staged.
     pub(crate) fn has_room(&self) -> bool {
         self.in_flight < self.depth
@@ -242,7 +246,13 @@ impl Shared {
         if !go_on() {
             return Err(EngineError::Cancelled);
         }
-        let result = match job.op {
+        let room = |bounce| Room::new(bounce, number, self.threads + 1);
+        if let (Some(volume), Some(bounce)) = (self.disk.volume(), &self.bounce) {
+            let vectors = buffer.fill(&self.mem, job.ranges.iter().copied()).map_err(|_| EngineError::Memory)?;
+            let place = (job.offset_bytes, job.len_bytes);
+            return outcome(volume.run(job.op, place, vectors, &mut room(bounce), &go_on));
+        }
+        outcome(match job.op {
             Op::Read | Op::Write { .. } => {
                 let vectors = buffer.fill(&self.mem, job.ranges.iter().copied()).map_err(|_| EngineError::Memory)?;
                 let step = |vectors: Vectors<'_>, at| match job.op {
@@ -251,8 +261,7 @@ impl Shared {
                 };
                 match &self.bounce {
                     Some(bounce) if !self.disk.takes(&vectors) => {
-                        let mut room = Room::new(bounce, number, self.threads + 1);
-                        room.carry(vectors, job.offset_bytes, job.op == Op::Read, &go_on, step)
+                        room(bounce).carry(vectors, job.offset_bytes, job.op == Op::Read, &go_on, step)
                     }
                     _ => step(vectors, job.offset_bytes),
                 }
@@ -262,12 +271,6 @@ impl Shared {
             Op::WriteZeroes { unmap, durable } => {
                 self.disk.write_zeroes(job.offset_bytes, job.len_bytes, unmap, durable, &go_on)
             }
-        };
-        result.map_err(|error| match error.kind() {
-            io::ErrorKind::Unsupported => EngineError::Unsupported,
-            io::ErrorKind::UnexpectedEof => EngineError::Short,
-            io::ErrorKind::Interrupted => EngineError::Cancelled,
-            _ => EngineError::Host(error.raw_os_error().unwrap_or(libc::EIO)),
         })
     }
 
@@ -285,6 +288,15 @@ impl Shared {
         done.push(Completion { token: job.token, result, ranges: job.ranges });
         first
     }
+}
+
+fn outcome(result: io::Result<()>) -> Result<(), EngineError> {
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::Unsupported => EngineError::Unsupported,
+        io::ErrorKind::UnexpectedEof => EngineError::Short,
+        io::ErrorKind::Interrupted => EngineError::Cancelled,
+        _ => EngineError::Host(error.raw_os_error().unwrap_or(libc::EIO)),
+    })
 }
 
 /// A panic elsewhere must not stop the disk: the data is consistent at every step.

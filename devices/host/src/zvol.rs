@@ -13,9 +13,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::bounce::Room;
 use crate::disk::DiskProblem;
+use crate::engine::Op;
+use crate::iovec::Vectors;
 use crate::sys::dkio::{self, Media};
 use crate::sys::{Errno, Handle, OpenAccess, OpenFlags, RawHandle, Sys, SysResult};
+
+/// Bytes of zeroes that one call writes: some of the largest blocks a volume can have.
+const ZEROES_BYTES: usize = 1 << 20;
 
 /// An open volume. Nobody else writes to it: a writer opens it exclusively.
 pub struct Volume {
@@ -53,6 +59,14 @@ impl Volume {
     #[must_use]
     pub fn media(&self) -> Media {
         self.media
+    }
+
+    /// What it holds now, in bytes, where [`media`](Self::media) is from when it was opened.
+    ///
+    /// # Errors
+    /// What the volume says.
+    pub fn bytes_now(&self) -> io::Result<u64> {
+        again(|| dkio::media(self.sys(), self.cache.raw())).map(|media| media.size_bytes).map_err(host_error)
     }
 
     /// Whether it can give space back.
@@ -160,6 +174,35 @@ impl Volume {
             Errno::ENOTTY | Errno::ENOTSUP => io::ErrorKind::Unsupported.into(),
             errno => host_error(errno),
         })
+    }
+
+    /// Does a request of an engine, whose place is an offset and a length; its data goes by way of `room`. `go_on` is asked
+    /// between the pieces.
+    ///
+    /// # Errors
+    /// What the volume says; `Interrupted` where `go_on` said no.
+    pub(crate) fn run(
+        &self,
+        op: Op,
+        (offset_bytes, len_bytes): (u64, u64),
+        vectors: Vectors<'_>,
+        room: &mut Room<'_>,
+        go_on: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
+        match op {
+            Op::Read => room.carry_bytes(vectors, offset_bytes, true, go_on, |bytes, at| self.read_exact_at(bytes, at)),
+            Op::Write { durable } => self.durably_if(durable, || {
+                room.carry_bytes(vectors, offset_bytes, false, go_on, |bytes, at| self.write_all_at(bytes, at))
+            }),
+            Op::Flush => self.flush(),
+            Op::Discard => self.discard(offset_bytes, len_bytes),
+            Op::WriteZeroes { durable, .. } => self
+                .durably_if(durable, || self.write_zeroes(offset_bytes, len_bytes, room.zeroes(ZEROES_BYTES), go_on)),
+        }
+    }
+
+    fn durably_if(&self, durable: bool, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if durable { self.durably(work) } else { work() }
     }
 
     fn sys(&self) -> &dyn Sys {

@@ -5,6 +5,8 @@
 //! * `--hypervisor bhyve|illumos-kvm`: which kernel interface; bhyve if nothing is said.
 //! * `--zone brand|global`: whether the process lives in a zone of the brand that goes with the interface, as it does if
 //!   nothing is said, or in the global zone.
+//! * `--volume FILE[,read-only][,cached][,block=BYTES]`: the file is a volume, as it stands on stable storage, and its path
+//!   is the volume's raw device. What the guest has not flushed when the process ends is not in the file. Repeatable.
 //! * `--inject CALL:MOMENT:ERRNO`: makes calls fail, `VM_RUN:3:EBUSY`, `VM_RUN:3+:EBUSY`, `VM_RUN:3x5:EBUSY`. Repeatable.
 //! * `--mutate DAMAGE:CALL:MOMENT`: damages calls, `drop:VM_PAUSE:1`, `resize=-8:VM_RUN:2`. Repeatable.
 //! * `--calls FILE`: writes how often each call was made.
@@ -45,6 +47,7 @@ mod double {
     use zvmm::hypervisor::illumos_kvm::IllumosKvmHypervisor;
     use zvmm::hypervisor::{Hypervisor, OpenHypervisor};
     use zvmm_double::record::{Record, Recording};
+    use zvmm_double::zvol::{VolumeSpec, Zvols};
     use zvmm_double::{DoubleSys, Driver, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve, illumos_kvm};
 
     /// A rule was broken.
@@ -61,6 +64,7 @@ mod double {
     struct Options {
         interface: Interface,
         global: bool,
+        volumes: Vec<(String, VolumeOptions)>,
         injections: Vec<Injection>,
         mutations: Vec<Mutation>,
         calls: Option<OsString>,
@@ -68,11 +72,55 @@ mod double {
         rest: Vec<OsString>,
     }
 
+    /// What a volume is like beside what its file says.
+    #[derive(Default)]
+    struct VolumeOptions {
+        read_only: bool,
+        cached: bool,
+        block_bytes: Option<u32>,
+    }
+
+    fn volume(text: &str) -> Result<(String, VolumeOptions), String> {
+        let mut parts = text.split(',');
+        let path = parts.next().unwrap_or_default().to_owned();
+        let mut options = VolumeOptions::default();
+        for part in parts {
+            match part.split_once('=') {
+                None if part == "read-only" => options.read_only = true,
+                None if part == "cached" => options.cached = true,
+                Some(("block", bytes)) => {
+                    options.block_bytes = Some(bytes.parse().map_err(|_| format!("--volume: '{part}'"))?);
+                }
+                _ => return Err(format!("--volume: '{part}' is unknown")),
+            }
+        }
+        Ok((path, options))
+    }
+
+    /// The driver of these volumes.
+    fn zvols(volumes: &[(String, VolumeOptions)]) -> Result<Arc<Zvols>, String> {
+        let zvols = Zvols::new();
+        for (path, options) in volumes {
+            let open = || {
+                let stable = File::options().read(true).write(true).open(path)?;
+                let size_bytes = stable.metadata()?.len();
+                Ok((stable, size_bytes))
+            };
+            let (stable, size_bytes) = open().map_err(|error: std::io::Error| format!("{path}: {error}"))?;
+            let VolumeOptions { read_only, cached: write_cache, block_bytes } = *options;
+            let usual = VolumeSpec::new(size_bytes);
+            let block_bytes = block_bytes.unwrap_or(usual.block_bytes);
+            zvols.add(path, stable, VolumeSpec { read_only, write_cache, block_bytes, ..usual });
+        }
+        Ok(zvols)
+    }
+
     impl Options {
         fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, String> {
             let mut options = Self {
                 interface: Interface::Bhyve,
                 global: false,
+                volumes: Vec::new(),
                 injections: Vec::new(),
                 mutations: Vec::new(),
                 calls: None,
@@ -81,7 +129,8 @@ mod double {
             };
             while let Some(arg) = args.next() {
                 let name = arg.to_str().unwrap_or_default();
-                if !["--hypervisor", "--zone", "--inject", "--mutate", "--calls", "--record"].contains(&name) {
+                let own = ["--hypervisor", "--zone", "--volume", "--inject", "--mutate", "--calls", "--record"];
+                if !own.contains(&name) {
                     options.rest.push(arg);
                     break;
                 }
@@ -92,6 +141,7 @@ mod double {
                     ("--hypervisor", "illumos-kvm") => options.interface = Interface::IllumosKvm,
                     ("--zone", "brand") => options.global = false,
                     ("--zone", "global") => options.global = true,
+                    ("--volume", text) => options.volumes.push(volume(text)?),
                     ("--inject", text) => options.injections.push(text.parse()?),
                     ("--mutate", text) => options.mutations.push(text.parse()?),
                     ("--calls", _) => options.calls = Some(value),
@@ -125,8 +175,16 @@ mod double {
             Interface::Bhyve => (bhyve::Vmm::new(), Zone::bhyve(1)),
             Interface::IllumosKvm => (illumos_kvm::Kvm::new(), Zone::kvm(1)),
         };
-        let zone = if options.global { Zone::global() } else { zone };
-        let process = DoubleSys::new(&Host::new(vec![driver]), zone);
+        let mut zone = if options.global { Zone::global() } else { zone };
+        zone.nodes.extend(options.volumes.iter().map(|(path, _)| path.clone()));
+        let zvols = match zvols(&options.volumes) {
+            Ok(zvols) => zvols,
+            Err(error) => {
+                eprintln!("zvmm-double: {error}");
+                return USAGE.into();
+            }
+        };
+        let process = DoubleSys::new(&Host::new(vec![driver, zvols]), zone);
         process.ledger().echo();
         let mutating = Mutating::new(process.clone(), options.mutations);
         let injecting = Injecting::new(mutating, options.injections);

@@ -268,7 +268,9 @@ fn an_interrupted_call_is_made_again_and_a_full_pool_stays_a_full_pool() {
 fn a_volume_that_shrinks_ends_where_it_ends() {
     let rig = rig(VolumeSpec::new(SIZE));
     let volume = rig.open();
+    assert_eq!(volume.bytes_now().unwrap(), SIZE);
     rig.zvol.resize(SIZE / 2);
+    assert_eq!(volume.bytes_now().unwrap(), SIZE / 2);
     assert_eq!(put(&volume, 1, SIZE / 2).unwrap_err().raw_os_error(), Some(libc::EIO));
     let straddling = volume.read_exact_at(&mut [0; 1024], SIZE / 2 - 512).unwrap_err();
     assert_eq!(straddling.raw_os_error(), Some(libc::EIO));

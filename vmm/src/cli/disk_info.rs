@@ -75,7 +75,7 @@ impl From<EraseLimits> for Erase {
 impl DiskInfo {
     /// Opens the disk as a run would, and closes it again.
     fn of(config: &DiskConfig, vcpus: u8) -> Result<Self, StartError> {
-        let opened = disk::open(config)?;
+        let opened = disk::open(config, None)?;
         let seen = disk::seen(config, &opened, vcpus);
         let device = BlkDevice::new(seen.clone());
         let rings = [(config.packed, "RING_PACKED"), (config.in_order, "IN_ORDER")];

@@ -15,6 +15,7 @@ use devices::GuestRam;
 use devices::bus::Access;
 use devices::interrupt::{IrqLine, MsiSource};
 use devices::park::Parked;
+use devices_host::sys::Sys;
 
 use crate::config::VmConfig;
 
@@ -129,6 +130,11 @@ pub trait Hypervisor: Send + Sync {
 
     /// Creates a VM with its memory, interrupt controllers and PIT; no vCPU yet.
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, HypervisorError>;
+
+    /// What an illumos backend asks its kernel through: volumes belong to the same kernel, and are opened through it.
+    fn sys(&self) -> Option<&Arc<dyn Sys>> {
+        None
+    }
 }
 
 /// One virtual machine.

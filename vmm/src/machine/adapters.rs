@@ -170,6 +170,12 @@ impl BlkBackend<GuestRam> for EngineDisk {
         self.0.has_room()
     }
 
+    fn set_write_cache(&mut self, write_back: bool) {
+        // On the worker's thread: it is a change when a driver begins, changes its mind or is reset, and the requests behind
+        // it have to wait for it anyway. Nobody else waits: other queues' requests take no lock for it.
+        self.0.set_write_cache(write_back);
+    }
+
     fn submit(&mut self, _mem: &GuestRam, request: BlkRequest<'_>) -> Result<(), BlkError> {
         let op = match request.op {
             BlkOp::Read => Op::Read,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use devices::virtio::blk::{BlkConfig, EraseLimits, OnError, SECTOR_BYTES};
 use devices_host::disk::{Cache, Disk, DiskOptions, DiskProblem, IoSizes};
 use devices_host::engine::{EngineOptions, Kind, MAX_THREADS};
+use devices_host::sys::Sys;
 
 use super::StartError;
 use crate::config::{DiskCache, DiskConfig, DiskEngine, ReadError, WriteError};
@@ -21,19 +22,23 @@ const ERASE_SECTORS: u32 = 1 << 21;
 /// Most segments of one DISCARD or WRITE_ZEROES request: what a guest frees in one go is rarely in one piece.
 const ERASE_SEGMENTS: u32 = 16;
 
-/// Opens a disk.
+/// Opens a disk: a volume through `sys`, if that is given, and else through the system that the process runs on.
 ///
 /// # Errors
 /// One line that names the disk. What the configuration names and nobody can use is its fault; anything else is the
 /// host's.
-pub fn open(config: &DiskConfig) -> Result<Arc<Disk>, StartError> {
+pub fn open(config: &DiskConfig, sys: Option<&Arc<dyn Sys>>) -> Result<Arc<Disk>, StartError> {
     let cache = match config.cache {
         None => Cache::Auto,
         Some(DiskCache::Direct) => Cache::Direct,
         Some(DiskCache::Buffered) => Cache::Buffered,
     };
     let options = DiskOptions { read_only: config.read_only, cache, guest_block_bytes: config.block_size };
-    let disk = Disk::open(&config.id, &config.path, options).map_err(|error| match error.why {
+    let opened = match sys {
+        Some(_) => Disk::open_through(sys, &config.id, &config.path, options),
+        None => Disk::open(&config.id, &config.path, options),
+    };
+    let disk = opened.map_err(|error| match error.why {
         DiskProblem::Query { .. } => StartError::Host(error.to_string()),
         _ => StartError::Config(error.to_string()),
     })?;
@@ -150,7 +155,7 @@ mod tests {
             physical_block_size: Some(8192),
             ..DiskConfig::new(file.path())
         };
-        let disk = open(&config).unwrap();
+        let disk = open(&config, None).unwrap();
         let shown = seen(&config, &disk, 1);
         assert_eq!((shown.capacity_sectors, shown.block_bytes, shown.physical_block_bytes), (8, 4096, 8192));
         let said = left_out(&config, &disk).unwrap();
@@ -159,7 +164,7 @@ mod tests {
         assert_eq!((seen(&narrow, &disk, 1).physical_block_bytes, left_out(&narrow, &disk)), (1024, Ok(None)));
         drop(disk);
         file.as_file().set_len(4095).unwrap();
-        let refused = open(&config).err().unwrap().to_string();
+        let refused = open(&config, None).err().unwrap().to_string();
         assert!(refused.ends_with("is too small: 3584 bytes, a disk has at least one block of 4096"), "{refused}");
     }
 
@@ -168,7 +173,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 20).unwrap();
         let config = DiskConfig { id: "d0".into(), ..DiskConfig::new(file.path()) };
-        let disk = open(&config).unwrap();
+        let disk = open(&config, None).unwrap();
         let seen = seen(&config, &disk, 2);
         assert_eq!((seen.capacity_sectors, seen.block_bytes, seen.physical_block_bytes), (2048, 512, 4096));
         assert_eq!((seen.minimum_io_bytes, seen.optimal_io_bytes, seen.queues), (0, 0, 2));

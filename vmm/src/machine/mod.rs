@@ -108,7 +108,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let model = config.cpu_model().map_err(|error| cpu_error(&error))?;
     let (layout, image) = boot_image(config, model.phys_bits(host.phys_bits))?;
     let (cpuid, topology) = cpuid(hypervisor, config, model, &layout).map_err(|error| cpu_error(&error))?;
-    let host_devices = HostDevices::open(config)?;
+    let host_devices = HostDevices::open(config, hypervisor.sys())?;
 
     let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
     let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| cpu_error(&error))?;

@@ -17,6 +17,7 @@ use devices::wake::Wake;
 use devices_host::disk::Disk;
 use devices_host::engine::Engine;
 use devices_host::event::Event;
+use devices_host::sys::Sys;
 use devices_host::tap::{Tap, TapError};
 
 use super::StartError;
@@ -76,13 +77,13 @@ pub enum DeviceError {
 }
 
 impl HostDevices {
-    /// Opens every disk and TAP of the configuration; the error is one line that names the device.
+    /// Opens every disk and TAP of the configuration, volumes through `sys`; the error is one line that names the device.
     ///
     /// # Errors
     /// What the configuration names and nobody can use (missing, of another kind, taken, not permitted) is its fault,
     /// as a missing kernel is; anything else is the host's.
-    pub fn open(config: &VmConfig) -> Result<Self, StartError> {
-        let disks = config.disks.iter().map(disk::open).collect::<Result<_, _>>()?;
+    pub fn open(config: &VmConfig, sys: Option<&Arc<dyn Sys>>) -> Result<Self, StartError> {
+        let disks = config.disks.iter().map(|config| disk::open(config, sys)).collect::<Result<_, _>>()?;
         let taps = config.nets.iter().map(open_tap).collect::<Result<_, _>>()?;
         Ok(Self { disks, taps })
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::Disk;
+use super::{Disk, Store};
 use crate::os;
 
 impl Disk {
@@ -12,10 +12,10 @@ impl Disk {
     /// # Errors
     /// What the system says.
     pub fn bytes_now(&self) -> io::Result<u64> {
-        if self.is_block_device {
-            os::disk::block_device_size(&self.file).map(|(size_bytes, _)| size_bytes)
-        } else {
-            self.file.metadata().map(|metadata| metadata.len())
+        match &self.store {
+            Store::Volume(volume) => volume.bytes_now(),
+            Store::File(file) if self.is_block_device => os::disk::block_device_size(file).map(|(bytes, _)| bytes),
+            Store::File(file) => file.metadata().map(|metadata| metadata.len()),
         }
     }
 
@@ -29,7 +29,7 @@ impl Disk {
         if libc::off_t::try_from(bytes).is_err() {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
-        self.file.set_len(bytes)
+        self.file()?.set_len(bytes)
     }
 }
 

@@ -1,17 +1,23 @@
-//! What files and volumes (zvols) do on illumos.
+//! What files do on illumos, and block nodes; volumes have a back end of their own.
 
 use std::fs::{File, FileType};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
 
 use crate::check;
 use crate::disk::IoSizes;
 use crate::iovec::Vectors;
-use crate::sys::{Errno, RawHandle, RealSys, dkio};
+use crate::sys::{Errno, RawHandle, RealSys, Sys, dkio};
 
 /// On a volume: nobody has it open, and nobody else opens it.
 pub(crate) const EXCLUSIVE: libc::c_int = libc::O_EXCL;
+
+/// The system whose character devices are volumes.
+pub(crate) fn volumes() -> Option<Arc<dyn Sys>> {
+    Some(Arc::new(RealSys))
+}
 
 /// A volume's raw device is a character device, and the better one of its two nodes.
 pub(crate) fn is_raw_device(file_type: &FileType) -> bool {
@@ -36,9 +42,10 @@ pub(crate) fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
     }
 }
 
-/// Whether ranges can be given back: files can be full of holes, a volume says it.
-pub(crate) fn can_discard(file: &File, is_block_device: bool, _end_bytes: u64) -> bool {
-    !is_block_device || dkio::can_free(&RealSys, RawHandle(file.as_raw_fd()))
+/// Whether ranges can be given back: files can be full of holes. A block node is in front of the page cache, where a
+/// request to the volume behind it would be overtaken by what the cache writes later.
+pub(crate) fn can_discard(_file: &File, is_block_device: bool, _end_bytes: u64) -> bool {
+    !is_block_device
 }
 
 /// What a volume does best.
@@ -61,9 +68,8 @@ pub(crate) fn write_durably(file: BorrowedFd<'_>, vectors: Vectors<'_>, offset_b
 }
 
 pub(crate) fn discard(file: &File, _is_block_device: bool, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
-    if is_raw_device(&file.metadata()?.file_type()) {
-        let volume = RawHandle(file.as_raw_fd());
-        return dkio::free(&RealSys, volume, offset_bytes, len_bytes, false).map_err(Errno::to_io_error);
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::Unsupported.into());
     }
     // Length 0 would be everything up to the end.
     if len_bytes == 0 {

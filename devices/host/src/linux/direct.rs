@@ -131,7 +131,7 @@ mod tests {
     }
 
     fn open_flags(disk: &Disk) -> libc::c_int {
-        flags(&std::os::fd::AsFd::as_fd(disk)) & (libc::O_DIRECT | libc::O_NONBLOCK)
+        flags(disk.file().unwrap()) & (libc::O_DIRECT | libc::O_NONBLOCK)
     }
 
     /// A file of a few sectors in this folder.

@@ -4,13 +4,20 @@ use std::fs::{File, FileType};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use crate::check;
 use crate::disk::IoSizes;
 use crate::iovec::Vectors;
+use crate::sys::Sys;
 
 /// On a block device: nobody else has it so, a mount included (open(2)).
 pub(crate) const EXCLUSIVE: libc::c_int = libc::O_EXCL;
+
+/// Linux has no volumes.
+pub(crate) fn volumes() -> Option<Arc<dyn Sys>> {
+    None
+}
 
 /// Linux has no raw twins of block devices.
 pub(crate) fn is_raw_device(_file_type: &FileType) -> bool {

@@ -17,7 +17,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::types::{CancelBuilder, Fixed, FsyncFlags};
@@ -155,7 +155,7 @@ impl Ring {
     ) -> io::Result<Self> {
         let depth = options.depth.max(1);
         let ring = IoUring::new(u32::try_from(depth.next_power_of_two()).unwrap_or(u32::MAX))?;
-        ring.submitter().register_files(&[disk.as_fd().as_raw_fd()])?;
+        ring.submitter().register_files(&[disk.file()?.as_raw_fd()])?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
         let eraser = Pool::start(
             name,

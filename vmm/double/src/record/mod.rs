@@ -39,6 +39,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch::cpu::CpuidEntry;
 use devices::GuestRam;
+use devices_host::sys::Sys;
 use zvmm::hypervisor::{HostCapabilities, Hypervisor, HypervisorError, Vm, VmSpec};
 
 use bars::{Bars, Place};
@@ -184,5 +185,9 @@ impl Hypervisor for Recording {
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, HypervisorError> {
         let inner = self.inner.create_vm(spec)?;
         Ok(Arc::new(vm::RecordingVm { inner, record: self.record.clone() }))
+    }
+
+    fn sys(&self) -> Option<&Arc<dyn Sys>> {
+        self.inner.sys()
     }
 }

@@ -65,6 +65,7 @@ impl From<&VmConfig> for BhyveConfig {
 /// The VM comes first, because what the kernel offers a guest's CPUs can be asked of a VM alone, and a zone can have only
 /// one: so everything the configuration asks of the CPUs can be refused before there is guest memory.
 pub struct BhyveHypervisor {
+    sys: Arc<dyn Sys>,
     control: Control,
     config: BhyveConfig,
     shell: Mutex<Option<Shell>>,
@@ -101,7 +102,7 @@ impl BhyveHypervisor {
             rtc_in_kernel: true,
             pm_timer_in_kernel: true,
         };
-        Ok(Self { control, config, shell: Mutex::new(Some(shell)), cpuid, capabilities })
+        Ok(Self { sys, control, config, shell: Mutex::new(Some(shell)), cpuid, capabilities })
     }
 
     /// [`Hypervisor::create_vm`] with the VM's own type.
@@ -160,6 +161,10 @@ impl Hypervisor for BhyveHypervisor {
 
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, HypervisorError> {
         Ok(Arc::new(self.create(spec)?))
+    }
+
+    fn sys(&self) -> Option<&Arc<dyn Sys>> {
+        Some(&self.sys)
     }
 }
 

@@ -135,6 +135,10 @@ impl Hypervisor for IllumosKvmHypervisor {
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, HypervisorError> {
         Ok(Arc::new(vm::IllumosKvmVm::create(&self.sys, spec, self.patience)?))
     }
+
+    fn sys(&self) -> Option<&Arc<dyn Sys>> {
+        Some(&self.sys)
+    }
 }
 
 fn call(name: &'static str, error: Errno) -> HypervisorError {
