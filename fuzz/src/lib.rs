@@ -4,6 +4,7 @@
 //! input means, a line a step. Nothing here knows a fuzzer: libFuzzer calls `run` from the small programs in
 //! `fuzz_targets/`, `cargo test` replays the inputs of `regressions/`, and `cargo xtask fuzz` drives campaigns.
 
+pub mod counters;
 pub mod lone;
 pub mod machine;
 pub mod oracle;

@@ -86,8 +86,8 @@ pub struct Machine {
     bars: [Option<u64>; 3],
     /// Capability offsets: MSI-X and configuration access.
     capabilities: (u16, u16),
-    /// The guest has rewritten BARs in a way the model does not follow; until the next set-up.
-    dim: bool,
+    /// Ports of the legacy BAR.
+    ports: u64,
     /// What the host has changed about the device so far.
     changes: Vec<u16>,
     /// vCPUs that wait for a reset.
@@ -150,13 +150,14 @@ impl Machine {
             transport,
             bars: [None; 3],
             capabilities: (0, 0),
-            dim: false,
+            ports: 0,
             changes: Vec::new(),
             parked: Vec::new(),
             auto: true,
             trace: Hash::default(),
         };
         machine.find_capabilities();
+        machine.size_ports();
         machine.place_bars();
         machine
     }
@@ -186,6 +187,13 @@ impl Machine {
                 break;
             }
         }
+    }
+
+    /// As firmware does: of an address that is all ones the bits stay that a BAR has.
+    fn size_ports(&mut self) {
+        self.store_config(0x10, 4, 0xffff_ffff);
+        let stays = self.config(0x10, 4) & !3;
+        self.ports = stays & stays.wrapping_neg();
     }
 
     /// Reads configuration space, unseen by the trace.
@@ -271,18 +279,19 @@ impl Machine {
             let in_range = |range: &std::ops::Range<u64>| range.start <= at && at + len <= range.end;
             at < 1 << 62 && (in_range(&windows.mem32) || windows.mem64.as_ref().is_some_and(in_range))
         };
-        let wanted = [
-            io.filter(|at| self.shape.transitional && windows.io.contains(at) && at + 0x80 <= windows.io.end),
+        let mut bars = [
+            io.filter(|at| self.shape.transitional && windows.io.contains(at) && at + self.ports <= windows.io.end),
             msix.filter(|at| self.shape.vectors > 0 && inside(*at, 0x2000)),
             modern.filter(|at| inside(*at, 0x4000)),
         ];
-        if let (Some(msix), Some(modern)) = (wanted[1], wanted[2])
+        if let [_, Some(msix), Some(modern)] = bars
             && msix < modern + 0x4000
             && modern < msix + 0x2000
         {
-            self.dim = true;
+            // Of two BARs in one place the first one answers.
+            bars[2] = None;
         }
-        self.bars = wanted;
+        self.bars = bars;
     }
 
     /// Where a BAR decodes.
@@ -296,9 +305,7 @@ impl Machine {
         let Some(base) = self.bar(bar) else { return };
         let address = base + offset;
         let port = bar == Bar::Legacy;
-        if !self.dim {
-            self.model_write(bar, offset, data);
-        }
+        self.model_write(bar, offset, data);
         let access = match self.wired.rings(port, address, data) {
             Some(queue) => {
                 devices::virtio::QueueRunner::kick(&*self.vmm.runner, queue);
@@ -338,9 +345,7 @@ impl Machine {
             Bar::Legacy => self.vmm.ports.read(base + offset, &mut data[..width]),
             _ => self.vmm.memory.read(base + offset, &mut data[..width]),
         };
-        if !self.dim {
-            self.judge_read(bar, offset, &data[..width]);
-        }
+        self.judge_read(bar, offset, &data[..width]);
         let value = u64::from_le_bytes(data);
         // A generation counts changes between looks: a restored device starts another count.
         if bar != Bar::Modern || offset > 0x15 || offset + width as u64 <= 0x15 {
@@ -435,11 +440,10 @@ impl Machine {
         }
         let sent = self.wired.take_sent();
         let line = self.wired.0.open().line;
-        if self.dim {
-            self.transport.ignore();
-        } else {
-            self.transport.check(&sent, line);
-        }
+        self.transport.check(&sent, line);
+        let [ports, _, modern] = self.bars;
+        let due = |queue| self.transport.doorbell(queue, ports, modern);
+        self.wired.judge_doorbells(due, |queue| self.oracles.open().rings.live(queue).is_some());
         for (vector, message) in &sent {
             self.trace.add(u64::from(*vector) << 32 | u64::from(message.data));
             self.trace.add(message.address);
@@ -595,7 +599,7 @@ impl Machine {
 
     /// What the models still have to say at the end of a program.
     pub fn judge(&mut self) {
-        if self.bar(Bar::Modern).is_some() && !self.dim {
+        if self.bar(Bar::Modern).is_some() {
             for offset in (0..0x38).step_by(8) {
                 self.read(Bar::Modern, offset, 8);
             }

@@ -49,7 +49,6 @@ impl Machine {
             self.store_config(at, width, value);
         }
         self.set_config(0x04, 2, 7);
-        self.dim = false;
     }
 
     fn word(&mut self, offset: u64, width: usize, value: u64) {
@@ -75,7 +74,7 @@ impl Machine {
 
     /// Takes the device from whatever it is doing to DRIVER_OK.
     pub fn set_up(&mut self, setup: Setup) -> Driven {
-        if self.bars[Bar::Modern as usize] != Some(PLACES[2]) || self.dim || self.config(4, 2) & 3 != 3 {
+        if self.bars[Bar::Modern as usize] != Some(PLACES[2]) || self.config(4, 2) & 3 != 3 {
             self.place_bars();
         }
         if !self.reset(1) {

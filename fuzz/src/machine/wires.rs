@@ -61,6 +61,25 @@ impl Wired {
         wires.doorbells.iter().position(hit).map(|queue| queue as u16)
     }
 
+    /// Fails where a doorbell is watched for that is not the one `due` says, by queue: one that stays behind takes writes
+    /// from whatever comes to its place. One that is missing makes each kick an exit to this process, where the queue is
+    /// `served`: one whose ring was refused has no worker to be kicked, and is none that a restored machine starts.
+    ///
+    /// # Panics
+    /// With a finding.
+    pub fn judge_doorbells(&self, due: impl Fn(u16) -> Option<Doorbell>, served: impl Fn(u16) -> bool) {
+        let wires = self.0.open();
+        if wires.wiring == Wiring::Bhyve {
+            return;
+        }
+        for (queue, bound) in (0u16..).zip(&wires.doorbells) {
+            let due = due(queue);
+            if *bound != due && (bound.is_some() || served(queue)) {
+                finding!("wires", "the doorbell of queue {queue} is watched for at {bound:x?} where {due:x?} is due");
+            }
+        }
+    }
+
     /// Messages sent since the last call.
     #[must_use]
     pub fn take_sent(&self) -> Vec<(u16, MsiMessage)> {

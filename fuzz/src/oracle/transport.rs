@@ -4,6 +4,7 @@
 //! may run, and which interrupts the guest gets for what the workers tell.
 
 use devices::interrupt::MsiMessage;
+use devices::virtio::pci::Doorbell;
 use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_RING_PACKED};
 use devices::virtio::{F_RING_RESET, VirtioDevice};
 
@@ -142,6 +143,19 @@ impl Transport {
     #[must_use]
     pub fn queue_size(&self, queue: u16) -> Option<u16> {
         self.queues.get(usize::from(queue)).map(|queue| queue.size)
+    }
+
+    /// Where the driver rings `queue`, with the legacy header at `ports` and the modern registers at `modern` (§4.1.4.4,
+    /// §4.1.4.10); `None` while it does not run, or has no place to ring.
+    #[must_use]
+    pub fn doorbell(&self, queue: u16, ports: Option<u64>, modern: Option<u64>) -> Option<Doorbell> {
+        let enabled = |queue: &&Queue| queue.enabled && queue.reset != Reset::Pending;
+        self.queues.get(usize::from(queue)).filter(|_| self.running).filter(enabled)?;
+        if self.legacy {
+            ports.map(|at| Doorbell::Pio { port: at as u16 + 0x10, datamatch: queue })
+        } else {
+            modern.map(|at| Doorbell::Mmio { address: at + NOTIFY + 4 * u64::from(queue), len: 2 })
+        }
     }
 
     /// What a write to the common configuration does.
@@ -527,11 +541,6 @@ impl Transport {
                 self.config_changed();
             }
         }
-    }
-
-    /// Forgets what was due: the guest has hidden the registers from the model.
-    pub fn ignore(&mut self) {
-        self.expected.clear();
     }
 
     /// Compares what the guest got with what it has to get.

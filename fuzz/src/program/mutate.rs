@@ -33,7 +33,7 @@ impl Random {
 const LEAST_OPS: usize = 10;
 /// Operations it grows to: what needs more than a few of them needs those few close together, and two programs of half the
 /// length are two chances.
-const MOST_OPS: usize = 24;
+const MOST_OPS: usize = 19;
 
 /// A program of `ops` operations.
 pub fn generate(random: &mut Random, ops: usize, out: &mut Vec<u8>) {

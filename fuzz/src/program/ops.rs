@@ -71,7 +71,7 @@ codes! {
     Read = 1, 4,
     /// Any access to any BAR.
     Access = 2, 5,
-    /// An access to configuration space.
+    /// An access to configuration space, or the moves of one that place a BAR.
     Config = 1, 5,
     /// A device status is written.
     Status = 2, 8,

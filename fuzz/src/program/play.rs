@@ -6,6 +6,7 @@ use devices::virtio::blk::BlkError;
 
 use super::ops::{Code, Op, REQUESTS, edge};
 use super::{Pair, Program, chain, setup};
+use crate::counters::uncounted;
 use crate::finding;
 use crate::machine::vmm::Kind;
 use crate::machine::{Bar, Machine, Setup};
@@ -45,7 +46,7 @@ impl Player {
     #[must_use]
     pub fn new(kind: Kind, program: &Program<'_>, wiring: crate::machine::wires::Wiring, save_is_pause: bool) -> Self {
         let knobs = program.knobs;
-        let machine = Machine::new(knobs.shape(kind), wiring);
+        let machine = uncounted(|| Machine::new(knobs.shape(kind), wiring));
         machine.oracles.open().fetches.change_with(knobs.flip());
         let (hold, slow_cancel) = knobs.hold();
         {
@@ -164,6 +165,7 @@ impl Player {
                 let _ = write!(log, "{width} bytes at {offset:#x}: {value:#x}");
             }
             Code::Access => self.access(op, log),
+            Code::Config if op.c & 0x80 != 0 => self.move_bar(op, log),
             Code::Config => {
                 let at = u16::from(op.b) & !3 | u16::from(op.c & 3);
                 let width = [1, 2, 4, 4][usize::from(op.c >> 2 & 3)].min(4 - usize::from(at & 3));
@@ -341,6 +343,41 @@ impl Player {
         }
     }
 
+    /// The guest places a BAR, near where it was or another one is, in the other window or in none; with or without
+    /// decoding turned off meanwhile, or for good.
+    fn move_bar(&mut self, op: &Op, log: &mut dyn Write) {
+        let (bar, register, len) = [
+            (Bar::Modern, 0x20, 0x4000),
+            (Bar::Modern, 0x20, 0x4000),
+            (Bar::Msix, 0x14, 0x2000),
+            (Bar::Legacy, 0x10, 0x80),
+        ][usize::from(op.a & 3)];
+        let places = crate::machine::PLACES;
+        let steps = len * u64::from(op.v & 3);
+        let address = match op.b & 7 {
+            0 | 1 => places[bar as usize],
+            2 | 3 => places[bar as usize] + len + steps,
+            4 => places[if bar == Bar::Msix { 2 } else { 1 }] + steps,
+            5 => crate::machine::vmm::windows().mem64.map_or(0, |window| window.start) + steps,
+            6 => 0,
+            _ => op.v.into(),
+        };
+        let decode = op.c >> 4 & 3;
+        let command = self.machine.config(0x04, 2);
+        if matches!(decode, 1 | 2) {
+            self.machine.set_config(0x04, 2, command & !3);
+        }
+        self.machine.set_config(register, 4, address & 0xffff_ffff);
+        if bar == Bar::Modern {
+            self.machine.set_config(register + 4, 4, address >> 32);
+        }
+        if decode != 2 {
+            self.machine.set_config(0x04, 2, command | 3);
+        }
+        let decodes = ["all the while", "not meanwhile", "not any more", "all the while"][usize::from(decode)];
+        let _ = write!(log, "{bar:?} is placed at {address:#x}, decodes {decodes}");
+    }
+
     fn rewrite(&mut self, queue: u16, op: &Op, log: &mut dyn Write) {
         let driver = &self.machine.drivers[usize::from(queue)];
         let entry = u64::from(op.c) % u64::from(driver.size);
@@ -462,6 +499,7 @@ pub fn play(
     }
     player.machine.judge();
     player.machine.revive();
+    uncounted(|| drop(player));
     outcome
 }
 

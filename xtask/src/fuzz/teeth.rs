@@ -19,7 +19,7 @@ pub const GATE_LIMIT: Duration = Duration::from_secs(60);
 pub const IN_GATE: usize = 3;
 
 /// Found within [`LIMIT`], and now and then not within [`GATE_LIMIT`]: the full lane's alone.
-const TOO_RARE_FOR_THE_GATE: [&str; 2] = ["DoorbellsStay", "StateTrusted"];
+const TOO_RARE_FOR_THE_GATE: [&str; 1] = ["StateTrusted"];
 
 const POLL: Duration = Duration::from_millis(50);
 
