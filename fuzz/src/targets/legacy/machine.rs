@@ -83,6 +83,7 @@ pub struct Machine {
     pub post: Arc<PostCode>,
     port_92: Arc<Port92>,
     reset_control: Arc<ResetControl>,
+    config_ports: Arc<ConfigPorts>,
     pub smbus: Arc<SmbusHost>,
     lines: [Arc<Line>; 6],
     ports: BusView,
@@ -119,7 +120,7 @@ impl Machine {
         let smbus = Arc::new(SmbusHost::new());
 
         let bus = Arc::new(Bus::new());
-        let config_ports = ConfigPorts::new(Arc::new(PciBus::new()), reset_control.clone());
+        let config_ports = Arc::new(ConfigPorts::new(Arc::new(PciBus::new()), reset_control.clone()));
         for (base, uart) in COM.iter().zip(&uarts) {
             bus.insert(*base, UART_PORTS, uart.clone()).unwrap();
         }
@@ -133,7 +134,7 @@ impl Machine {
         bus.insert(POST, 1, post.clone()).unwrap();
         bus.insert(PORT_92, 1, port_92.clone()).unwrap();
         bus.insert(PVPANIC_PORT, PVPANIC_PORTS, Arc::new(PvPanic::new(power.clone()))).unwrap();
-        bus.insert(ConfigPorts::BASE, ConfigPorts::LEN, Arc::new(config_ports)).unwrap();
+        bus.insert(ConfigPorts::BASE, ConfigPorts::LEN, config_ports.clone()).unwrap();
         let ports = BusView::new(bus);
         Self {
             kind,
@@ -149,6 +150,7 @@ impl Machine {
             post,
             port_92,
             reset_control,
+            config_ports,
             smbus,
             lines,
             ports,
@@ -168,6 +170,7 @@ impl Machine {
         other.post.restore(&self.post.save()).unwrap();
         other.port_92.restore(self.port_92.save());
         other.reset_control.restore(self.reset_control.save());
+        other.config_ports.set_address(self.config_ports.address());
         other.smbus.restore(&self.smbus.save()).unwrap();
         other
     }
@@ -182,6 +185,7 @@ impl Machine {
         self.post.reset();
         self.port_92.reset();
         self.reset_control.reset();
+        self.config_ports.set_address(0);
         self.smbus.reset();
     }
 
