@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
@@ -114,20 +115,30 @@ fn resets_pauses_and_the_end_of_the_guest_come_between_a_new_size_and_its_answer
     for profile in PROFILES {
         let guest = Guest::start(&guests, "load=1", profile, "");
         let socket = guest.socket();
-        let resizes = |from: u64| {
+        // Both clients have been answered before the end comes, which finds each of them with an order under way.
+        let (answered, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let resizes = &|from: u64| {
             let mut answers = Vec::new();
-            for bytes in (from..from + 60).map(|step| 4096 * (2 + step * 7 % 500)) {
-                let Some(answer) = try_order(&socket, "block_resize", size(bytes)) else { break };
-                answers.push(answer);
+            for bytes in (from..).map(|step| 4096 * (2 + step * 7 % 500)) {
+                match try_order(&socket, "block_resize", size(bytes)) {
+                    Some(answer) => answers.push(answer),
+                    None if over.load(Relaxed) => break,
+                    None => {}
+                }
+                answered.fetch_add(1, Relaxed);
             }
             answers
         };
         let answers = std::thread::scope(|scope| {
             let both = [0, 1000].map(|from| scope.spawn(move || resizes(from)));
-            for step in 0..10 {
+            let mut step = 0;
+            while step < 12 || answered.load(Relaxed) < 40 {
                 ask(&socket, ["system_reset", "stop", "cont"][step % 3]);
+                step += 1;
+                assert!(step < 10_000, "{} answers", answered.load(Relaxed));
             }
             ask(&socket, "cont");
+            over.store(true, Relaxed);
             ask(&socket, "quit");
             both.map(|thread| thread.join().expect("a thread"))
         });
