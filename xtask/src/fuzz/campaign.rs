@@ -26,7 +26,7 @@ pub struct Campaign<'a> {
     pub time: Duration,
     /// Processes a target.
     pub jobs: u32,
-    /// Begin with the committed inputs alone and the same random numbers each time: the same programs in the same order.
+    /// Begin with the committed inputs alone and the same random numbers each time: most programs are the same then.
     pub repeatable: bool,
 }
 
