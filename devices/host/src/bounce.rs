@@ -12,7 +12,7 @@ use crate::iovec::Vectors;
 pub const MAX_ALIGNMENT_BYTES: u32 = 4096;
 
 /// Bytes of a piece of a [`Bounce`] that is given out as a whole.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only io_uring shares its buffers out"))]
+#[allow(dead_code, reason = "only io_uring shares its buffers out, which not every system has")]
 pub(crate) const CHUNK_BYTES: usize = 64 << 10;
 
 /// What direct I/O asks of a request. Powers of two, 1 to [`MAX_ALIGNMENT_BYTES`].
@@ -63,7 +63,7 @@ impl Bounce {
     }
 
     /// Chunks of [`CHUNK_BYTES`] it has.
-    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only io_uring shares its buffers out"))]
+    #[allow(dead_code, reason = "only io_uring shares its buffers out, which not every system has")]
     pub(crate) fn chunks(&self) -> usize {
         self.0.size() / CHUNK_BYTES
     }
@@ -72,7 +72,7 @@ impl Bounce {
     ///
     /// # Panics
     /// When there is no such chunk.
-    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only io_uring shares its buffers out"))]
+    #[allow(dead_code, reason = "only io_uring shares its buffers out, which not every system has")]
     pub(crate) fn chunk(&self, number: usize, len: usize) -> libc::iovec {
         assert!(number < self.chunks() && len <= CHUNK_BYTES);
         let start = number * CHUNK_BYTES;
