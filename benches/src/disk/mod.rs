@@ -119,7 +119,10 @@ pub fn set_cached(path: &Path, cached: bool) -> io::Result<()> {
 /// # Errors
 /// When the system does not permit it.
 pub fn become_realtime() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 10 };
+    // By field, as musl's has more of them.
+    // SAFETY: all bits zero are valid parameters.
+    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameters.sched_priority = 10;
     // SAFETY: the parameters live through the call.
     match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) } {
         0 => Ok(()),
