@@ -8,6 +8,7 @@ pub mod ram;
 mod revive;
 pub mod runner;
 mod setup;
+mod time;
 pub mod vmm;
 pub mod wires;
 
@@ -15,13 +16,14 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use devices::bus::Access;
+use devices::legacy::clock::ManualClock;
 use devices::park::Parked;
 use devices::virtio::blk::BlkError;
 
 use crate::finding;
 use crate::lone::Lone;
 use crate::oracle::transport::{self, Transport};
-use crate::oracle::{Device, Oracles, blk, console, net, rng};
+use crate::oracle::{Device, Oracles, blk, console, limit, net, rng};
 use disk::Disk;
 use driver::Driver;
 use ends::End;
@@ -76,6 +78,8 @@ pub struct Machine {
     pub disk: Disk,
     /// The other end, where it has one.
     pub end: End,
+    /// Time, which passes when the program says so.
+    clock: Arc<ManualClock>,
     wired: Wired,
     wiring: Wiring,
     vmm: Vmm,
@@ -115,6 +119,7 @@ impl Machine {
     pub fn new(shape: Shape, wiring: Wiring) -> Self {
         let (ram, oracles) = home();
         ram.clear();
+        let clock = Arc::new(ManualClock::new(0));
         let device = match shape.kind {
             Kind::Blk => Device::Blk(blk::Blk {
                 features: 0,
@@ -124,6 +129,7 @@ impl Machine {
                 bytes: vec![0; shape.disk.capacity_sectors as usize * 512],
                 failed: (0, 0),
                 lost: false,
+                limit: shape.limited.then(|| Box::new(limit::Limit::new(&clock, shape.disk.queues))),
                 config: shape.disk.clone(),
             }),
             Kind::Net => Device::Net(net::Net::default()),
@@ -133,7 +139,7 @@ impl Machine {
         oracles.open().reset(device);
         let (disk, end) = (Disk::new(), End::new(&oracles));
         let wired = Wired::new(wiring, shape.vectors, QUEUES);
-        let vmm = Vmm::new(&shape, &ram, &oracles, &disk, &end, &wired);
+        let vmm = Vmm::new(&shape, &ram, &oracles, (&disk, &end), &wired, &clock);
         let mut transport = Transport::default();
         transport.power_on(&*vmm.device, shape.rings, shape.vectors);
         let driver = |queue: u64| Driver::new(WINDOWS + queue * Driver::WINDOW);
@@ -143,6 +149,7 @@ impl Machine {
             oracles,
             disk,
             end,
+            clock,
             wired,
             wiring,
             vmm,
@@ -257,9 +264,7 @@ impl Machine {
             let bytes = value.to_le_bytes();
             self.judge_read(Bar::Modern, offset, &bytes[..len]);
         }
-        if window.is_none_or(|(offset, len)| offset > 0x15 || offset + len as u64 <= 0x15) {
-            self.trace.add(value);
-        }
+        self.trace.add(value);
         self.settle();
     }
 
@@ -339,20 +344,23 @@ impl Machine {
 
     /// A guest read of a BAR.
     pub fn read(&mut self, bar: Bar, offset: u64, width: usize) -> u64 {
+        let Some(value) = self.look_up(bar, offset, width) else { return u64::MAX };
+        self.settle();
+        value
+    }
+
+    /// Reads a BAR, which the model judges; `None` where it does not decode.
+    fn look_up(&mut self, bar: Bar, offset: u64, width: usize) -> Option<u64> {
         let mut data = [0; 8];
-        let Some(base) = self.bar(bar) else { return u64::MAX };
+        let base = self.bar(bar)?;
         let _ = match bar {
             Bar::Legacy => self.vmm.ports.read(base + offset, &mut data[..width]),
             _ => self.vmm.memory.read(base + offset, &mut data[..width]),
         };
         self.judge_read(bar, offset, &data[..width]);
         let value = u64::from_le_bytes(data);
-        // A generation counts changes between looks: a restored device starts another count.
-        if bar != Bar::Modern || offset > 0x15 || offset + width as u64 <= 0x15 {
-            self.trace.add(value);
-        }
-        self.settle();
-        value
+        self.trace.add(value);
+        Some(value)
     }
 
     fn judge_read(&mut self, bar: Bar, offset: u64, found: &[u8]) {
@@ -532,7 +540,8 @@ impl Machine {
         let workers = self.vmm.runner.save();
         let held = self.wired.0.open().line;
         self.wired = Wired::new(self.wiring, self.shape.vectors, QUEUES);
-        self.vmm = Vmm::new(&self.shape, &self.ram, &self.oracles, &self.disk, &self.end, &self.wired);
+        let ends = (&self.disk, &self.end);
+        self.vmm = Vmm::new(&self.shape, &self.ram, &self.oracles, ends, &self.wired, &self.clock);
         // What the host has told the old device it tells the new one.
         let lost = self.is_lost();
         let changes = std::mem::take(&mut self.changes);
@@ -542,6 +551,9 @@ impl Machine {
         self.changes = changes;
         if let Device::Blk(blk) = &mut self.oracles.open().device {
             blk.lost = lost;
+            if let Some(limit) = &mut blk.limit {
+                limit.start_over();
+            }
         }
         self.vmm.runner.restore(&workers);
         if let Err(error) = self.vmm.function.restore(&saved, &queues) {
@@ -600,9 +612,11 @@ impl Machine {
     /// What the models still have to say at the end of a program.
     pub fn judge(&mut self) {
         if self.bar(Bar::Modern).is_some() {
+            // None of these lets anything happen.
             for offset in (0..0x38).step_by(8) {
-                self.read(Bar::Modern, offset, 8);
+                self.look_up(Bar::Modern, offset, 8);
             }
+            self.settle();
         }
     }
 }

@@ -17,7 +17,7 @@ impl Machine {
         self.heal();
         self.auto = true;
         self.forget_rings();
-        self.place_bars();
+        self.keep_bars();
         self.complete_all();
         self.run(usize::MAX);
         self.look();
@@ -64,6 +64,7 @@ impl Machine {
             self.word_at(queue);
         }
         self.settle();
+        self.wait_out();
         match self.drivers[usize::from(queue)].collect(&self.ram) {
             Some((id, len)) if id == head => len,
             other => finding!(

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use devices::legacy::clock::{Clock as _, ManualClock};
 use devices::park::Parked;
 use devices::virtio::queue::{F_IN_ORDER, F_RING_PACKED};
 use devices::virtio::{
@@ -39,6 +40,7 @@ pub struct Runner {
     oracles: Arc<Lone<Oracles>>,
     end: End,
     disk: Disk,
+    clock: Arc<ManualClock>,
     features: u64,
     max_sizes: Vec<u16>,
     state: Lone<State>,
@@ -87,7 +89,7 @@ impl Runner {
     pub fn new(
         ram: &Ram,
         oracles: &Arc<Lone<Oracles>>,
-        (end, disk): (&End, &Disk),
+        (end, disk, clock): (&End, &Disk, &Arc<ManualClock>),
         features: u64,
         max_sizes: &[u16],
         workers: Vec<Box<dyn VirtioWorker<Ram>>>,
@@ -108,6 +110,7 @@ impl Runner {
             oracles: oracles.clone(),
             end: end.clone(),
             disk: disk.clone(),
+            clock: clock.clone(),
             features,
             max_sizes: max_sizes.to_vec(),
             state: Lone::new(state),
@@ -155,6 +158,7 @@ impl Runner {
         loop {
             let ready =
                 slot.last.want_readable && self.end.readable() || slot.last.want_writable && self.end.writable();
+            let ready = ready || slot.last.wake_at_ns.is_some_and(|at_ns| at_ns <= self.clock.monotonic_ns());
             if !(slot.awake || slot.last.again || ready || !slot.mail.is_empty()) || *left == 0 {
                 break;
             }
@@ -202,10 +206,16 @@ impl Runner {
             return;
         }
         for &queue in &slot.queues {
+            if let (Some(at_ns), Device::Blk(blk)) = (slot.last.wake_at_ns, &oracles.device) {
+                match &blk.limit {
+                    Some(limit) => limit.waits(queue, at_ns),
+                    None => finding!("wedge", "queue {queue} waits until {at_ns} ns though nothing limits it"),
+                }
+            }
             let end = self.end.inner.open();
             let may_leave = match &oracles.device {
                 Device::Any => false,
-                Device::Blk(_) => self.disk.is_full(),
+                Device::Blk(_) => self.disk.is_full() || slot.last.wake_at_ns.is_some(),
                 // Frames and typed bytes come first; without them buffers wait.
                 Device::Net(_) if queue == 0 => end.frames.is_empty() || end.broken,
                 Device::Console(console) if queue == 0 => !console.has_input() && !end.has_typed(),
@@ -363,6 +373,12 @@ impl Runner {
             }
         }
         Some(found)
+    }
+
+    /// When the first worker wakes by itself that a rate limit holds back.
+    #[must_use]
+    pub fn wakes_at_ns(&self) -> Option<u64> {
+        self.state.open().slots.iter().filter_map(|slot| slot.last.wake_at_ns).min()
     }
 
     /// What the workers hold beside their queues.

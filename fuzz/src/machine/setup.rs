@@ -51,6 +51,15 @@ impl Machine {
         self.set_config(0x04, 2, 7);
     }
 
+    /// Places BARs where what a driver needs of them is not as firmware has left it.
+    pub(super) fn keep_bars(&mut self) {
+        let [.., modern] = PLACES;
+        // Decodes, may reach memory, may use its line.
+        if self.bar(Bar::Modern) != Some(modern) || self.config(0x04, 2) & 0x407 != 7 {
+            self.place_bars();
+        }
+    }
+
     fn word(&mut self, offset: u64, width: usize, value: u64) {
         self.write(Bar::Modern, offset, &value.to_le_bytes()[..width]);
     }

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use devices::bus::{Bus, BusView};
+use devices::legacy::clock::ManualClock;
 use devices::pci::{BarMapper, ConfigPorts, Ecam, InterruptPin, PciAddress, PciBus, Windows, micro_host_bridge};
 use devices::virtio::blk::{BlkConfig, BlkDevice, EraseLimits};
 use devices::virtio::console::ConsoleDevice;
+use devices::virtio::limit::Throttle;
 use devices::virtio::net::{NetConfig, NetDevice};
 use devices::virtio::pci::{VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
@@ -18,7 +20,7 @@ use super::ram::Ram;
 use super::runner::Runner;
 use super::wires::Wired;
 use crate::lone::Lone;
-use crate::oracle::Oracles;
+use crate::oracle::{Oracles, limit};
 
 /// Where configuration space is seen in memory.
 pub const ECAM: u64 = 0xb000_0000;
@@ -66,6 +68,8 @@ pub struct Shape {
     pub rings: u64,
     /// The disk.
     pub disk: BlkConfig,
+    /// Its queues are held to a rate.
+    pub limited: bool,
 }
 
 impl Shape {
@@ -90,6 +94,7 @@ impl Shape {
             vectors: if knob & 0xc0 == 0xc0 { 0 } else { 3 },
             rings: super::runner::ALL_RINGS,
             disk,
+            limited: false,
         }
     }
 }
@@ -141,13 +146,25 @@ impl devices::bus::BusDevice for NoReset {
 impl Vmm {
     /// A machine as it is after power-on.
     #[must_use]
-    pub fn new(shape: &Shape, ram: &Ram, oracles: &Arc<Lone<Oracles>>, disk: &Disk, end: &End, wired: &Wired) -> Self {
+    pub fn new(
+        shape: &Shape,
+        ram: &Ram,
+        oracles: &Arc<Lone<Oracles>>,
+        (disk, end): (&Disk, &End),
+        wired: &Wired,
+        clock: &Arc<ManualClock>,
+    ) -> Self {
         let (handle, device, workers): (Handle, Arc<dyn VirtioDevice>, Workers) = match shape.kind {
             Kind::Blk => {
                 let device = BlkDevice::new(shape.disk.clone());
+                let meters = shape.limited.then(limit::meters);
                 let worker = |queue| {
-                    let handle = disk.handle(queue, ram, oracles);
-                    Box::new(device.worker(queue, handle, Arc::default())) as Box<dyn VirtioWorker<Ram>>
+                    let worker = device.worker(queue, disk.handle(queue, ram, oracles), Arc::default());
+                    let throttle = match &meters {
+                        Some(meters) => Throttle::new(std::slice::from_ref(meters), clock.clone()),
+                        None => Throttle::default(),
+                    };
+                    Box::new(worker.with_throttle(throttle)) as Box<dyn VirtioWorker<Ram>>
                 };
                 let workers = (0..shape.disk.queues).map(worker).collect();
                 (Handle::Blk(device.clone()), Arc::new(device), workers)
@@ -181,7 +198,7 @@ impl Vmm {
             }
         };
         let sizes = device.queue_max_sizes().to_vec();
-        let runner = Arc::new(Runner::new(ram, oracles, (end, disk), shape.rings, &sizes, workers));
+        let runner = Arc::new(Runner::new(ram, oracles, (end, disk, clock), shape.rings, &sizes, workers));
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let mapper = Arc::new(BarMapper::new(&ports, &memory, windows()).expect("windows of PCI"));
         let sources = if shape.vectors > 0 { wired.sources() } else { Vec::new() };

@@ -72,6 +72,8 @@ pub struct Blk {
     pub failed: (u64, u64),
     /// A flush failed: nothing is durable until the operator says so.
     pub lost: bool,
+    /// What holds its queues back.
+    pub limit: Option<Box<super::limit::Limit>>,
 }
 
 /// Bytes `from..from + to.len()` of a list of ranges.
@@ -186,8 +188,16 @@ impl Blk {
         self.lost && is_durable(op)
     }
 
-    pub(super) fn popped(&self, ram: &Ram, chain: &mut Flying) {
-        let plan = match self.plan(ram, chain) {
+    pub(super) fn popped(&mut self, ram: &Ram, chain: &mut Flying) {
+        let plan = self.plan(ram, chain);
+        if let Some(limit) = &mut self.limit {
+            let moved = |ask: &Ask| if ask.op == BlkOp::Discard { 0 } else { ask.len };
+            limit.taken(match plan {
+                Plan::Ask(ask) => moved(&ask) + chain.rest.iter().map(moved).sum::<u64>(),
+                _ => 0,
+            });
+        }
+        let plan = match plan {
             Plan::Ask(ask) if self.is_lost(ask.op) => ends(IOERR),
             plan => plan,
         };

@@ -5,7 +5,7 @@
 //! | double fetch | [`fetch`]: a second read within one pop is answered differently; the models go by the first answer |
 //! | spec model | [`ring`] (both formats), one file a device, [`transport`] (registers and status) |
 //! | wedge | [`Machine::revive`](crate::machine::Machine::revive): a reset and one valid request after every program |
-//! | resources | [`resources`] |
+//! | resources | [`resources`], [`limit`] |
 //! | restore equivalence, two wirings | [`pairs`](crate::program::pairs): the same program in two machines |
 //!
 //! Panics and overflows are their own oracle. A finding is a panic whose message starts with the oracle's name.
@@ -13,6 +13,7 @@
 pub mod blk;
 pub mod console;
 pub mod fetch;
+pub mod limit;
 pub mod net;
 pub mod packed;
 pub mod resources;

@@ -51,7 +51,9 @@ impl Knobs<'_> {
     /// What the machine is made of.
     #[must_use]
     pub fn shape(&self, kind: Kind) -> Shape {
-        Shape::new(kind, self.at(0))
+        // A process that takes over has its whole burst again, which its guest can tell.
+        let limited = self.at(6) & 0x30 == 0x30 && self.pair() != Pair::Restore;
+        Shape { limited, ..Shape::new(kind, self.at(0)) }
     }
 
     /// How the driver sets the device up before the first operation; `None`: not at all.

@@ -59,7 +59,7 @@ codes! {
     Publish = 3, 1,
     /// A kick of any queue, width and way.
     Kick = 2, 4,
-    /// Workers that are awake take some steps.
+    /// Workers that are awake take some steps, perhaps after some time.
     Run = 4, 2,
     /// The disk completes the k-th request it holds, or fails it.
     Complete = 5, 2,

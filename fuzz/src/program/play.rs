@@ -139,6 +139,11 @@ impl Player {
             }
             Code::Kick => self.kick(queue, op, log),
             Code::Run => {
+                if op.c & 0x80 != 0 {
+                    let passes_us = edge(v);
+                    self.machine.pass(1000 * passes_us);
+                    let _ = write!(log, "{passes_us} us pass");
+                }
                 self.machine.run(1 + usize::from(op.b % 8));
                 self.machine.auto = false;
                 self.machine.settle();

@@ -1,5 +1,6 @@
 //! A campaign: processes that share a corpus, told about as they go.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -35,7 +36,7 @@ pub struct Campaign<'a> {
 struct Sum {
     programs: u64,
     operations: u64,
-    edges: u64,
+    features: u64,
     corpus: u64,
     new: u64,
     cpu_s: f64,
@@ -49,7 +50,7 @@ impl Sum {
                 programs: sum.programs + said.programs,
                 operations: sum.operations + said.operations,
                 // The processes know much of the same: there is no sum of these.
-                edges: sum.edges.max(said.edges),
+                features: sum.features.max(said.features),
                 corpus: sum.corpus.max(said.corpus),
                 new: sum.new + said.new,
                 cpu_s: sum.cpu_s + job.cpu_s(),
@@ -107,9 +108,9 @@ impl Campaign<'_> {
                 let sum = Sum::of(jobs.iter());
                 let rate = (sum.programs - before) as f64 / told.elapsed().as_secs_f64();
                 println!(
-                    "{name:<14} {:>5} s  {rate:>8.0} execs/s  {:>6} edges  corpus {:>5}  new {:>5}  findings 0",
+                    "{name:<14} {:>5} s  {rate:>8.0} execs/s  {:>6} features  corpus {:>5}  new {:>5}  findings 0",
                     start.elapsed().as_secs(),
-                    sum.edges,
+                    sum.features,
                     sum.corpus,
                     sum.new
                 );
@@ -167,10 +168,13 @@ impl Campaign<'_> {
         }
         command.arg(corpus);
         // What was found once stays in reach: bugs come in families.
-        for start in ["seeds", "regressions"].map(|kind| sources().join(kind).join(name)) {
-            if !files(&start).is_empty() {
-                command.arg(start);
-            }
+        // Named one by one, in an order that is the same in every file system.
+        let starts = ["seeds", "regressions"].map(|kind| files(&sources().join(kind).join(name))).concat();
+        if !starts.is_empty() {
+            let starts: Vec<_> = starts.iter().map(|file| file.as_os_str()).collect();
+            let mut seeds = OsString::from("-seed_inputs=");
+            seeds.push(starts.join(OsStr::new(",")));
+            command.arg(seeds);
         }
         Ok(command)
     }
@@ -182,11 +186,11 @@ impl Campaign<'_> {
             operations => format!("  {:.1} operations a program", operations as f64 / sum.programs.max(1) as f64),
         };
         println!(
-            "{name:<14} ran {} programs in {took:.0} s: {:.0} execs/s, {:.0} a second of CPU  {} edges  corpus {}{operations}",
+            "{name:<14} ran {} programs in {took:.0} s: {:.0} execs/s, {:.0} a second of CPU  {} features  corpus {}{operations}",
             sum.programs,
             sum.programs as f64 / took,
             sum.programs as f64 / sum.cpu_s.max(0.01),
-            sum.edges,
+            sum.features,
             sum.corpus
         );
     }

@@ -20,8 +20,8 @@ pub struct Said {
     pub programs: u64,
     /// Operations in them, where the target counts them.
     pub operations: u64,
-    /// Edges of the control flow that were reached.
-    pub edges: u64,
+    /// Edges of the control flow that were reached, times the orders of magnitude of how often one input took them.
+    pub features: u64,
     /// Files of the corpus in use.
     pub corpus: u64,
     /// Inputs that reached something new.
@@ -45,7 +45,7 @@ impl Said {
         {
             self.programs = self.programs.max(executed);
             let after = |key: &str| words.iter().position(|word| *word == key).map(|at| words.get(at + 1));
-            self.edges = after("cov:").and_then(number).unwrap_or(self.edges);
+            self.features = after("ft:").and_then(number).unwrap_or(self.features);
             let corpus = after("corp:").flatten().and_then(|corpus| corpus.split('/').next()?.parse().ok());
             self.corpus = corpus.unwrap_or(self.corpus);
             self.new += u64::from(words.get(1) == Some(&"NEW"));
@@ -167,16 +167,16 @@ mod tests {
         let mut said = Said::default();
         for line in [
             "INFO: Seed: 1",
-            "#2\tINITED cov: 12 ft: 13 corp: 1/1b exec/s: 0 rss: 40Mb",
-            "#812\tNEW    cov: 340 ft: 512 corp: 27/1024b lim: 64 exec/s: 0 rss: 41Mb L: 9/64 MS: 1 ChangeBit-",
+            "#2\tINITED ft: 13 corp: 1/1b exec/s: 0 rss: 40Mb",
+            "#812\tNEW    ft: 512 corp: 27/1024b lim: 64 exec/s: 0 rss: 41Mb L: 9/64 MS: 1 ChangeBit-",
             "zvmm-fuzz: 4096 programs 81920 operations",
-            "#4100\tpulse  cov: 341 ft: 513 corp: 28/1024b lim: 64 exec/s: 4100 rss: 41Mb",
+            "#4100\tpulse  ft: 513 corp: 28/1024b lim: 64 exec/s: 4100 rss: 41Mb",
             "artifact_prefix='/f/'; Test unit written to /f/crash-0123",
         ] {
             said.line(line);
         }
         assert_eq!((said.programs, said.operations), (4100, 81920));
-        assert_eq!((said.edges, said.corpus, said.new), (341, 28, 1));
+        assert_eq!((said.features, said.corpus, said.new), (513, 28, 1));
         assert_eq!(said.finding.as_deref(), Some(Path::new("/f/crash-0123")));
         assert_eq!(said.tail.len(), 2, "progress is not kept");
     }
