@@ -11,7 +11,7 @@ use devices::legacy::clock::ManualClock;
 use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, BlkStats, RequestToken};
 use devices::virtio::limit::{Meters, Rate, Throttle};
 use devices::virtio::net::{
-    Header, NetBackend, NetConfig, NetDevice, NetError, Offloads, RX_QUEUE, Received, Sent, TX_QUEUE,
+    CONTROL_QUEUE, Header, NetBackend, NetConfig, NetDevice, NetError, Offloads, RX_QUEUE, Received, Sent, TX_QUEUE,
 };
 use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, GuestRange, Queue};
 use devices::virtio::testing::{Buf, DriverQueue, RecordingInterrupt, guest_ram};
@@ -160,11 +160,17 @@ fn network_queues_allocate_nothing_once_they_run() {
     let interrupt = RecordingInterrupt::new();
     let device = NetDevice::new(NetConfig { mac: [2; 6], mtu: None, offloads: true, queue_size: 256 });
     let features = device.features() | 1 << 32;
-    let mut worker = device.worker(NullLink { frames: 0 }, Default::default(), Default::default());
+    let mut worker = device.worker(NullLink { frames: 0 }, Default::default());
     let mut rx = DriverQueue::new(&mem, 0x20_0000, 256, features);
     let mut tx = DriverQueue::new(&mem, 0x30_0000, 256, features);
     worker.start(&mem, RX_QUEUE, rx.state(), &interrupt.activation(features));
     worker.start(&mem, TX_QUEUE, tx.state(), &interrupt.activation(features));
+    let mut control = DriverQueue::new(&mem, 0x10_0000, 64, features);
+    worker.start(&mem, CONTROL_QUEUE, control.state(), &interrupt.activation(features));
+    // Promiscuous mode off, frames to everybody wanted: each one is looked at.
+    control.post(&[Buf::Read(vec![0, 0, 0]), Buf::Write(1)]);
+    control.post(&[Buf::Read(vec![0, 2, 1]), Buf::Write(1)]);
+    control.publish();
     for round in 0..5 {
         while rx.free() > 0 {
             rx.post(&[Buf::Write(1536)]);
@@ -174,9 +180,13 @@ fn network_queues_allocate_nothing_once_they_run() {
             tx.post(&[Buf::Read(vec![0; 12]), Buf::Read(vec![0; 1500])]);
         }
         tx.publish();
+        // A MAC table, as drivers send with every change of their groups.
+        control.post(&[Buf::Read([&[1, 0, 0, 0, 0, 0, 2, 0, 0, 0][..], &[0x33; 12]].concat()), Buf::Write(1)]);
+        control.publish();
         worker.backend().frames = 60;
         let allocations = allocations_of(&mut worker, &mem);
         assert_eq!((rx.used().len(), tx.used().len()), (120, 60));
+        control.used();
         assert!(round == 0 || allocations == 0, "round {round}: {allocations}");
         interrupt.take_used();
     }

@@ -46,6 +46,8 @@ counters! {
     errors,
     /// Frames lost.
     dropped,
+    /// Frames that the driver's receive filter kept out.
+    filtered,
     /// Payload bytes from the guest.
     bytes_from_guest,
     /// Payload bytes to the guest.

@@ -217,6 +217,9 @@ pub trait VirtioWorker<M>: Send {
     /// A queue that stands still, its state taken, is reset: what the worker kept of it is over.
     fn forget(&mut self, _queue: u16) {}
 
+    /// The device is reset and all of the queues stand still: what the driver has set beside them is over.
+    fn forget_driver(&mut self) {}
+
     /// Bytes on their way that a worker with stopped queues holds beside them, and that a machine restored from the
     /// queues alone would lose. Most workers hold none.
     fn save(&self) -> WorkerState {
@@ -265,11 +268,14 @@ pub struct WorkerState {
     /// Of a disk: a flush failed, and nobody has said to go on.
     #[serde(default)]
     pub lost: bool,
+    /// Of a network card: what its driver has set, where that is anything.
+    #[serde(default)]
+    pub card: Option<net::CardState>,
 }
 
 impl Default for WorkerState {
     fn default() -> Self {
-        Self { version: 1, from_guest: Vec::new(), to_guest: Vec::new(), unsettled: false, lost: false }
+        Self { version: 1, from_guest: Vec::new(), to_guest: Vec::new(), unsettled: false, lost: false, card: None }
     }
 }
 

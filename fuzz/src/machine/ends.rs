@@ -60,11 +60,11 @@ impl End {
     }
 
     /// A frame arrives.
-    pub fn arrive(&self, len: u32, flags: u8, gso: u8) {
+    pub fn arrive(&self, len: u32, flags: u8, gso: u8, to: Option<([u8; 6], Option<u16>)>) {
         let inner = &mut *self.inner.open();
         if inner.frames.len() < 8 {
             inner.next_frame += 1;
-            inner.frames.push_back(Frame { seed: inner.next_frame, len, flags, gso });
+            inner.frames.push_back(Frame { seed: inner.next_frame, len, flags, gso, to });
         }
     }
 
@@ -126,8 +126,9 @@ impl NetBackend<Ram> for End {
         }
         let Some(frame) = inner.frames.pop_front() else { return Ok(Received::WouldBlock) };
         let oracles = &mut *self.oracles.open();
-        let Oracles { rings, device, .. } = oracles;
+        let Oracles { rings, device, fetches, .. } = oracles;
         if let Device::Net(net) = device {
+            net.card.lost |= rings.blind();
             net.receives(frame, rings.flying(0));
         }
         *header = frame.header();
@@ -148,6 +149,7 @@ impl NetBackend<Ram> for End {
                 if !mem.poke(range.addr + done, &bytes[..here as usize]) {
                     finding!("spec", "a frame goes to {range:x?}, outside memory");
                 }
+                fetches.renewed(range.addr + done, here);
                 done += here;
             }
         }

@@ -37,7 +37,7 @@ pub use setup::{Driven, Setup};
 /// Rounds after which something that has to end has not.
 const MAX_ROUNDS: usize = 64;
 /// Queues a driver here looks after.
-pub const QUEUES: usize = 2;
+pub const QUEUES: usize = 3;
 /// The first queue's window of guest memory.
 const WINDOWS: u64 = 0x1_0000;
 
@@ -132,7 +132,7 @@ impl Machine {
                 limit: shape.limited.then(|| Box::new(limit::Limit::new(&clock, shape.disk.queues))),
                 config: shape.disk.clone(),
             }),
-            Kind::Net => Device::Net(net::Net::default()),
+            Kind::Net => Device::Net(net::Net::new()),
             Kind::Console => Device::Console(console::Console::default()),
             Kind::Rng => Device::Rng(rng::Rng::default()),
         };
@@ -153,7 +153,7 @@ impl Machine {
             wired,
             wiring,
             vmm,
-            drivers: [driver(0), driver(1)],
+            drivers: [driver(0), driver(1), driver(2)],
             transport,
             bars: [None; 3],
             capabilities: (0, 0),
@@ -452,6 +452,15 @@ impl Machine {
         let [ports, _, modern] = self.bars;
         let due = |queue| self.transport.doorbell(queue, ports, modern);
         self.wired.judge_doorbells(due, |queue| self.oracles.open().rings.live(queue).is_some());
+        if let Device::Net(net) = &self.oracles.open().device
+            && !net.card.lost
+        {
+            let mut mac = [0; 6];
+            self.vmm.device.read_config(0, &mut mac);
+            if mac != net.card.mac {
+                finding!("spec", "the card shows address {mac:x?} where {:x?} was set", net.card.mac);
+            }
+        }
         for (vector, message) in &sent {
             self.trace.add(u64::from(*vector) << 32 | u64::from(message.data));
             self.trace.add(message.address);

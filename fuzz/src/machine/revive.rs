@@ -113,11 +113,16 @@ impl Machine {
         let frame = [0xab; 60];
         let chain = [self.place(1, &header, 0), self.place(1, &frame, 0)];
         self.serve(1, &chain);
-        self.end.arrive(60, 0, 0);
+        self.end.arrive(60, 0, 0, None);
         let buffer = self.place(0, &[0xee; 1526], Descriptor::WRITE);
         let len = self.serve(0, &[buffer]);
         if len != 72 {
             finding!("wedge", "a frame of 60 bytes is received as {len} after a reset");
+        }
+        let command = [self.place(2, &[0, 0, 1], 0), self.place(2, &[0xee], Descriptor::WRITE)];
+        let len = self.serve(2, &command);
+        if len != 1 || self.ram.word(command[1].addr, 1) != 0 {
+            finding!("wedge", "a command after a reset is answered with {}", self.ram.word(command[1].addr, 1));
         }
     }
 

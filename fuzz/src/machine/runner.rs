@@ -18,7 +18,7 @@ use super::ends::End;
 use super::ram::Ram;
 use crate::finding;
 use crate::lone::Lone;
-use crate::oracle::{Device, Oracles, resources};
+use crate::oracle::{Device, Oracles, net, resources};
 
 /// Ring features the workers carry.
 pub const ALL_RINGS: u64 = F_RING_PACKED | F_IN_ORDER | F_RING_RESET;
@@ -219,6 +219,7 @@ impl Runner {
                 // Frames and typed bytes come first; without them buffers wait.
                 Device::Net(_) if queue == 0 => end.frames.is_empty() || end.broken,
                 Device::Console(console) if queue == 0 => !console.has_input() && !end.has_typed(),
+                Device::Net(_) if queue == net::CONTROL => false,
                 Device::Net(_) | Device::Console(_) => slot.last.want_writable,
                 // A buffer that was put back is in flight for the model until it is taken again.
                 Device::Rng(_) => end.broken || !oracles.rings.flying(queue).is_empty(),
@@ -250,6 +251,7 @@ impl Runner {
                     for &queue in &slot.queues {
                         slot.worker.forget(queue);
                     }
+                    self.forget_driver(slot);
                     slot.mode = Mode::Stopped;
                     done.complete();
                 }
@@ -341,6 +343,7 @@ impl Runner {
         }
         match std::mem::replace(&mut slot.mode, Mode::Stopped) {
             Mode::Resetting(waiting) => {
+                self.forget_driver(slot);
                 waiting.iter().for_each(Parked::complete);
                 for (_, done) in slot.queue_resets.drain(..) {
                     done.complete();
@@ -348,6 +351,13 @@ impl Runner {
             }
             Mode::Pausing(activation) => slot.mode = Mode::Paused(states, activation),
             other => slot.mode = other,
+        }
+    }
+
+    fn forget_driver(&self, slot: &mut Slot) {
+        slot.worker.forget_driver();
+        if let (Device::Net(net), true) = (&mut self.oracles.open().device, slot.queues.contains(&0)) {
+            net.forget_driver();
         }
     }
 

@@ -171,17 +171,17 @@ impl Vmm {
             }
             Kind::Net => {
                 let config = NetConfig {
-                    mac: [2, 0, 0, 0, 0, 1],
+                    mac: crate::oracle::net::MAC,
                     mtu: Some(crate::oracle::net::MTU as u16),
                     offloads: shape.disk.discard.is_some(),
                     queue_size: 16,
                 };
                 let device = NetDevice::new(config);
                 let workers: Workers = if shape.disk.queues == 1 {
-                    vec![Box::new(device.worker(end.clone(), Arc::default(), Arc::default()))]
+                    vec![Box::new(device.worker(end.clone(), Default::default()))]
                 } else {
                     vec![
-                        Box::new(device.rx_worker(end.clone(), Arc::default())),
+                        Box::new(device.rx_worker(end.clone(), Arc::default(), Arc::default())),
                         Box::new(device.tx_worker(end.clone(), Arc::default())),
                     ]
                 };

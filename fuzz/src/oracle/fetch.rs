@@ -41,6 +41,11 @@ impl Fetches {
         self.still = false;
     }
 
+    /// What lies there now is new: it may be read once.
+    pub(crate) fn renewed(&mut self, addr: u64, len: u64) {
+        self.seen.retain(|&(at, size)| at >= addr + len || addr >= at + u64::from(size));
+    }
+
     /// Second reads are in order until the next pop.
     pub(super) fn hold_still(&mut self) {
         self.still = true;

@@ -11,6 +11,7 @@
 //! Panics and overflows are their own oracle. A finding is a panic whose message starts with the oracle's name.
 
 pub mod blk;
+pub mod card;
 pub mod console;
 pub mod fetch;
 pub mod limit;
@@ -84,6 +85,9 @@ impl Oracles {
         let this = &mut *cell.open();
         let Self { ram: Some(ram), rings, fetches, device, .. } = this else { return None };
         rings.read(ram, fetches, device, addr, len);
+        if let (Device::Net(net), true) = (&mut *device, rings.blind()) {
+            net.card.lost = true;
+        }
         if let Device::Console(console) = device {
             console.read(ram, rings, addr, len);
         }
@@ -104,7 +108,7 @@ impl Oracles {
 impl Device {
     /// Whether a chain of `queue` is done with before the next one is taken.
     pub(crate) fn is_serial(&self, queue: u16) -> bool {
-        matches!((self, queue), (Self::Console(_), _) | (Self::Net(_), 1))
+        matches!((self, queue), (Self::Console(_), _) | (Self::Net(_), 1 | net::CONTROL))
     }
 
     /// Whether chains of `queue` go back in ways only their used elements tell.

@@ -1,14 +1,19 @@
-//! What virtio 1.3 §5.1.6 makes of frames: each sent once and whole, each received into the buffers its header counts.
+//! What virtio 1.3 §5.1.6 makes of frames: each sent once and whole, each received into the buffers its header counts,
+//! where the driver wants it at all.
 
 use std::collections::VecDeque;
 
 use super::blk::{gather, pieces};
+use super::card::Card;
+pub use super::card::MAC;
 use super::ring::{Flying, Plan, Range};
 use crate::finding;
 use crate::machine::ram::Ram;
 
 const RX: u16 = 0;
 const TX: u16 = 1;
+/// The control queue.
+pub const CONTROL: u16 = 2;
 /// The longest frame: 64 KiB behind an Ethernet header with a VLAN tag.
 pub const MAX_FRAME_BYTES: u64 = 65536 + 18;
 const MAX_FRAME_RANGES: usize = 512;
@@ -45,13 +50,33 @@ pub struct Frame {
     pub flags: u8,
     /// `gso_type` of its header.
     pub gso: u8,
+    /// To whom it goes and behind which VLAN tag, where it is not just any bytes.
+    pub to: Option<([u8; 6], Option<u16>)>,
 }
 
 impl Frame {
     /// Byte `at` of it.
     #[must_use]
     pub fn byte(&self, at: u64) -> u8 {
-        (self.seed.wrapping_mul(37).wrapping_add(at) % 253) as u8
+        let any = (self.seed.wrapping_mul(37).wrapping_add(at) % 253) as u8;
+        match (self.to, at) {
+            (Some((mac, _)), 0..6) => mac[at as usize],
+            (Some((_, tag)), 12..16) => {
+                let [high, low] = tag.unwrap_or_default().to_be_bytes();
+                [if tag.is_some() { 0x81 } else { 8 }, 0, high, low][at as usize - 12]
+            }
+            _ => any,
+        }
+    }
+
+    /// Its first bytes; those it does not have are zero.
+    #[must_use]
+    pub fn head(&self) -> [u8; 18] {
+        let mut head = [0; 18];
+        for (byte, at) in head.iter_mut().zip(0..u64::from(self.len)) {
+            *byte = self.byte(at);
+        }
+        head
     }
 
     /// Its header as the link gives it.
@@ -69,6 +94,8 @@ pub struct Net {
     pub features: u64,
     /// Whether it is a legacy one.
     pub legacy: bool,
+    /// What it has told the card.
+    pub card: Card,
     /// The ring is packed: what went back is seen late.
     pub packed: bool,
     /// Frames the device has taken from the link and not delivered.
@@ -80,6 +107,17 @@ pub struct Net {
 }
 
 impl Net {
+    /// A card nobody has driven yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The driver has reset the card.
+    pub fn forget_driver(&mut self) {
+        self.card = Card::new();
+    }
+
     fn header_bytes(&self) -> u64 {
         if self.legacy && self.features & F_MRG_RXBUF == 0 { 10 } else { HEADER_BYTES }
     }
@@ -124,7 +162,10 @@ impl Net {
         self.lost = false;
     }
 
-    pub(super) fn popped(&mut self, _ram: &Ram, queue: u16, chain: &mut Flying) {
+    pub(super) fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
+        if queue == CONTROL && chain.writable_bytes > 0 {
+            chain.plan = Plan::Control(self.card.obey(ram, chain, self.features));
+        }
         if queue != TX {
             return;
         }
@@ -161,6 +202,10 @@ impl Net {
 
     /// The device takes a frame from the link, with chains of `held` writable bytes before it.
     pub fn receives(&mut self, frame: Frame, held: &[Flying]) {
+        if !self.card.lost && !self.card.wants(self.features, &frame.head()) {
+            // It shall not come, and takes nothing.
+            return;
+        }
         let total: u64 = held.iter().filter(|chain| !chain.leaving).map(|chain| chain.writable_bytes).sum();
         let needed = u64::from(frame.len) + self.header_bytes();
         let first = held.iter().find(|chain| chain.writable_bytes >= self.header_bytes());
@@ -168,6 +213,7 @@ impl Net {
         // A frame may be lost where it does not fit now: whether to wait is the device's choice.
         // A tag makes a frame that is a little larger a good one.
         let may_drop = self.packed
+            || self.card.lost
             || self.beyond_mtu(&frame) > 0
             || !self.admits(&frame)
             || needed > room
@@ -186,7 +232,22 @@ impl Net {
                 }
             }
             RX => self.received(ram, chain, len),
+            CONTROL => self.answered(ram, chain, len),
             _ => {}
+        }
+    }
+
+    fn answered(&self, ram: &Ram, chain: &Flying, len: u32) {
+        if u64::from(len) != chain.writable_bytes.min(1) {
+            finding!("spec", "a command is answered with {len} bytes");
+        }
+        let mut found = [0];
+        gather(ram, &chain.writable, 0, &mut found);
+        if let Plan::Control(answer) = chain.plan
+            && !(chain.shared || self.card.lost)
+            && found != [answer]
+        {
+            finding!("spec", "a command is answered with {} where {answer} is due", found[0]);
         }
     }
 

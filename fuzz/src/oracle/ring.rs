@@ -55,6 +55,8 @@ pub enum Plan {
     Blk(super::blk::Plan),
     /// A frame to send, see [`net`](super::net).
     Send(super::net::Sending),
+    /// A command to a card, and its answer.
+    Control(u8),
     /// This many random bytes, from this number of the generator's on.
     Random(u32, u64),
     /// Console output: bytes read so far.

@@ -83,7 +83,8 @@ fn address(machine: &Machine, queue: u16, v: u32) -> u64 {
 }
 
 fn device_buffer(machine: &mut Machine, queue: u16, len: u32) -> u64 {
-    machine.drivers[usize::from(queue) % 2].buffer(len)
+    let at = usize::from(queue) % machine.drivers.len();
+    machine.drivers[at].buffer(len)
 }
 
 /// A device-readable buffer with this content.
@@ -111,6 +112,21 @@ pub(crate) mod palette {
         [1526, 72, 256, 2048, 1526, 4096, 12, 10, 1, 32768, 65562, 100, 13, 64, 1526, 1526];
     /// Bytes of a frame to be sent.
     pub const FRAME_BYTES: [u32; 8] = [60, 1, 500, 1514, 0, 60, 60, 3000];
+    /// Addresses frames go to and drivers name: the card's, those of other stations, of groups, and everybody's.
+    pub const ADDRESSES: [[u8; 6]; 8] = [
+        [2, 0, 0, 0, 0, 1],
+        [2, 0, 0, 0, 0, 2],
+        [0x33, 0x33, 0, 0, 0, 1],
+        [0xff; 6],
+        [1, 0, 0x5e, 0, 0, 1],
+        [2, 7, 7, 7, 7, 7],
+        [0; 6],
+        [3, 7, 7, 7, 7, 7],
+    ];
+    /// VLANs, and what is none.
+    pub const VLANS: [u16; 8] = [0, 1, 5, 4095, 4096, 0xffff, 63, 64];
+    /// Addresses in a half of a MAC table.
+    pub const TABLE: [usize; 8] = [0, 1, 2, 3, 64, 65, 70, 5];
     /// Bytes of a buffer of a console.
     pub const TEXT_BYTES: [u32; 8] = [5, 64, 1, 300, 4096, 4097, 40000, 16];
     /// Random bytes that are asked for.
@@ -123,6 +139,7 @@ pub fn request(machine: &mut Machine, queue: u16, op: &Op) -> Chain {
     let mut chain = Chain::new();
     match machine.shape.kind {
         Kind::Blk => disk(machine, queue, op, &mut chain),
+        Kind::Net if queue == 2 => command(machine, queue, op, &mut chain),
         Kind::Net => frame(machine, queue, op, &mut chain),
         Kind::Console => text(machine, queue, op, &mut chain),
         Kind::Rng => chain.push(writable(machine, queue, palette::RANDOM_BYTES[usize::from(op.b % 6)])),
@@ -197,9 +214,68 @@ fn frame(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
     if op.b & 0x0f == 0x0f {
         // Longer than any frame: the same memory over and over.
         for _ in 0..3 {
-            chain.push(Descriptor { addr: 0x8_0000, len: 0x8000, flags: 0, next: 0 });
+            chain.push(Descriptor { addr: 0xc_0000, len: 0x8000, flags: 0, next: 0 });
         }
     }
+}
+
+/// To whom a frame goes, and behind which tag; nothing where it is just any bytes.
+#[must_use]
+pub fn destination(b: u8, v: u32) -> Option<([u8; 6], Option<u16>)> {
+    let vlan = palette::VLANS[(v >> 20 & 7) as usize] | (v >> 16) as u16 & 0xe000;
+    let mac = palette::ADDRESSES[usize::from(b & 7)];
+    (b > 0).then_some((mac, (b & 0x18 == 0x18).then_some(vlan)))
+}
+
+/// A command of a card's driver (§5.1.6.5).
+fn command(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
+    let mut bytes = [0; 1024];
+    let mut len = 2;
+    let mut add = |more: &[u8]| {
+        bytes[len..len + more.len()].copy_from_slice(more);
+        len += more.len();
+    };
+    let (v, kind) = (op.v, op.b & 15);
+    let header = match kind {
+        // Promiscuous mode is the one without which the others show.
+        0..=2 => [0, 0],
+        3..=5 => [0, (v % 7) as u8],
+        6..=8 => [1, 0],
+        9 => [1, 1],
+        10 | 11 => [2, (v >> 8 & 1) as u8],
+        12 => [2, 0],
+        13 => [3, 0],
+        _ => [v as u8 & 7, (v >> 8) as u8 & 7],
+    };
+    match header {
+        [0, _] => add(&[[0, 0, 0, 1, 0, 1, 0, 2][(v >> 12 & 7) as usize] ^ u8::from(header[1] != 0)]),
+        [1, 0] => {
+            for shift in [4, 8] {
+                let count = palette::TABLE[(v >> shift & 7) as usize];
+                let claimed = if v >> 28 == 0xf { edge(v) as u32 } else { count as u32 };
+                add(&claimed.to_le_bytes());
+                for nth in 0..count {
+                    add(&palette::ADDRESSES[(v as usize + nth) % 8]);
+                }
+            }
+        }
+        [1, 1] => add(&palette::ADDRESSES[(v & 7) as usize]),
+        [2, _] => add(&palette::VLANS[(v & 7) as usize].to_le_bytes()),
+        [3, _] => {}
+        _ => add(&v.to_le_bytes()),
+    }
+    bytes[..2].copy_from_slice(&header);
+    if op.b & 0x10 == 0 {
+        chain.push(readable(machine, queue, &bytes[..2]));
+        if len > 2 {
+            chain.push(readable(machine, queue, &bytes[2..len]));
+        }
+    } else {
+        chain.push(readable(machine, queue, &bytes[..len]));
+    }
+    let answer = writable(machine, queue, 1);
+    machine.ram.set_word(answer.addr, 1, 0xee);
+    chain.push(answer);
 }
 
 fn text(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {

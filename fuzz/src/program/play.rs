@@ -68,7 +68,12 @@ impl Player {
     }
 
     fn queue(&self, a: u8) -> u16 {
-        u16::from(a) % self.machine.queues().max(1)
+        match self.machine.queues() {
+            // A card's control queue is for one operation in eight: most are about frames.
+            3 if a & 0x0e == 0x0e => 2,
+            3 => u16::from(a) % 2,
+            queues => u16::from(a) % queues.max(1),
+        }
     }
 
     /// Rings the doorbell of `queue` as its driver does.
@@ -414,8 +419,9 @@ impl Player {
             (0..=3, Kind::Net) => {
                 let len = [60, 1514, 100, 3000, 9000, 65554, 0, 60][usize::from(op.c & 7)];
                 let (flags, gso) = if op.c & 0x38 == 0x38 { (op.v as u8 & 3, (op.v >> 8) as u8) } else { (0, 0) };
-                self.machine.end.arrive(len, flags, gso);
-                let _ = write!(log, "a frame of {len} bytes arrives, flags {flags:#x}, gso {gso:#x}");
+                let to = chain::destination(op.b >> 3, op.v);
+                self.machine.end.arrive(len, flags, gso, to);
+                let _ = write!(log, "a frame of {len} bytes arrives, flags {flags:#x}, gso {gso:#x}, to {to:x?}");
             }
             (0..=3, _) => {
                 let count = [1, 5, 64, 300][usize::from(op.c & 3)];

@@ -169,22 +169,22 @@ impl Builder<'_> {
     }
 
     /// A network interface: one worker to send and one to receive, as two directions of one link never wait for each
-    /// other.
+    /// other. What the driver says on the control queue is about received frames, and their worker carries it out.
     pub fn net(&mut self, config: &NetConfig, tap: Tap, slot: Slot) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let device =
             NetDevice::new(LinkConfig { mac: config.mac.0, mtu: None, offloads: true, queue_size: config.queue_size });
-        let counters: Vec<_> = (0..2).map(|_| Arc::new(QueueCounters::default())).collect();
+        let counters: Vec<_> = (0..3).map(|_| Arc::new(QueueCounters::default())).collect();
         let sender = tap.try_clone().map_err(host("cannot open its TAP device twice"))?;
         let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
         let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
         let specs = vec![
             WorkerSpec {
                 name: format!("{}-rx", config.id),
-                worker: Box::new(device.rx_worker(TapLink(tap), counters[0].clone())),
+                worker: Box::new(device.rx_worker(TapLink(tap), counters[0].clone(), counters[2].clone())),
                 wake: event()?,
                 backend_fd: Some(rx_fd),
-                counters: vec![counters[0].clone()],
+                counters: vec![counters[0].clone(), counters[2].clone()],
             },
             WorkerSpec {
                 name: format!("{}-tx", config.id),

@@ -158,6 +158,7 @@ impl<M> Life<M> {
                 for queue in self.worker.queues().to_vec() {
                     self.worker.forget(queue);
                 }
+                self.worker.forget_driver();
                 self.state = State::Stopped;
                 done.part_done();
             }
@@ -253,7 +254,10 @@ impl<M> Life<M> {
                 self.start(mem, &stopped, activation);
                 waiting.iter().for_each(Countdown::part_done);
             }
-            State::Stopping(AfterStop::Reset(waiting)) => waiting.iter().for_each(Countdown::part_done),
+            State::Stopping(AfterStop::Reset(waiting)) => {
+                self.worker.forget_driver();
+                waiting.iter().for_each(Countdown::part_done);
+            }
             State::Stopping(AfterStop::Exit(waiting)) => {
                 self.state = State::Ended;
                 waiting.iter().for_each(Countdown::part_done);

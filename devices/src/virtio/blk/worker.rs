@@ -521,7 +521,7 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
     }
 
     fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
-        let WorkerState { version: 1, from_guest, to_guest, unsettled, lost } = state else {
+        let WorkerState { version: 1, from_guest, to_guest, unsettled, lost, card: None } = state else {
             return Err(StateError { what: "a disk's queue", why: "its version is unknown" });
         };
         if !from_guest.is_empty() || !to_guest.is_empty() {

@@ -1,10 +1,13 @@
 //! virtio-net (virtio 1.3 §5.1).
 //!
 //! [`NetDevice`] is what the registers show; a [`NetWorker`] moves frames between its queues and a [`NetBackend`], the
-//! link, which lives outside the device model. Frames are not copied on their way: the link gets guest ranges.
+//! link, which lives outside the device model. Frames are not copied on their way: the link gets guest ranges. The worker
+//! of the receive queue also has the control queue, whose commands are about received frames.
 
 mod backend;
+mod control;
 mod device;
+mod filter;
 mod header;
 #[cfg(test)]
 mod proptests;
@@ -15,5 +18,5 @@ mod tx;
 mod worker;
 
 pub use backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
-pub use device::{NetConfig, NetDevice, RX_QUEUE, TX_QUEUE};
-pub use worker::NetWorker;
+pub use device::{CONTROL_QUEUE, NetConfig, NetDevice, RX_QUEUE, TX_QUEUE};
+pub use worker::{CardState, NetWorker};

@@ -61,7 +61,8 @@ impl Machine {
         let device = NetDevice::new(NetConfig { mac: [2; 6], mtu: None, offloads: true, queue_size: SIZE });
         assert_eq!(features & !(device.features() | V1), 0);
         let (link, counters) = (MemoryLink::default(), Arc::<QueueCounters>::default());
-        let mut worker: Box<dyn VirtioWorker<GuestRam>> = Box::new(device.rx_worker(link.clone(), counters.clone()));
+        let mut worker: Box<dyn VirtioWorker<GuestRam>> =
+            Box::new(device.rx_worker(link.clone(), counters.clone(), Arc::default()));
         let driver = DriverQueue::new(&mem, 0x10_0000, SIZE, features);
         let interrupt = RecordingInterrupt::new();
         worker.start(&mem, RX_QUEUE, driver.state(), &interrupt.activation(features));

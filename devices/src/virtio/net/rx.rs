@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Received};
+use super::filter::{Filter, HEAD_BYTES};
 use super::header::{ETHERTYPE, Framing, MAX_FRAME_BYTES, set_num_buffers};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::queue::{Chain, ChainError, GuestRange};
@@ -17,6 +18,7 @@ use crate::virtio::worker::WorkerQueue;
 
 pub(super) struct Rx {
     pub queue: WorkerQueue,
+    pub filter: Filter,
     framing: Framing,
     /// Chains popped and not used yet, oldest first.
     held: VecDeque<Chain>,
@@ -51,9 +53,10 @@ enum Stop {
 }
 
 impl Rx {
-    pub fn new(queue: WorkerQueue) -> Self {
+    pub fn new(queue: WorkerQueue, filter: Filter) -> Self {
         Self {
             queue,
+            filter,
             framing: Framing::default(),
             held: VecDeque::new(),
             held_bytes: 0,
@@ -122,6 +125,11 @@ impl Rx {
                     return Stop::Broken;
                 }
             };
+            if !self.filter.is_open() && !self.filter.passes(&self.head(mem, direct, len_bytes)) {
+                // No buffer was used for it: the next frame lands where it did.
+                self.queue.counters().filtered.count();
+                continue;
+            }
             let fits = len_bytes <= if direct { room } else { self.bounce.len() } || is_planted(Defect::FrameTooLarge);
             let admitted = self.framing.admit(&mut header)
                 && !self.framing.exceeds_mtu(&header, len_bytes, || self.ethertype(mem, direct));
@@ -208,25 +216,38 @@ impl Rx {
         bytes.copied().unwrap_or_default()
     }
 
-    /// The type of the payload of the frame that was received last: in the driver's buffers, or in our own.
+    /// The type of the payload of the frame that was received last.
     fn ethertype<M: GuestMemory>(&self, mem: &M, direct: bool) -> [u8; 2] {
         let mut found = [0; 2];
-        if !direct {
-            return self.bounced_ethertype();
-        }
-        let mut skip = ETHERTYPE;
-        let mut rest = found.as_mut_slice();
-        for range in &self.ranges {
+        self.look(mem, direct, ETHERTYPE, &mut found);
+        found
+    }
+
+    /// The first bytes of the frame of `len_bytes` that was received last.
+    fn head<M: GuestMemory>(&self, mem: &M, direct: bool, len_bytes: usize) -> [u8; HEAD_BYTES] {
+        let mut found = [0; HEAD_BYTES];
+        self.look(mem, direct, 0, found.get_mut(..len_bytes.min(HEAD_BYTES)).unwrap_or_default());
+        found
+    }
+
+    /// Bytes from `skip` on of the frame that was received last: in the driver's buffers and, behind them or without them,
+    /// in our own. A driver that rewrites its buffer meanwhile deceives itself only.
+    fn look<M: GuestMemory>(&self, mem: &M, direct: bool, mut skip: u64, mut rest: &mut [u8]) {
+        for range in self.ranges.iter().filter(|_| direct) {
+            if rest.is_empty() {
+                return;
+            }
             let cut = skip.min(range.len.into());
             skip = skip.saturating_sub(cut);
             let left = u64::from(range.len).saturating_sub(cut);
             let here = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let Some((here, after)) = rest.split_at_mut_checked(here) else { break };
+            let Some((here, after)) = rest.split_at_mut_checked(here) else { return };
             // A guest that takes the memory away while its frame is being looked at has an unknown type.
             let _ = mem.read_slice(here, GuestAddress(range.addr.saturating_add(cut)));
             rest = after;
         }
-        found
+        let bounced = self.bounce.get(usize::try_from(skip).unwrap_or(usize::MAX)..).unwrap_or_default();
+        rest.iter_mut().zip(bounced).for_each(|(to, from)| *to = *from);
     }
 
     /// The frame in `bounce` as the driver of now may see it, if it may.

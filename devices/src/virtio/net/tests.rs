@@ -1,7 +1,11 @@
+mod control;
+mod filter;
 mod mtu;
 mod offloads;
 
 use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::GuestRam;
@@ -26,9 +30,12 @@ struct Rig {
     link: MemoryLink,
     rx: DriverQueue,
     tx: DriverQueue,
+    control: DriverQueue,
+    device: NetDevice,
     interrupt: Arc<RecordingInterrupt>,
     rx_counters: Arc<QueueCounters>,
     tx_counters: Arc<QueueCounters>,
+    control_counters: Arc<QueueCounters>,
     features: u64,
 }
 
@@ -39,20 +46,24 @@ fn rig(features: u64) -> Rig {
 fn rig_of(config: NetConfig, features: u64) -> Rig {
     let mem = guest_ram(0x40_0000);
     let link = MemoryLink::default();
-    let (rx_counters, tx_counters) = (Arc::<QueueCounters>::default(), Arc::<QueueCounters>::default());
-    let worker = NetDevice::new(config).worker(link.clone(), rx_counters.clone(), tx_counters.clone());
+    let [rx_counters, tx_counters, control_counters] = [(); 3].map(|()| Arc::<QueueCounters>::default());
+    let device = NetDevice::new(config);
+    let worker = device.worker(link.clone(), [rx_counters.clone(), tx_counters.clone(), control_counters.clone()]);
     let mut rig = Rig {
         rx: DriverQueue::new(&mem, 0x10_0000, SIZE, features),
         tx: DriverQueue::new(&mem, 0x20_0000, SIZE, features),
+        control: DriverQueue::new(&mem, 0x30_0000, SIZE, features),
         mem,
+        device,
         worker: Box::new(worker),
         link,
         interrupt: RecordingInterrupt::new(),
         rx_counters,
         tx_counters,
+        control_counters,
         features,
     };
-    rig.start(rig.rx.state(), rig.tx.state());
+    rig.start([rig.rx.state(), rig.tx.state(), rig.control.state()]);
     rig
 }
 
@@ -66,21 +77,32 @@ fn frame(len: usize) -> Vec<u8> {
 }
 
 impl Rig {
-    fn start(&mut self, rx: QueueState, tx: QueueState) {
+    fn start(&mut self, queues: [QueueState; 3]) {
         let activation = self.interrupt.activation(self.features);
-        self.worker.start(&self.mem, RX_QUEUE, rx, &activation);
-        self.worker.start(&self.mem, TX_QUEUE, tx, &activation);
+        for (index, queue) in [RX_QUEUE, TX_QUEUE, CONTROL_QUEUE].into_iter().zip(queues) {
+            self.worker.start(&self.mem, index, queue, &activation);
+        }
+    }
+
+    /// Stops as for a pause: where the queues stand.
+    fn pause(&mut self) -> [QueueState; 3] {
+        self.worker.begin_stop(&self.mem);
+        assert!(self.worker.poll_stopped(&self.mem, false));
+        [RX_QUEUE, TX_QUEUE, CONTROL_QUEUE].map(|queue| self.worker.take_state(queue).unwrap())
     }
 
     /// The driver resets the device and sets it up again.
     fn restart(&mut self) {
         self.worker.begin_stop(&self.mem);
         assert!(self.worker.poll_stopped(&self.mem, true));
-        self.worker.take_state(RX_QUEUE);
-        self.worker.take_state(TX_QUEUE);
+        for queue in [RX_QUEUE, TX_QUEUE, CONTROL_QUEUE] {
+            self.worker.take_state(queue);
+        }
+        self.worker.forget_driver();
         self.rx = DriverQueue::new(&self.mem, 0x10_0000, SIZE, self.features);
         self.tx = DriverQueue::new(&self.mem, 0x20_0000, SIZE, self.features);
-        self.start(self.rx.state(), self.tx.state());
+        self.control = DriverQueue::new(&self.mem, 0x30_0000, SIZE, self.features);
+        self.start([self.rx.state(), self.tx.state(), self.control.state()]);
     }
 
     fn step(&mut self) -> Step {
@@ -282,31 +304,29 @@ fn a_frame_that_does_not_fit_yet_waits_for_buffers_and_nothing_overtakes_it() {
 }
 
 /// A card whose link has given it a frame of 1200 bytes for which its driver has posted no room yet, stopped as for a pause.
-fn stopped_with_a_frame_waiting() -> (Rig, Vec<Posted>, [QueueState; 2]) {
+fn stopped_with_a_frame_waiting() -> (Rig, Vec<Posted>, [QueueState; 3]) {
     let mut rig = rig(V1 | MRG | GUEST_CSUM);
     let posted = rig.post_rx(&[500; 4]);
     for len in [1000, 1200] {
         rig.link.arrive(header(1, 0), &frame(len));
     }
     rig.step();
-    rig.worker.begin_stop(&rig.mem);
-    assert!(rig.worker.poll_stopped(&rig.mem, false));
-    let states = [RX_QUEUE, TX_QUEUE].map(|queue| rig.worker.take_state(queue).unwrap());
+    let states = rig.pause();
     (rig, posted, states)
 }
 
 #[test]
 fn a_frame_that_waits_for_buffers_survives_a_pause_and_goes_with_the_saved_state() {
     for elsewhere in [false, true] {
-        let (mut rig, mut posted, [rx, tx]) = stopped_with_a_frame_waiting();
+        let (mut rig, mut posted, states) = stopped_with_a_frame_waiting();
         if elsewhere {
             let state = rig.worker.save();
-            let worker = NetDevice::new(config()).worker(rig.link.clone(), Arc::default(), rig.tx_counters.clone());
+            let worker = NetDevice::new(config()).worker(rig.link.clone(), Default::default());
             rig.worker = Box::new(worker);
             rig.worker.restore(&state).unwrap();
             assert_eq!(rig.worker.save(), state);
         }
-        rig.start(rx, tx);
+        rig.start(states);
         assert!(!rig.step().want_readable, "the frame still waits");
         posted.extend(rig.post_rx(&[500; 4]));
         rig.step();
@@ -317,16 +337,16 @@ fn a_frame_that_waits_for_buffers_survives_a_pause_and_goes_with_the_saved_state
 
 #[test]
 fn a_frame_that_waits_for_buffers_is_looked_at_again_for_another_driver() {
-    let (mut rig, _, [rx, tx]) = stopped_with_a_frame_waiting();
+    let (mut rig, _, states) = stopped_with_a_frame_waiting();
     rig.features = V1 | MRG;
-    rig.start(rx, tx);
+    rig.start(states);
     assert!(rig.step().want_readable, "its checksum is not complete, which this driver cannot do");
     assert_eq!(rig.rx_counters.dropped.get(), 1);
 }
 
 #[test]
 fn a_saved_frame_that_is_none_is_refused() {
-    let mut worker = NetDevice::new(config()).worker(MemoryLink::default(), Arc::default(), Arc::default());
+    let mut worker = NetDevice::new(config()).worker(MemoryLink::default(), Default::default());
     let worker: &mut dyn VirtioWorker<GuestRam> = &mut worker;
     for (len, is_one) in [(0, true), (1, false), (11, false), (12, true), (12 + 65554, true), (12 + 65555, false)] {
         let state = WorkerState { to_guest: vec![0; len], ..WorkerState::default() };
@@ -429,13 +449,11 @@ fn a_pause_gives_back_every_buffer_and_frame_it_holds() {
     rig.tx.post(&[Buf::Read(header(0, 0).into()), Buf::Read(frame(60))]);
     rig.tx.publish();
     rig.step();
-    rig.worker.begin_stop(&rig.mem);
-    assert!(rig.worker.poll_stopped(&rig.mem, false));
+    let states = rig.pause();
     assert_eq!(rig.step(), Step::default());
-    let (rx, tx) = (rig.worker.take_state(RX_QUEUE).unwrap(), rig.worker.take_state(TX_QUEUE).unwrap());
-    assert_eq!((rx.next_avail, tx.next_avail), (0, 0), "held chains were put back");
+    assert_eq!(states.map(|queue| queue.next_avail), [0; 3], "held chains were put back");
     rig.link.set_full(false);
-    rig.start(rx, tx);
+    rig.start(states);
     rig.link.arrive(header(0, 0), &frame(2500));
     rig.step();
     assert_eq!(rig.received(&posted).concat()[12..], frame(2500));
@@ -477,9 +495,10 @@ fn queues_may_have_workers_of_their_own() {
     let mem = guest_ram(0x40_0000);
     let device = NetDevice::new(config());
     let link = MemoryLink::default();
-    let mut rx: Box<dyn VirtioWorker<GuestRam>> = Box::new(device.rx_worker(link.clone(), Arc::default()));
+    let mut rx: Box<dyn VirtioWorker<GuestRam>> =
+        Box::new(device.rx_worker(link.clone(), Arc::default(), Arc::default()));
     let mut tx: Box<dyn VirtioWorker<GuestRam>> = Box::new(device.tx_worker(link.clone(), Arc::default()));
-    assert_eq!((rx.queues(), tx.queues()), ([RX_QUEUE].as_slice(), [TX_QUEUE].as_slice()));
+    assert_eq!((rx.queues(), tx.queues()), ([RX_QUEUE, CONTROL_QUEUE].as_slice(), [TX_QUEUE].as_slice()));
     let activation = RecordingInterrupt::new().activation(V1);
     let mut rx_driver = DriverQueue::new(&mem, 0x10_0000, SIZE, V1);
     let mut tx_driver = DriverQueue::new(&mem, 0x20_0000, SIZE, V1);

@@ -1,30 +1,49 @@
-//! virtio-net's queue worker: one or both queues of a card over one handle to its link.
+//! virtio-net's queue worker: some or all queues of a card over one handle to its link.
 
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
 use super::backend::NetBackend;
+use super::control::Control;
+use super::device::Link;
+use super::filter::{Filter, FilterState};
 use super::header::Framing;
 use super::rx::Rx;
 use super::tx::Tx;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 
-/// Runs the receive queue, the transmit queue or both of a [`NetDevice`](super::NetDevice).
+/// Runs the receive queue with the control queue, the transmit queue, or all of a [`NetDevice`](super::NetDevice).
 ///
 /// A step moves at most a ring of frames in each direction. What the link refuses is dropped and counted, what it cannot take
 /// now waits in the ring; one received frame can wait for buffers, and is part of the worker's saved state.
 pub struct NetWorker<B> {
     backend: B,
+    link: Arc<Link>,
     mtu: Option<u16>,
     indices: Vec<u16>,
     rx: Option<Rx>,
+    control: Option<Control>,
     tx: Option<Tx>,
     stopping: bool,
 }
 
 impl<B> NetWorker<B> {
-    pub(super) fn new(backend: B, mtu: Option<u16>, rx: Option<Rx>, tx: Option<Tx>) -> Self {
-        let queues = [rx.as_ref().map(|rx| rx.queue.index()), tx.as_ref().map(|tx| tx.queue.index())];
-        Self { backend, mtu, indices: queues.into_iter().flatten().collect(), rx, tx, stopping: false }
+    pub(super) fn new(
+        backend: B,
+        link: Arc<Link>,
+        mtu: Option<u16>,
+        receiver: Option<(Rx, Control)>,
+        tx: Option<Tx>,
+    ) -> Self {
+        let (rx, control) = receiver.unzip();
+        let queues = [
+            rx.as_ref().map(|rx| rx.queue.index()),
+            tx.as_ref().map(|tx| tx.queue.index()),
+            control.as_ref().map(|control| control.queue.index()),
+        ];
+        Self { backend, link, mtu, indices: queues.into_iter().flatten().collect(), rx, control, tx, stopping: false }
     }
 
     /// The link.
@@ -38,6 +57,10 @@ impl<B> NetWorker<B> {
 
     fn tx(&mut self, queue: u16) -> Option<&mut Tx> {
         self.tx.as_mut().filter(|tx| tx.queue.index() == queue)
+    }
+
+    fn control(&mut self, queue: u16) -> Option<&mut Control> {
+        self.control.as_mut().filter(|control| control.queue.index() == queue)
     }
 
     fn abandon(&mut self) {
@@ -64,7 +87,15 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
     fn start(&mut self, mem: &M, queue: u16, state: QueueState, activation: &WorkerActivation) {
         self.stopping = false;
         let framing = Framing::new(activation, self.mtu);
-        let Self { backend, rx, tx, .. } = self;
+        let Self { backend, link, rx, control, tx, .. } = self;
+        if let Some(rx) = rx {
+            rx.filter.accept(activation.features);
+            link.accepted(activation.features);
+        }
+        if let Some(control) = control.as_mut().filter(|control| control.queue.index() == queue) {
+            control.queue.start(mem, &state, activation);
+            control.started(activation.features);
+        }
         if let Some(rx) = rx.as_mut().filter(|rx| rx.queue.index() == queue) {
             rx.release();
             rx.queue.start(mem, &state, activation);
@@ -82,13 +113,17 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             return Step::default();
         }
         let (mut rx_again, mut want_readable, mut tx_again, mut want_writable) = (false, false, false, false);
+        let mut control_again = false;
         if let Some(rx) = &mut self.rx {
+            if let Some(control) = &mut self.control {
+                control_again = control.step(mem, &self.link, &mut rx.filter);
+            }
             (rx_again, want_readable) = rx.step(mem, &mut self.backend);
         }
         if let Some(tx) = &mut self.tx {
             (tx_again, want_writable) = tx.step(mem, &mut self.backend);
         }
-        Step { again: rx_again || tx_again, want_readable, want_writable, ..Step::default() }
+        Step { again: rx_again || tx_again || control_again, want_readable, want_writable, ..Step::default() }
     }
 
     fn begin_stop(&mut self, _mem: &M) {
@@ -108,18 +143,25 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             rx.release();
             return rx.queue.take_state();
         }
+        if let Some(control) = self.control(queue) {
+            return control.queue.take_state();
+        }
         let tx = self.tx(queue)?;
         tx.release();
         tx.queue.take_state()
     }
 
     fn save(&self) -> WorkerState {
-        WorkerState { to_guest: self.rx.as_ref().map(Rx::save).unwrap_or_default(), ..WorkerState::default() }
+        let Some(rx) = &self.rx else { return WorkerState::default() };
+        let card = CardState { filter: rx.filter.save(), announce: self.link.is_announcing() };
+        let untouched = CardState { filter: Filter::new(self.link.first_mac()).save(), announce: false };
+        let card = (card != untouched).then_some(card);
+        WorkerState { to_guest: rx.save(), card, ..WorkerState::default() }
     }
 
     fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
         let refuse = |why| Err(StateError { what: "a network card's worker", why });
-        let WorkerState { version, from_guest, to_guest, unsettled: false, lost: false } = state else {
+        let WorkerState { version, from_guest, to_guest, unsettled: false, lost: false, card } = state else {
             return refuse("it is a disk's");
         };
         if *version != 1 {
@@ -128,11 +170,33 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         if !from_guest.is_empty() {
             return refuse("it holds no bytes of the guest's");
         }
-        let taken = match &mut self.rx {
-            Some(rx) => rx.restore(to_guest),
-            None => to_guest.is_empty(),
+        let Some(rx) = &mut self.rx else {
+            return if to_guest.is_empty() && card.is_none() { Ok(()) } else { refuse("it is a receiver's") };
         };
-        if taken { Ok(()) } else { refuse("what it holds for the guest is no frame") }
+        self.link.reset();
+        match card {
+            None => rx.filter.reset(self.link.first_mac()),
+            Some(CardState { filter, announce }) => {
+                if !rx.filter.restore(filter) {
+                    return refuse("no driver can have set such a filter");
+                }
+                self.link.restore(rx.filter.mac(), *announce);
+            }
+        }
+        if rx.restore(to_guest) { Ok(()) } else { refuse("what it holds for the guest is no frame") }
+    }
+
+    fn forget(&mut self, queue: u16) {
+        if let Some(rx) = self.rx(queue) {
+            rx.abandon();
+        }
+    }
+
+    fn forget_driver(&mut self) {
+        if let Some(rx) = &mut self.rx {
+            rx.filter.reset(self.link.first_mac());
+            self.link.reset();
+        }
     }
 
     fn reset_queue(&mut self, _mem: &M, queue: u16) -> bool {
@@ -141,10 +205,21 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             rx.abandon();
             rx.queue.take_state();
         }
+        if let Some(control) = self.control(queue) {
+            control.queue.take_state();
+        }
         if let Some(tx) = self.tx(queue) {
             tx.abandon();
             tx.queue.take_state();
         }
         true
     }
+}
+
+/// What a card's driver has set, of a worker that is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardState {
+    pub(super) filter: FilterState,
+    /// An announcement is due.
+    announce: bool,
 }

@@ -116,6 +116,7 @@ impl State {
             for queue in worker.queues().to_vec() {
                 worker.take_state(queue);
             }
+            worker.forget_driver();
         }
         self.activation = None;
         self.stopping = false;

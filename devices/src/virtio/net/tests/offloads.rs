@@ -151,9 +151,9 @@ fn no_offload_is_offered_without_the_one_it_needs() {
 }
 
 #[test]
-fn nothing_that_needs_a_control_queue_is_offered() {
-    // CTRL_VQ, CTRL_RX, CTRL_VLAN, CTRL_RX_EXTRA, GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR, CTRL_GUEST_OFFLOADS.
-    let control = [17, 18, 19, 20, 21, 22, 23, 2];
+fn features_nothing_here_stands_behind_are_never_offered() {
+    // MQ and CTRL_GUEST_OFFLOADS.
+    let control = [22, 2];
     // Hashes, coalescing, USO, GUEST_HDRLEN, RSS, RSC_EXT, STANDBY and SPEED_DUPLEX.
     let others = 50..=63;
     // UFO both ways.
@@ -162,5 +162,14 @@ fn nothing_that_needs_a_control_queue_is_offered() {
     for bit in control.into_iter().chain(others).chain(udp) {
         assert_eq!(features & 1 << bit, 0, "bit {bit}");
     }
-    assert_eq!(NetDevice::new(config()).queue_max_sizes().len(), 2, "and there is no such queue");
+    assert_eq!(NetDevice::new(config()).queue_max_sizes().len(), 3, "and there is one pair of queues");
+}
+
+#[test]
+fn no_control_feature_is_offered_without_its_queue() {
+    let device = NetDevice::new(config());
+    assert_ne!(device.features() & 1 << 17, 0, "CTRL_VQ");
+    assert!(device.queue_max_sizes().get(usize::from(CONTROL_QUEUE)).is_some());
+    // GUEST_ANNOUNCE needs STATUS to ask by.
+    assert_ne!(device.features() & 1 << 16, 0);
 }

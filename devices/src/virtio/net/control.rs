@@ -1,0 +1,162 @@
+//! The control queue: what the driver asks of the card itself (virtio 1.3 §5.1.6.5).
+
+use vm_memory::GuestMemory;
+
+use super::device::{Link, feature};
+use super::filter::{Filter, Mode, Tables, is_an_address};
+use crate::virtio::queue::{ChainError, Reader};
+use crate::virtio::worker::WorkerQueue;
+
+/// `VIRTIO_NET_OK`.
+const OK: u8 = 0;
+/// `VIRTIO_NET_ERR`.
+const ERR: u8 = 1;
+
+/// The command is not carried out, and nothing has changed.
+#[derive(Debug)]
+struct Refused;
+
+impl From<ChainError> for Refused {
+    fn from(_: ChainError) -> Self {
+        Self
+    }
+}
+
+pub(super) struct Control {
+    pub queue: WorkerQueue,
+    features: u64,
+    /// A table on its way from the driver: only a whole one takes the place of the old one.
+    tables: Tables,
+}
+
+impl Control {
+    pub fn new(queue: WorkerQueue) -> Self {
+        Self { queue, features: 0, tables: Tables::EMPTY }
+    }
+
+    /// The queue has started.
+    pub fn started(&mut self, features: u64) {
+        self.features = features;
+    }
+
+    /// One round: up to a ring of commands. Returns whether to come back at once.
+    pub fn step<M: GuestMemory>(&mut self, mem: &M, link: &Link, filter: &mut Filter) -> bool {
+        if !self.queue.is_live() {
+            return false;
+        }
+        self.queue.disable_kicks(mem);
+        let mut drained = false;
+        for _ in 0..self.queue.size() {
+            let Some(chain) = self.queue.pop(mem) else {
+                drained = true;
+                break;
+            };
+            let mut written = 0;
+            // Without room for an answer the driver could not know what became of its command.
+            if chain.writable_bytes() == 0 {
+                self.queue.counters().malformed.count();
+            } else {
+                let answer = match self.obey(chain.reader(mem), link, filter) {
+                    Ok(()) => OK,
+                    Err(Refused) => {
+                        self.queue.counters().errors.count();
+                        ERR
+                    }
+                };
+                self.queue.counters().bytes_from_guest.add(chain.readable_bytes());
+                let answered = chain.writer(mem).write(&[answer]);
+                debug_assert!(answered.is_ok(), "a chain's memory was checked when it was popped");
+                written = 1;
+            }
+            self.queue.push(mem, chain, written);
+        }
+        self.queue.publish(mem);
+        if drained { self.queue.enable_kicks(mem) } else { true }
+    }
+
+    /// Carries out one command: `class` and `command`, then what the two say follows, and nothing behind that.
+    fn obey<M: GuestMemory>(
+        &mut self,
+        mut command: Reader<'_, M>,
+        link: &Link,
+        filter: &mut Filter,
+    ) -> Result<(), Refused> {
+        match command.read_array()? {
+            [0, number] => {
+                let (mode, needs) = match number {
+                    0 => (Mode::Promiscuous, feature::CTRL_RX),
+                    1 => (Mode::AllMulticast, feature::CTRL_RX),
+                    2 => (Mode::AllUnicast, feature::CTRL_RX_EXTRA),
+                    3 => (Mode::NoMulticast, feature::CTRL_RX_EXTRA),
+                    4 => (Mode::NoUnicast, feature::CTRL_RX_EXTRA),
+                    5 => (Mode::NoBroadcast, feature::CTRL_RX_EXTRA),
+                    _ => return Err(Refused),
+                };
+                self.needs(needs)?;
+                let on = match last(command)? {
+                    [0] => false,
+                    [1] => true,
+                    _ => return Err(Refused),
+                };
+                filter.set_mode(mode, on);
+            }
+            [1, 0] => {
+                self.needs(feature::CTRL_RX)?;
+                let Tables { unicast, multicast } = &mut self.tables;
+                for table in [unicast, multicast] {
+                    table.clear();
+                    let mut left = u32::from_le_bytes(command.read_array()?);
+                    if u64::from(left).saturating_mul(6) > command.remaining() {
+                        return Err(Refused);
+                    }
+                    while left > 0 && !table.is_full() {
+                        table.add(command.read_array()?);
+                        left = left.saturating_sub(1);
+                    }
+                    if left > 0 {
+                        table.add(command.read_array()?);
+                        command.skip(u64::from(left).saturating_sub(1).saturating_mul(6))?;
+                    }
+                }
+                if command.remaining() > 0 {
+                    return Err(Refused);
+                }
+                filter.set_tables(&self.tables);
+            }
+            [1, 1] => {
+                self.needs(feature::CTRL_MAC_ADDR)?;
+                let mac = last(command)?;
+                if !is_an_address(mac) {
+                    return Err(Refused);
+                }
+                filter.set_mac(mac);
+                link.set_mac(mac);
+            }
+            [2, number @ (0 | 1)] => {
+                self.needs(feature::CTRL_VLAN)?;
+                if !filter.set_vlan(u16::from_le_bytes(last(command)?), number == 0) {
+                    return Err(Refused);
+                }
+            }
+            [3, 0] => {
+                self.needs(feature::GUEST_ANNOUNCE)?;
+                let [] = last(command)?;
+                link.announced();
+            }
+            _ => return Err(Refused),
+        }
+        Ok(())
+    }
+
+    /// A command is there for drivers that have accepted its feature (and so the queue's).
+    fn needs(&self, feature: u64) -> Result<(), Refused> {
+        let needed = feature | feature::CTRL_VQ;
+        if self.features & needed == needed { Ok(()) } else { Err(Refused) }
+    }
+}
+
+/// The rest of a command, which has exactly this length.
+fn last<const N: usize, M: GuestMemory>(mut command: Reader<'_, M>) -> Result<[u8; N], Refused> {
+    let rest = command.read_array()?;
+    if command.remaining() == 0 { Ok(rest) } else { Err(Refused) }
+}
