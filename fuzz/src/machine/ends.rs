@@ -11,7 +11,7 @@ use devices::virtio::rng::{RngBackend, RngError};
 use super::ram::{Hash, Ram, Stream};
 use crate::finding;
 use crate::lone::Lone;
-use crate::oracle::net::Frame;
+use crate::oracle::net::{CONTROL, Frame};
 use crate::oracle::{Device, Oracles, console, resources, rng};
 
 /// What the three share with the machine.
@@ -160,8 +160,16 @@ impl NetBackend<Ram> for End {
         Ok(Received::Frame { len_bytes: frame.len as usize })
     }
 
-    fn set_offloads(&mut self, _offloads: Offloads) -> Result<(), NetError> {
-        if self.inner.open().broken { Err(NetError::Host(5)) } else { Ok(()) }
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
+        let _quiet = resources::Quiet::begin();
+        let broken = self.inner.open().broken;
+        let Offloads { csum, tso4, tso6, ecn } = offloads;
+        let bits = u64::from(csum) << 1 | u64::from(tso4) << 7 | u64::from(tso6) << 8 | u64::from(ecn) << 9;
+        let oracles = &mut *self.oracles.open();
+        if let Device::Net(net) = &mut oracles.device {
+            net.told_offloads(oracles.rings.flying_mut(CONTROL), bits, !broken);
+        }
+        if broken { Err(NetError::Host(5)) } else { Ok(()) }
     }
 }
 

@@ -16,6 +16,9 @@ const CTRL_VQ: u64 = 1 << 17;
 const CTRL_RX: u64 = 1 << 18;
 const CTRL_VLAN: u64 = 1 << 19;
 const CTRL_RX_EXTRA: u64 = 1 << 20;
+const CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
+/// Checksums, segments of both versions of IP, and of congested ones.
+const OFFLOADS: u64 = 1 << 1 | 1 << 7 | 1 << 8 | 1 << 9;
 const GUEST_ANNOUNCE: u64 = 1 << 21;
 const CTRL_MAC_ADDR: u64 = 1 << 23;
 /// Addresses of one kind that are told apart; who names more gets all of them.
@@ -31,6 +34,10 @@ pub struct Card {
     /// Unicast and multicast addresses; `None`: all of them.
     tables: [Option<BTreeSet<Mac>>; 2],
     vlans: BTreeSet<u16>,
+    /// Its choice of the offloads it has accepted.
+    offloads: Option<u64>,
+    /// What it was before the last command, where that changed it.
+    before: Option<Option<u64>>,
     /// Commands may have been missed: until the next reset nobody knows.
     pub lost: bool,
 }
@@ -45,12 +52,15 @@ impl Card {
             mac: MAC,
             tables: [Some(BTreeSet::new()), Some(BTreeSet::new())],
             vlans: BTreeSet::new(),
+            offloads: None,
+            before: None,
             lost: false,
         }
     }
 
     /// Carries out the command in a chain, of a driver with these features; its answer.
     pub fn obey(&mut self, ram: &Ram, chain: &Flying, features: u64) -> u8 {
+        self.before = None;
         u8::from(self.carry_out(ram, chain, features).is_none())
     }
 
@@ -111,9 +121,36 @@ impl Card {
                 has(GUEST_ANNOUNCE)?;
                 whole(2)?;
             }
+            (5, 0) => {
+                has(CTRL_GUEST_OFFLOADS)?;
+                whole(10)?;
+                let bits = u64::from_le_bytes(bytes(ram, chain, 2)?);
+                if bits & !(features & OFFLOADS) != 0 {
+                    return None;
+                }
+                self.before = Some(self.offloads.replace(bits));
+            }
             _ => return None,
         }
         Some(())
+    }
+
+    /// The link does what it was asked for.
+    pub fn link_takes(&mut self) {
+        self.before = None;
+    }
+
+    /// The link does not do what the last command asks of it; `true` where it was asked for that.
+    pub fn link_refuses(&mut self) -> bool {
+        let before = self.before.take();
+        self.offloads = before.unwrap_or(self.offloads);
+        before.is_some()
+    }
+
+    /// The offloads a driver with these features has now, as feature bits.
+    #[must_use]
+    pub fn offloads(&self, features: u64) -> u64 {
+        features & self.offloads.unwrap_or(OFFLOADS)
     }
 
     /// Whether the frame that begins with `head` is one the driver gets.

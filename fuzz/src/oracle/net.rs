@@ -128,7 +128,8 @@ impl Net {
 
     /// Whether the driver has accepted what a received frame leaves unfinished.
     fn admits(&self, frame: &Frame) -> bool {
-        let has = |bit: u64| self.features & bit != 0;
+        let offloads = self.card.offloads(self.features);
+        let has = |bit: u64| offloads & bit != 0;
         let csum = has(F_GUEST_CSUM);
         let segment = match frame.gso & 0x7f {
             0 => return csum || frame.flags & 1 == 0,
@@ -145,12 +146,34 @@ impl Net {
         if told { frame.len.saturating_sub(MTU + 14) } else { 0 }
     }
 
-    /// A driver starts or restarts the receive queue.
-    pub fn started(&mut self, features: u64, legacy: bool) {
-        // A frame kept through a pause may not be what another driver takes.
+    fn doubt(&mut self) {
         for (_, may_drop) in &mut self.taken {
             *may_drop = true;
         }
+    }
+
+    /// The link is told what frames may leave unfinished, and `takes` that or not.
+    pub fn told_offloads(&mut self, chains: &mut [Flying], bits: u64, takes: bool) {
+        if !takes {
+            if let (true, Some(chain)) = (self.card.link_refuses(), chains.last_mut()) {
+                chain.plan = Plan::Control(1);
+            }
+            return;
+        }
+        self.card.link_takes();
+        let chosen = self.card.offloads(self.features);
+        let csum = chosen & F_GUEST_CSUM;
+        let segments = if csum == 0 { 0 } else { chosen & (F_GUEST_TSO4 | F_GUEST_TSO6) };
+        let ecn = if segments == 0 { 0 } else { chosen & F_GUEST_ECN };
+        if !self.card.lost && bits != csum | segments | ecn {
+            finding!("spec", "the link is told offloads {bits:#x} of {chosen:#x}");
+        }
+    }
+
+    /// A driver starts or restarts the receive queue.
+    pub fn started(&mut self, features: u64, legacy: bool) {
+        // A frame kept through a pause may not be what another driver takes.
+        self.doubt();
         (self.features, self.legacy) = (features, legacy);
         self.packed = features & devices::virtio::queue::F_RING_PACKED != 0;
     }
@@ -165,6 +188,8 @@ impl Net {
     pub(super) fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
         if queue == CONTROL && chain.writable_bytes > 0 {
             chain.plan = Plan::Control(self.card.obey(ram, chain, self.features));
+            // What a frame in waiting was admitted for may not be what the driver takes now.
+            self.doubt();
         }
         if queue != TX {
             return;
@@ -333,7 +358,7 @@ impl Net {
 
     fn check_header(&self, frame: &Frame, header: &[u8], buffers: u16) {
         let mut expected = frame.header();
-        expected[0] &= if self.features & F_GUEST_CSUM == 0 { 0 } else { 3 };
+        expected[0] &= if self.card.offloads(self.features) & F_GUEST_CSUM == 0 { 0 } else { 3 };
         if expected[1] & 0x7f == 0 {
             expected[1] = 0;
         }

@@ -244,7 +244,8 @@ fn command(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
         9 => [1, 1],
         10 | 11 => [2, (v >> 8 & 1) as u8],
         12 => [2, 0],
-        13 => [3, 0],
+        13 if v & 1 == 0 => [3, 0],
+        13 | 14 => [5, 0],
         _ => [v as u8 & 7, (v >> 8) as u8 & 7],
     };
     match header {
@@ -262,6 +263,11 @@ fn command(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
         [1, 1] => add(&palette::ADDRESSES[(v & 7) as usize]),
         [2, _] => add(&palette::VLANS[(v & 7) as usize].to_le_bytes()),
         [3, _] => {}
+        [5, _] => {
+            let known = u64::from(v) & 0x382;
+            let bits = if v >> 29 == 7 { 1 << (v >> 10 & 63) } else { known };
+            add(&bits.to_le_bytes());
+        }
         _ => add(&v.to_le_bytes()),
     }
     bytes[..2].copy_from_slice(&header);

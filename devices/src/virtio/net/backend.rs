@@ -79,6 +79,7 @@ pub trait NetBackend<M: ?Sized>: Send {
         spill: &mut [u8],
     ) -> Result<Received, NetError>;
 
-    /// Says what received frames may look like from now on. Called when a driver takes over the receive queue.
+    /// Says what received frames may look like from now on. Called when a driver takes over the receive queue, and when
+    /// it changes its mind (`VIRTIO_NET_F_CTRL_GUEST_OFFLOADS`). After an error frames may look as before, or as asked.
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError>;
 }

@@ -2,8 +2,10 @@
 
 use vm_memory::GuestMemory;
 
+use super::backend::NetBackend;
 use super::device::{Link, feature};
-use super::filter::{Filter, Mode, Tables, is_an_address};
+use super::filter::{Mode, Tables, is_an_address};
+use super::rx::Rx;
 use crate::virtio::queue::{ChainError, Reader};
 use crate::virtio::worker::WorkerQueue;
 
@@ -40,7 +42,13 @@ impl Control {
     }
 
     /// One round: up to a ring of commands. Returns whether to come back at once.
-    pub fn step<M: GuestMemory>(&mut self, mem: &M, link: &Link, filter: &mut Filter) -> bool {
+    pub fn step<M: GuestMemory, B: NetBackend<M>>(
+        &mut self,
+        mem: &M,
+        backend: &mut B,
+        link: &Link,
+        rx: &mut Rx,
+    ) -> bool {
         if !self.queue.is_live() {
             return false;
         }
@@ -56,7 +64,7 @@ impl Control {
             if chain.writable_bytes() == 0 {
                 self.queue.counters().malformed.count();
             } else {
-                let answer = match self.obey(chain.reader(mem), link, filter) {
+                let answer = match self.obey(chain.reader(mem), backend, link, rx) {
                     Ok(()) => OK,
                     Err(Refused) => {
                         self.queue.counters().errors.count();
@@ -75,12 +83,14 @@ impl Control {
     }
 
     /// Carries out one command: `class` and `command`, then what the two say follows, and nothing behind that.
-    fn obey<M: GuestMemory>(
+    fn obey<M: GuestMemory, B: NetBackend<M>>(
         &mut self,
         mut command: Reader<'_, M>,
+        backend: &mut B,
         link: &Link,
-        filter: &mut Filter,
+        rx: &mut Rx,
     ) -> Result<(), Refused> {
+        let filter = &mut rx.filter;
         match command.read_array()? {
             [0, number] => {
                 let (mode, needs) = match number {
@@ -142,6 +152,13 @@ impl Control {
                 self.needs(feature::GUEST_ANNOUNCE)?;
                 let [] = last(command)?;
                 link.announced();
+            }
+            [5, 0] => {
+                self.needs(feature::CTRL_GUEST_OFFLOADS)?;
+                let bits = u64::from_le_bytes(last(command)?);
+                if !rx.set_offloads(backend, self.features, bits) {
+                    return Err(Refused);
+                }
             }
             _ => return Err(Refused),
         }

@@ -18,6 +18,7 @@ use crate::virtio::worker::WorkerQueue;
 pub(super) mod feature {
     pub const CSUM: u64 = 1;
     pub const GUEST_CSUM: u64 = 1 << 1;
+    pub const CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
     pub const MTU: u64 = 1 << 3;
     pub const MAC: u64 = 1 << 5;
     pub const GUEST_TSO4: u64 = 1 << 7;
@@ -226,6 +227,7 @@ impl VirtioDevice for NetDevice {
         if self.config.offloads {
             features |= feature::CSUM | feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_ECN;
             features |= feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_ECN;
+            features |= feature::CTRL_GUEST_OFFLOADS;
         }
         features
     }

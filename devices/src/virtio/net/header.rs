@@ -33,17 +33,14 @@ pub(super) struct Framing {
 }
 
 impl Framing {
-    /// What the driver's features come to, on a card with this MTU.
+    /// What the driver's features come to, on a card with this MTU. Its offloads are those it has accepted.
     pub fn new(activation: &WorkerActivation, mtu: Option<u16>) -> Self {
         let has = |bit| activation.features & bit != 0;
         let mergeable = has(feature::MRG_RXBUF);
-        // §5.1.3.1: the segmentation features require the checksum one.
-        let csum = has(feature::GUEST_CSUM);
-        let (tso4, tso6) = (csum && has(feature::GUEST_TSO4), csum && has(feature::GUEST_TSO6));
         Self {
             header_bytes: if activation.legacy && !mergeable { LEGACY_HEADER_BYTES } else { HEADER_BYTES },
             mergeable,
-            offloads: Offloads { csum, tso4, tso6, ecn: (tso4 || tso6) && has(feature::GUEST_ECN) },
+            offloads: offloads(activation.features),
             mtu: mtu.filter(|_| has(feature::MTU)),
         }
     }
@@ -87,6 +84,19 @@ impl Framing {
         let complete = *flags & FLAG_NEEDS_CSUM != 0 && *gso_size != [0, 0];
         accepted && complete && (*gso_type & GSO_ECN == 0 || self.offloads.ecn)
     }
+}
+
+/// Feature bits of what received frames may leave unfinished: those that `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` knows
+/// (virtio 1.3 §5.1.6.5.8.1) as far as they are offered.
+pub(super) const GUEST_OFFLOADS: u64 =
+    feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_ECN;
+
+/// What such bits come to. §5.1.3.1: the segmentation features require the checksum one, and ECN one of them.
+pub(super) fn offloads(bits: u64) -> Offloads {
+    let has = |bit| bits & bit != 0;
+    let csum = has(feature::GUEST_CSUM);
+    let (tso4, tso6) = (csum && has(feature::GUEST_TSO4), csum && has(feature::GUEST_TSO6));
+    Offloads { csum, tso4, tso6, ecn: (tso4 || tso6) && has(feature::GUEST_ECN) }
 }
 
 /// Bytes of an Ethernet header: two addresses and the type of the payload.

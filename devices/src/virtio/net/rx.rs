@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Received};
 use super::filter::{Filter, HEAD_BYTES};
-use super::header::{ETHERTYPE, Framing, MAX_FRAME_BYTES, set_num_buffers};
+use super::header::{ETHERTYPE, Framing, GUEST_OFFLOADS, MAX_FRAME_BYTES, offloads, set_num_buffers};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::queue::{Chain, ChainError, GuestRange};
 use crate::virtio::worker::WorkerQueue;
@@ -20,6 +20,8 @@ pub(super) struct Rx {
     pub queue: WorkerQueue,
     pub filter: Filter,
     framing: Framing,
+    /// What the driver has made of the offloads it accepted (§5.1.6.5.8), where it has changed them.
+    chosen_offloads: Option<u64>,
     /// Chains popped and not used yet, oldest first.
     held: VecDeque<Chain>,
     /// Their writable bytes together.
@@ -58,6 +60,7 @@ impl Rx {
             queue,
             filter,
             framing: Framing::default(),
+            chosen_offloads: None,
             held: VecDeque::new(),
             held_bytes: 0,
             peak_bytes: 0,
@@ -68,16 +71,55 @@ impl Rx {
     }
 
     /// The queue has started.
-    pub fn started<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, framing: Framing) {
+    pub fn started<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, features: u64, framing: Framing) {
         self.framing = framing;
+        if let Some(chosen) = self.chosen_offloads {
+            // Saved with a driver that had more of them than this one has.
+            self.framing.offloads = offloads(chosen & features);
+        }
         // A frame kept through a pause was admitted for the driver of then.
         self.waiting = self.waiting.and_then(|frame| self.readmitted(frame));
         // It would not wait if the driver had never posted that much.
         self.peak_bytes = self.waiting.map_or(0, |frame| self.framing.bytes_of(frame.len_bytes));
-        if backend.set_offloads(framing.offloads).is_err() {
+        if backend.set_offloads(self.framing.offloads).is_err() {
             // Frames that the driver could not digest are dropped one by one.
             self.queue.counters().errors.count();
         }
+    }
+
+    /// The driver with these features wants others of its offloads from now on; `false` where it never accepted them, or
+    /// the link refuses: then nothing has changed.
+    pub fn set_offloads<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, features: u64, bits: u64) -> bool {
+        let before = self.framing.offloads;
+        if bits & !(features & GUEST_OFFLOADS) != 0 {
+            return false;
+        }
+        if backend.set_offloads(offloads(bits)).is_err() {
+            // What the link makes of the frames meanwhile, the driver gets as far as it can digest it.
+            let _ = backend.set_offloads(before);
+            return false;
+        }
+        self.framing.offloads = offloads(bits);
+        self.chosen_offloads = Some(bits);
+        // The frame that waits for buffers was admitted for the offloads of before.
+        self.waiting = self.waiting.and_then(|frame| self.readmitted(frame));
+        true
+    }
+
+    /// The driver has reset the card.
+    pub fn forget_driver(&mut self) {
+        self.chosen_offloads = None;
+    }
+
+    /// The driver's choice of offloads, where it has made one.
+    pub fn chosen_offloads(&self) -> Option<u64> {
+        self.chosen_offloads
+    }
+
+    /// Takes back what [`chosen_offloads`](Self::chosen_offloads) gave; `false` where no driver can have chosen that.
+    pub fn restore_offloads(&mut self, chosen: Option<u64>) -> bool {
+        self.chosen_offloads = chosen;
+        chosen.is_none_or(|bits| bits & !GUEST_OFFLOADS == 0)
     }
 
     /// One round: up to a ring of frames. Returns whether to come back at once, and whether to wait for the link.

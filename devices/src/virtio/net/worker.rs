@@ -99,7 +99,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         if let Some(rx) = rx.as_mut().filter(|rx| rx.queue.index() == queue) {
             rx.release();
             rx.queue.start(mem, &state, activation);
-            rx.started(backend, framing);
+            rx.started(backend, activation.features, framing);
         }
         if let Some(tx) = tx.as_mut().filter(|tx| tx.queue.index() == queue) {
             tx.release();
@@ -116,7 +116,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         let mut control_again = false;
         if let Some(rx) = &mut self.rx {
             if let Some(control) = &mut self.control {
-                control_again = control.step(mem, &self.link, &mut rx.filter);
+                control_again = control.step(mem, &mut self.backend, &self.link, rx);
             }
             (rx_again, want_readable) = rx.step(mem, &mut self.backend);
         }
@@ -153,8 +153,10 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
 
     fn save(&self) -> WorkerState {
         let Some(rx) = &self.rx else { return WorkerState::default() };
-        let card = CardState { filter: rx.filter.save(), announce: self.link.is_announcing() };
-        let untouched = CardState { filter: Filter::new(self.link.first_mac()).save(), announce: false };
+        let (announce, offloads) = (self.link.is_announcing(), rx.chosen_offloads());
+        let card = CardState { filter: rx.filter.save(), announce, offloads };
+        let filter = Filter::new(self.link.first_mac()).save();
+        let untouched = CardState { filter, announce: false, offloads: None };
         let card = (card != untouched).then_some(card);
         WorkerState { to_guest: rx.save(), card, ..WorkerState::default() }
     }
@@ -174,11 +176,12 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             return if to_guest.is_empty() && card.is_none() { Ok(()) } else { refuse("it is a receiver's") };
         };
         self.link.reset();
+        rx.forget_driver();
         match card {
             None => rx.filter.reset(self.link.first_mac()),
-            Some(CardState { filter, announce }) => {
-                if !rx.filter.restore(filter) {
-                    return refuse("no driver can have set such a filter");
+            Some(CardState { filter, announce, offloads }) => {
+                if !rx.filter.restore(filter) || !rx.restore_offloads(*offloads) {
+                    return refuse("no driver can have set that");
                 }
                 self.link.restore(rx.filter.mac(), *announce);
             }
@@ -195,6 +198,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
     fn forget_driver(&mut self) {
         if let Some(rx) = &mut self.rx {
             rx.filter.reset(self.link.first_mac());
+            rx.forget_driver();
             self.link.reset();
         }
     }
@@ -222,4 +226,7 @@ pub struct CardState {
     pub(super) filter: FilterState,
     /// An announcement is due.
     announce: bool,
+    /// Its choice of offloads, where it has made one.
+    #[serde(default)]
+    pub(super) offloads: Option<u64>,
 }

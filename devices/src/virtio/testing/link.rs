@@ -104,7 +104,11 @@ impl<M: GuestMemory + ?Sized> NetBackend<M> for MemoryLink {
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
-        self.0.lock().unwrap().offloads = offloads;
+        let inner = &mut *self.0.lock().unwrap();
+        if inner.broken {
+            return Err(NetError::Host(5));
+        }
+        inner.offloads = offloads;
         Ok(())
     }
 }

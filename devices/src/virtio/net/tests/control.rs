@@ -11,8 +11,9 @@ pub(super) const CTRL_RX_EXTRA: u64 = 1 << 20;
 const GUEST_ANNOUNCE: u64 = 1 << 21;
 const CTRL_MAC_ADDR: u64 = 1 << 23;
 const STATUS: u64 = 1 << 16;
+const CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
 pub(super) const ALL: u64 =
-    V1 | STATUS | CTRL_VQ | CTRL_RX | CTRL_VLAN | CTRL_RX_EXTRA | GUEST_ANNOUNCE | CTRL_MAC_ADDR;
+    V1 | STATUS | CTRL_VQ | CTRL_RX | CTRL_VLAN | CTRL_RX_EXTRA | GUEST_ANNOUNCE | CTRL_MAC_ADDR | CTRL_GUEST_OFFLOADS;
 pub(super) const OK: u8 = 0;
 pub(super) const ERR: u8 = 1;
 /// What the answer's byte holds before.
@@ -69,6 +70,7 @@ fn commands() -> Vec<(u64, Vec<u8>)> {
     all.push((CTRL_VLAN, vec![2, 0, 0xff, 0x0f]));
     all.push((CTRL_VLAN, vec![2, 1, 0, 0]));
     all.push((GUEST_ANNOUNCE, vec![3, 0]));
+    all.push((CTRL_GUEST_OFFLOADS, [vec![5, 0], vec![0; 8]].concat()));
     all
 }
 
@@ -111,7 +113,7 @@ fn a_command_that_is_too_short_too_long_or_unknown_is_refused_and_changes_nothin
     }
     for class in (0..8).chain([127, 255]) {
         for number in (0..8).chain([127, 255]) {
-            let known = matches!((class, number), (0, 0..=5) | (1, 0 | 1) | (2, 0 | 1) | (3, 0));
+            let known = matches!((class, number), (0, 0..=5) | (1, 0 | 1) | (2, 0 | 1) | (3, 0) | (5, 0));
             if !known {
                 assert_eq!(rig.command(&[class, number, 1, 0, 0, 0, 0, 0, 0, 0]), ERR, "{class} {number}");
             }
@@ -224,6 +226,9 @@ fn a_saved_card_no_driver_can_have_set_is_refused() {
     let mut rig = rig(ALL);
     rig.command(&[2, 0, 7, 0]);
     let good = rig.worker.save();
+    let mut bad = good.clone();
+    bad.card.as_mut().unwrap().offloads = Some(1);
+    assert!(rig.worker.restore(&bad).is_err(), "{bad:?}");
     let lies: [fn(&mut FilterState); 4] = [
         |filter| filter.modes = 64,
         |filter| filter.mac = [1, 0, 0, 0, 0, 0],

@@ -1,6 +1,7 @@
 //! What the header in front of a frame may say, whatever the link or the driver wrote there (virtio 1.3 §5.1.6.2,
 //! §5.1.6.4).
 
+use super::control::{ALL, ERR, OK};
 use super::*;
 
 const CSUM: u64 = 1;
@@ -152,8 +153,8 @@ fn no_offload_is_offered_without_the_one_it_needs() {
 
 #[test]
 fn features_nothing_here_stands_behind_are_never_offered() {
-    // MQ and CTRL_GUEST_OFFLOADS.
-    let control = [22, 2];
+    // MQ.
+    let control = [22];
     // Hashes, coalescing, USO, GUEST_HDRLEN, RSS, RSC_EXT, STANDBY and SPEED_DUPLEX.
     let others = 50..=63;
     // UFO both ways.
@@ -170,6 +171,102 @@ fn no_control_feature_is_offered_without_its_queue() {
     let device = NetDevice::new(config());
     assert_ne!(device.features() & 1 << 17, 0, "CTRL_VQ");
     assert!(device.queue_max_sizes().get(usize::from(CONTROL_QUEUE)).is_some());
+    assert_ne!(device.features() & 1 << 2, 0, "CTRL_GUEST_OFFLOADS");
+    let without = NetDevice::new(NetConfig { offloads: false, ..config() });
+    assert_eq!(without.features() & 1 << 2, 0, "there are none to choose from");
     // GUEST_ANNOUNCE needs STATUS to ask by.
     assert_ne!(device.features() & 1 << 16, 0);
+}
+
+const EVERY_OFFLOAD: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
+
+fn choose(rig: &mut Rig, bits: u64) -> u8 {
+    rig.command(&[[5, 0].as_slice(), &bits.to_le_bytes()].concat())
+}
+
+/// How many of one frame of each kind reach the driver: complete, to be completed, and segments.
+fn kinds_delivered(rig: &mut Rig) -> usize {
+    let posted = rig.post_rx(&[200; 5]);
+    for header in [header(0, 0), header(1, 0), header(1, 1), header(1, 4), header(1, 0x81)] {
+        rig.link.arrive(header, &frame(60));
+    }
+    rig.step();
+    let delivered = rig.received(&posted).len();
+    // The buffers that are left get frames that every driver takes.
+    for _ in delivered..5 {
+        rig.link.arrive(header(0, 0), &frame(60));
+    }
+    rig.step();
+    rig.rx.used();
+    delivered
+}
+
+#[test]
+fn a_driver_chooses_among_the_offloads_it_accepted_as_often_as_it_likes() {
+    let mut rig = rig(ALL | EVERY_OFFLOAD);
+    for (bits, offloads, delivered) in [
+        (EVERY_OFFLOAD, [true; 4], 5),
+        (0, [false; 4], 1),
+        (GUEST_CSUM, [true, false, false, false], 2),
+        (GUEST_CSUM | GUEST_TSO4, [true, true, false, false], 3),
+        (GUEST_CSUM | GUEST_TSO6, [true, false, true, false], 3),
+        (GUEST_CSUM | GUEST_TSO4 | GUEST_ECN, [true, true, false, true], 4),
+        // §5.1.3.1: nothing without what it needs.
+        (GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN, [false; 4], 1),
+        (GUEST_CSUM | GUEST_ECN, [true, false, false, false], 2),
+        (EVERY_OFFLOAD, [true; 4], 5),
+    ] {
+        assert_eq!(choose(&mut rig, bits), OK, "{bits:#x}");
+        let [csum, tso4, tso6, ecn] = offloads;
+        assert_eq!(rig.link.offloads(), Offloads { csum, tso4, tso6, ecn }, "{bits:#x}");
+        assert_eq!(kinds_delivered(&mut rig), delivered, "{bits:#x}");
+    }
+}
+
+#[test]
+fn offloads_nobody_accepted_are_refused_and_leave_those_there_are() {
+    let mut rig = rig(ALL | GUEST_CSUM | GUEST_TSO4);
+    let before = rig.link.offloads();
+    // Of features that were not accepted, of the other direction, of those nobody offers, and no bits at all.
+    for bits in [GUEST_TSO6, GUEST_CSUM | GUEST_ECN, CSUM, HOST_TSO4, 1 << 10, 1 << 54, 1 << 63, u64::MAX] {
+        assert_eq!(choose(&mut rig, bits), ERR, "{bits:#x}");
+        assert_eq!(rig.link.offloads(), before);
+    }
+    assert_eq!(rig.worker.save().card, None);
+}
+
+#[test]
+fn a_link_that_refuses_an_offload_is_the_drivers_to_hear_of() {
+    let mut rig = rig(ALL | EVERY_OFFLOAD);
+    rig.link.set_broken(true);
+    assert_eq!(choose(&mut rig, 0), ERR);
+    rig.link.set_broken(false);
+    assert_eq!(kinds_delivered(&mut rig), 5, "frames are admitted as before");
+}
+
+#[test]
+fn a_choice_of_offloads_survives_a_pause_and_ends_with_its_driver() {
+    let mut rig = rig(ALL | EVERY_OFFLOAD);
+    assert_eq!(choose(&mut rig, GUEST_CSUM), OK);
+    let saved = rig.worker.save();
+    let queues = rig.pause();
+    rig.worker = Box::new(NetDevice::new(config()).worker(rig.link.clone(), Default::default()));
+    rig.worker.restore(&saved).unwrap();
+    rig.start(queues);
+    assert_eq!(rig.link.offloads(), Offloads { csum: true, ..Offloads::default() });
+    assert_eq!(rig.worker.save(), saved);
+    rig.restart();
+    assert_eq!(rig.link.offloads(), Offloads { csum: true, tso4: true, tso6: true, ecn: true });
+}
+
+#[test]
+fn a_frame_in_waiting_is_looked_at_again_when_its_driver_changes_its_offloads() {
+    let mut rig = rig(ALL | MRG | EVERY_OFFLOAD);
+    rig.post_rx(&[500; 4]);
+    for _ in 0..2 {
+        rig.link.arrive(header(1, 1), &frame(1200));
+    }
+    rig.step();
+    assert_eq!(choose(&mut rig, 0), OK);
+    assert_eq!(rig.rx_counters.dropped.get(), 1, "a segment is nothing for it any more");
 }
