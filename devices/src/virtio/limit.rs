@@ -217,7 +217,13 @@ impl Throttle {
 
     /// Whether the next request has to stay in the ring, and until when (by the clock, in nanoseconds). To be asked
     /// before each request.
+    #[inline]
     pub fn wait_until(&mut self) -> Option<u64> {
+        // Nothing is limited without one.
+        if self.clock.is_some() { self.wait_for_shares() } else { None }
+    }
+
+    fn wait_for_shares(&mut self) -> Option<u64> {
         let Self { clock, now_ns, requests, bytes } = self;
         let mut until_ns = None;
         for share in requests.iter_mut().chain(bytes) {

@@ -53,6 +53,8 @@ pub(crate) struct Ring {
     backlog: VecDeque<squeue::Entry>,
     /// Ended without the kernel.
     over: Vec<(u64, Result<(), EngineError>)>,
+    /// Kept for its room: completions as they were taken from the kernel.
+    come: Vec<(u64, i32)>,
     in_flight: usize,
     depth: usize,
     eraser: Pool,
@@ -173,6 +175,7 @@ impl Ring {
             staged: false,
             backlog: VecDeque::new(),
             over: Vec::with_capacity(depth),
+            come: Vec::with_capacity(depth.next_power_of_two().saturating_mul(2)),
             in_flight: 0,
             depth,
             eraser,
@@ -344,13 +347,21 @@ impl Ring {
 
     /// Takes the kernel's completions.
     fn reap(&mut self) {
-        while let Some(entry) = { self.ring.completion().next() } {
-            self.calls -= 1;
-            if entry.user_data() == CANCEL {
-                continue;
+        let mut come = std::mem::take(&mut self.come);
+        loop {
+            // All that are there at once: each look at the ring reads what the kernel writes.
+            come.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+            if come.is_empty() {
+                break;
             }
-            self.take(entry.user_data() as usize, entry.result());
+            for (number, result) in come.drain(..) {
+                self.calls -= 1;
+                if number != CANCEL {
+                    self.take(number as usize, result);
+                }
+            }
         }
+        self.come = come;
     }
 
     /// Takes what a request's call has come to.
@@ -386,11 +397,17 @@ impl Ring {
     }
 
     fn end(&mut self, number: usize, result: Result<(), EngineError>) {
-        let slot = &mut self.slots[number];
-        self.over.push((slot.token, result));
+        self.over.push((self.slots[number].token, result));
         self.free.push(number);
+        if self.bouncing.is_some() {
+            self.pass_on_chunks(number);
+        }
+    }
+
+    /// Gives the bounce buffers of a request that has ended to those that wait for some.
+    fn pass_on_chunks(&mut self, number: usize) {
         if let Some(bouncing) = &mut self.bouncing {
-            bouncing.free.append(&mut slot.chunks);
+            bouncing.free.append(&mut self.slots[number].chunks);
         }
         while let Some(next) = self.next_of_waiting() {
             self.call(next);

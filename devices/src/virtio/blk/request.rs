@@ -164,19 +164,28 @@ pub(super) fn parse<M: GuestMemory + ?Sized>(
     }
 }
 
-/// Appends the guest memory that holds the data of a request for `work`, which [`parse`] found in `chain`.
-pub(super) fn data_ranges<M: GuestMemory + ?Sized>(
+/// The guest memory that holds the data of a request for `work`, which [`parse`] found in `chain`. `room` is for a list
+/// where the chain has none.
+pub(super) fn data_ranges<'r, M: GuestMemory + ?Sized>(
     mem: &M,
-    chain: &Chain,
+    chain: &'r Chain,
     work: &Work,
-    ranges: &mut Vec<GuestRange>,
-) -> Result<(), ChainError> {
+    room: &'r mut Vec<GuestRange>,
+) -> Result<&'r [GuestRange], ChainError> {
+    // As drivers do it: header and status are buffers of their own, and the data is what lies between.
+    match (work.op, chain.readable().split_first(), chain.writable().split_last()) {
+        (BlkOp::Read, _, Some((status, data))) if status.len == 1 => return Ok(data),
+        (BlkOp::Write { .. }, Some((header, data)), _) if u64::from(header.len) == HEADER_BYTES => return Ok(data),
+        _ => {}
+    }
+    let ranges = room;
+    ranges.clear();
     match work.op {
         BlkOp::Read => chain.writer(mem).first(work.len_bytes).append_ranges(ranges),
         BlkOp::Write { .. } => chain.reader(mem).split_at(HEADER_BYTES)?.1.append_ranges(ranges),
         BlkOp::Flush | BlkOp::Discard | BlkOp::WriteZeroes { .. } => {}
     }
-    Ok(())
+    Ok(ranges)
 }
 
 /// A disk operation; one without bytes is done already.

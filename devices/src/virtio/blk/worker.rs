@@ -48,9 +48,10 @@ pub struct BlkWorker<B> {
     stopping: bool,
     cancelled: bool,
     /// Kept for their allocations: the guest ranges of the request being submitted, the disk's completions, and lists of
-    /// segments.
+    /// segments: that of the request being decoded, and those of requests that had some and are done.
     ranges: Vec<GuestRange>,
     ended: Vec<(RequestToken, Result<(), BlkError>)>,
+    segments: Vec<Work>,
     spare: Vec<Vec<Work>>,
 }
 
@@ -92,6 +93,7 @@ impl<B> BlkWorker<B> {
             cancelled: false,
             ranges: Vec::new(),
             ended: Vec::new(),
+            segments: Vec::new(),
             spare: Vec::new(),
         }
     }
@@ -170,7 +172,7 @@ impl<B> BlkWorker<B> {
     where
         B: BlkBackend<M>,
     {
-        let mut rest = self.spare.pop().unwrap_or_default();
+        let mut rest = std::mem::take(&mut self.segments);
         let outcome = parse(mem, &chain, &self.shared, self.mode, &mut rest);
         self.throttle.charge(data_bytes(&outcome, &rest));
         self.recorder.taken(&outcome);
@@ -178,17 +180,30 @@ impl<B> BlkWorker<B> {
             Ok(Outcome::Submit(work)) => {
                 self.recorder.submitted(chain.head());
                 let asked = Moment::default();
+                // Nearly no request has more than one segment: the list stays here for the next one then.
+                let rest = match rest.is_empty() {
+                    true => std::mem::replace(&mut self.segments, rest),
+                    false => {
+                        self.segments = self.spare.pop().unwrap_or_default();
+                        rest
+                    }
+                };
                 return self.ask(mem, InFlight { chain, work, rest, stage: Stage::Asked, asked });
             }
             Ok(Outcome::Done { filled_bytes }) => finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes),
             Err(status) => finish(&mut self.queue, mem, chain, status, 0),
         }
-        self.recycle(rest);
+        rest.clear();
+        self.segments = rest;
     }
 
+    /// Keeps the room of a list of segments, if it has any.
+    #[inline]
     fn recycle(&mut self, mut rest: Vec<Work>) {
-        rest.clear();
-        self.spare.push(rest);
+        if rest.capacity() > 0 {
+            rest.clear();
+            self.spare.push(rest);
+        }
     }
 
     /// Has the disk do what a request is for.
@@ -203,11 +218,12 @@ impl<B> BlkWorker<B> {
         }
         request.stage = Stage::Asked;
         request.asked = durability.now();
-        self.ranges.clear();
-        let found = data_ranges(mem, &request.chain, &work, &mut self.ranges);
         let Work { op, offset_bytes, len_bytes } = work;
-        let asked = BlkRequest { token, op, offset_bytes, len_bytes, ranges: &self.ranges };
-        match found.map_err(|_| BlkError::Memory).and_then(|()| self.backend.submit(mem, asked)) {
+        let submitted = match data_ranges(mem, &request.chain, &work, &mut self.ranges) {
+            Ok(ranges) => self.backend.submit(mem, BlkRequest { token, op, offset_bytes, len_bytes, ranges }),
+            Err(_) => Err(BlkError::Memory),
+        };
+        match submitted {
             Ok(()) => self.keep(request),
             Err(error) => {
                 self.remember(&request, Err(error));

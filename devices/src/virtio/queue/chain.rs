@@ -21,58 +21,85 @@ pub struct GuestRange {
 #[derive(Debug)]
 #[must_use = "a chain must be pushed back, unpopped or abandoned"]
 pub struct Chain {
+    /// In one place from pop to push, however many hands the chain goes through.
+    pub(super) body: Box<Body>,
+}
+
+/// What a chain consists of. It is used again for another chain, with the room of its list.
+#[derive(Debug, Default)]
+pub(super) struct Body {
     pub(super) head: u16,
     /// What the driver knows the chain by: its head in a split ring, its buffer id in a packed one.
     pub(super) id: u16,
     /// Its place in the order of popping, where chains are returned in that order.
     pub(super) turn: u16,
+    /// Descriptors of the ring it takes; an indirect table is one.
+    pub(super) slots: u16,
+    /// Direct descriptors, those without bytes included.
+    pub(super) descriptors: u16,
+    /// A device-writable descriptor was among them.
+    pub(super) writable_seen: bool,
+    /// It is a request in flight: to be settled before it is dropped.
+    pub(super) claimed: bool,
     pub(super) ranges: Vec<GuestRange>,
     /// How many of `ranges` are device-readable; the rest is device-writable.
     pub(super) readable: usize,
     pub(super) readable_bytes: u64,
     pub(super) writable_bytes: u64,
-    /// Descriptors of the ring it takes; an indirect table is one.
-    pub(super) slots: u16,
-    pub(super) settled: bool,
 }
 
 impl Chain {
+    /// One without descriptors, which nobody claims yet.
+    #[inline]
+    pub(super) fn blank() -> Self {
+        Self { body: Box::default() }
+    }
+
+    /// Takes the descriptors out and the claim away, and keeps the room.
+    #[inline]
+    pub(super) fn clear(&mut self) {
+        let body = &mut *self.body;
+        body.ranges.clear();
+        (body.descriptors, body.slots, body.writable_seen, body.claimed) = (0, 0, false, false);
+        (body.readable, body.readable_bytes, body.writable_bytes) = (0, 0, 0);
+    }
+
+    /// The chain is complete, and in flight from now on. `head` is its identity there, `id` what the driver knows it by.
+    #[inline]
+    pub(super) fn claim(&mut self, head: u16, id: u16) {
+        let body = &mut *self.body;
+        (body.head, body.id, body.turn, body.claimed) = (head, id, 0, true);
+    }
+
     /// The chain's identity while it is in flight, below the queue's size: the index of its first descriptor in a split
     /// ring, a number of the queue's own choice in a packed one.
     pub fn head(&self) -> u16 {
-        self.head
+        self.body.head
     }
 
     /// What the device may read, in order.
     pub fn readable(&self) -> &[GuestRange] {
-        self.ranges.get(..self.readable).unwrap_or_default()
+        self.body.ranges.get(..self.body.readable).unwrap_or_default()
     }
 
     /// What the device may write, in order.
     pub fn writable(&self) -> &[GuestRange] {
-        self.ranges.get(self.readable..).unwrap_or_default()
+        self.body.ranges.get(self.body.readable..).unwrap_or_default()
     }
 
     /// Total of the readable part in bytes, at most 2³².
     pub fn readable_bytes(&self) -> u64 {
-        self.readable_bytes
+        self.body.readable_bytes
     }
 
     /// Total of the writable part in bytes, at most 2³².
     pub fn writable_bytes(&self) -> u64 {
-        self.writable_bytes
+        self.body.writable_bytes
     }
 
     /// Gives the chain up without returning it to the driver: the queue it came from is being reset.
     pub fn abandon(mut self) {
-        self.settled = true;
-    }
-
-    /// Marks the chain as returned and hands its vector back for the next one.
-    #[inline]
-    pub(super) fn settle(mut self) -> Vec<GuestRange> {
-        self.settled = true;
-        std::mem::take(&mut self.ranges)
+        self.body.claimed = false;
     }
 }
 
@@ -86,8 +113,8 @@ pub(super) struct Returned {
     pub(super) len: u32,
 }
 
-impl Drop for Chain {
+impl Drop for Body {
     fn drop(&mut self) {
-        debug_assert!(self.settled || std::thread::panicking(), "chain {} was dropped while in flight", self.head);
+        debug_assert!(!self.claimed || std::thread::panicking(), "chain {} was dropped while in flight", self.head);
     }
 }

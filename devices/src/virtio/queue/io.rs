@@ -216,11 +216,11 @@ impl Chain {
 
     /// The device-readable part as a stream over `mem`, the memory the chain was popped from.
     pub fn reader<'c, M: GuestMemory + ?Sized>(&'c self, mem: &'c M) -> Reader<'c, M> {
-        Reader { mem, cursor: Cursor { ranges: self.readable(), skip: 0, left: self.readable_bytes } }
+        Reader { mem, cursor: Cursor { ranges: self.readable(), skip: 0, left: self.readable_bytes() } }
     }
 
     /// The device-writable part as a stream over `mem`, the memory the chain was popped from.
     pub fn writer<'c, M: GuestMemory + ?Sized>(&'c self, mem: &'c M) -> Writer<'c, M> {
-        Writer { mem, cursor: Cursor { ranges: self.writable(), skip: 0, left: self.writable_bytes } }
+        Writer { mem, cursor: Cursor { ranges: self.writable(), skip: 0, left: self.writable_bytes() } }
     }
 }

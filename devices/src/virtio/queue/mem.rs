@@ -4,6 +4,7 @@
 //! same queue run over guest memory, over a model checker's atomics and over an adversarial memory that answers
 //! differently when it is asked twice.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{self, Ordering};
 
 use vm_memory::bitmap::{BS, BitmapSlice};
@@ -85,6 +86,25 @@ pub trait RingMem {
     /// Reads one descriptor, once. Needs no ordering of its own: the acquiring load of the available index orders it.
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory>;
 
+    /// Reads descriptors of a table of `entries` at `addr`, each once, as by [`read_descriptor`](Self::read_descriptor): the
+    /// one at index `first`, and as long as `each` names another one of the table, that. Gives what `each` ends with.
+    fn follow<R>(
+        &self,
+        addr: u64,
+        entries: u16,
+        first: u16,
+        mut each: impl FnMut(Descriptor) -> ControlFlow<R, u16>,
+    ) -> Result<R, OutsideMemory> {
+        let _ = entries;
+        let mut index = first;
+        loop {
+            match each(self.read_descriptor(entry_of(addr, index))?) {
+                ControlFlow::Break(end) => return Ok(end),
+                ControlFlow::Continue(next) => index = next,
+            }
+        }
+    }
+
     /// Writes one used element. Needs no ordering of its own: the releasing store of the used index orders it.
     fn write_used(&self, addr: u64, id: u32, len: u32) -> Result<(), OutsideMemory>;
 
@@ -119,6 +139,23 @@ fn slice<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<Vola
     })
 }
 
+/// As [`slice`], of a whole table that is then read through it word by word: only where the region is memory of the
+/// process and nothing more. One that wants to know of every access has no host address to tell.
+#[inline]
+fn window<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<VolatileSlice<'_, BS<'_, Marks<M>>>> {
+    mem.physical_memory()?.iter().find_map(|region| {
+        let offset = addr.checked_sub(region.start_addr().0).filter(|offset| *offset < region.len())?;
+        region.get_host_address(MemoryRegionAddress(offset)).ok()?;
+        region.get_slice(MemoryRegionAddress(offset), len).ok()
+    })
+}
+
+/// Guest address of a descriptor of the table at `addr`.
+#[inline]
+pub(super) fn entry_of(addr: u64, index: u16) -> u64 {
+    addr.wrapping_add(u64::from(index).wrapping_mul(Descriptor::SIZE))
+}
+
 /// A word of `slice`, at an offset that is aligned in it.
 #[inline(always)]
 fn load<T: AtomicAccess, B: BitmapSlice>(slice: &VolatileSlice<'_, B>, offset: usize, order: Ordering) -> Option<T> {
@@ -130,13 +167,24 @@ fn load<T: AtomicAccess, B: BitmapSlice>(slice: &VolatileSlice<'_, B>, offset: u
 pub(super) fn load_pair<M: GuestMemory + ?Sized>(mem: &M, addr: u64) -> Result<[u64; 2], OutsideMemory> {
     // Atomic loads, because a plain copy leaves the compiler free to read the guest's memory again instead of the copy.
     // Where the address is too odd for that (an indirect table may lie anywhere), byte by byte.
-    if let Some(slice) = slice(mem, addr, 16)
-        && let Some(low) = load(&slice, 0, Ordering::Relaxed)
-        && let Some(high) = load(&slice, 8, Ordering::Relaxed)
-    {
-        return Ok([u64::from_le(low), u64::from_le(high)]);
+    match slice(mem, addr, 16).and_then(|slice| load_two(&slice, 0)) {
+        Some(words) => Ok(words),
+        None => load_pair_anywhere(mem, addr),
     }
-    load_pair_anywhere(mem, addr)
+}
+
+/// Two little-endian words of `slice`, each read once and atomically, where they are aligned in memory.
+#[inline(always)]
+fn load_two<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, offset: usize) -> Option<[u64; 2]> {
+    let low = load(slice, offset, Ordering::Relaxed)?;
+    let high = load(slice, offset.wrapping_add(8), Ordering::Relaxed)?;
+    Some([u64::from_le(low), u64::from_le(high)])
+}
+
+/// [`load_pair`] out of the way of those who have a [`window`].
+#[inline(never)]
+fn load_pair_outside<M: GuestMemory + ?Sized>(mem: &M, addr: u64) -> Result<[u64; 2], OutsideMemory> {
+    load_pair(mem, addr)
 }
 
 #[cold]
@@ -156,6 +204,12 @@ fn load_pair_anywhere<M: GuestMemory + ?Sized>(mem: &M, addr: u64) -> Result<[u6
     Ok(words)
 }
 
+#[cold]
+#[inline(never)]
+fn load_u16_anywhere<M: GuestMemory + ?Sized>(mem: &M, addr: u64, order: Ordering) -> Result<u16, OutsideMemory> {
+    mem.load(GuestAddress(addr), order).map(u16::from_le).map_err(|_| OutsideMemory { addr, len: 2 })
+}
+
 /// Writes one byte.
 #[inline]
 pub(super) fn store_byte<M: GuestMemory + ?Sized>(mem: &M, addr: u64, value: u8) -> Result<(), OutsideMemory> {
@@ -166,12 +220,12 @@ pub(super) fn store_byte<M: GuestMemory + ?Sized>(mem: &M, addr: u64, value: u8)
 }
 
 impl<M: GuestMemory + ?Sized> RingMem for M {
-    #[inline]
+    #[inline(always)]
     fn load_u16(&self, addr: u64, order: Ordering) -> Result<u16, OutsideMemory> {
         if let Some(word) = slice(self, addr, 2).and_then(|slice| load(&slice, 0, order)) {
             return Ok(u16::from_le(word));
         }
-        self.load(GuestAddress(addr), order).map(u16::from_le).map_err(|_| OutsideMemory { addr, len: 2 })
+        load_u16_anywhere(self, addr, order)
     }
 
     #[inline]
@@ -202,6 +256,30 @@ impl<M: GuestMemory + ?Sized> RingMem for M {
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory> {
         let [low, high] = load_pair(self, addr)?;
         Ok(Descriptor::from_words(low, high))
+    }
+
+    #[inline]
+    fn follow<R>(
+        &self,
+        addr: u64,
+        entries: u16,
+        first: u16,
+        mut each: impl FnMut(Descriptor) -> ControlFlow<R, u16>,
+    ) -> Result<R, OutsideMemory> {
+        let table = window(self, addr, usize::from(entries).wrapping_mul(Descriptor::SIZE as usize));
+        let mut index = first;
+        // One loop for both ways, and so one copy of `each`, which the compiler then puts into it.
+        loop {
+            let offset = usize::from(index).wrapping_mul(Descriptor::SIZE as usize);
+            let [low, high] = match table.as_ref().and_then(|table| load_two(table, offset)) {
+                Some(words) => words,
+                None => load_pair_outside(self, entry_of(addr, index))?,
+            };
+            match each(Descriptor::from_words(low, high)) {
+                ControlFlow::Break(end) => return Ok(end),
+                ControlFlow::Continue(next) => index = next,
+            }
+        }
     }
 
     #[inline]
@@ -252,6 +330,32 @@ mod tests {
         }
         assert_eq!(mem.stretch(0x1fff), Some((0x1000, 0x1fff)));
         assert_eq!(mem.stretch(0x2000), None);
+    }
+
+    #[test]
+    fn a_table_is_followed_wherever_it_lies_and_no_further_than_memory() {
+        let regions = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
+        let mem = GuestMemoryMmap::<()>::from_ranges(&regions).unwrap();
+        let entry = |index: u16| Descriptor { addr: 7 * u64::from(index), len: 9, flags: 3, next: (index + 3) % 8 };
+        // In one region, at addresses that no word may have, and across regions at either.
+        for addr in [0x100, 0x108, 0x101, 0xfc0, 0xfb8, 0xfb3, 0x1f80] {
+            for index in 0..8 {
+                mem.write_slice(&entry(index).to_bytes(), GuestAddress(entry_of(addr, index))).unwrap();
+            }
+            let mut seen = Vec::new();
+            let end = mem.follow(addr, 8, 2, |desc| {
+                seen.push(desc);
+                if seen.len() < 8 { ControlFlow::Continue(desc.next) } else { ControlFlow::Break("end") }
+            });
+            assert_eq!(end, Ok("end"));
+            assert_eq!(seen, [2, 5, 0, 3, 6, 1, 4, 7].map(entry), "at {addr:#x}");
+        }
+        let mut left = 4;
+        let end = mem.follow(0x1fd0, 8, 0, |_| {
+            left -= 1;
+            if left > 0 { ControlFlow::Continue(4 - left) } else { ControlFlow::Break(()) }
+        });
+        assert_eq!(end, Err(OutsideMemory { addr: 0x2000, len: 16 }));
     }
 
     #[test]

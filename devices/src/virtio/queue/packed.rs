@@ -10,13 +10,14 @@
 //! with every lap. Half a descriptor (length, id, flags) is therefore loaded and stored as one 64-bit word: flags that
 //! were checked belong to the length and the id that are used.
 
+use std::ops::ControlFlow::{Break, Continue};
 use std::sync::atomic::Ordering;
 
-use super::chain::{Chain, Returned};
+use super::chain::{Body, Chain, Returned};
 use super::error::QueueError;
 use super::mem::{Descriptor, OutsideMemory, RingMem};
 use super::ring::{F_EVENT_IDX, F_INDIRECT_DESC};
-use super::walk::{InFlight, Parser, Walked};
+use super::walk::{InFlight, Parser};
 use crate::virtio::QueueState;
 
 /// `VIRTQ_DESC_F_AVAIL` and `VIRTQ_DESC_F_USED` (virtio 1.3 §2.8.1).
@@ -200,36 +201,37 @@ impl Packed {
         if !tail.is_available(self.next_avail.wrap) {
             return Ok(None);
         }
-        let mut walked = self.parser.begin();
-        let id = match self.walk(mem, tail, &mut walked) {
+        let mut chain = self.parser.begin();
+        let id = match self.walk(mem, tail, &mut chain.body) {
             Ok(id) => id,
             Err(error) => {
-                self.parser.give_up(walked);
+                self.parser.recycle(chain);
                 return Err(error);
             }
         };
         // Chains in flight take at least a slot each, and the walk refused a chain that has none left.
         let Some(head) = self.heads.pop() else {
-            self.parser.give_up(walked);
+            self.parser.recycle(chain);
             return Err(QueueError::Overrun { slots: 1, free: 0 });
         };
-        self.in_flight.insert(id, walked.slots);
-        self.next_avail = self.next_avail.plus(walked.slots, self.size);
-        Ok(Some(walked.into_chain(head, id)))
+        chain.claim(head, id);
+        self.in_flight.insert(id, chain.body.slots);
+        self.next_avail = self.next_avail.plus(chain.body.slots, self.size);
+        Ok(Some(chain))
     }
 
     /// See [`Queue::unpop`](super::Queue::unpop).
     pub(super) fn unpop(&mut self, chain: Chain) {
-        self.in_flight.remove(chain.id, chain.slots);
-        self.next_avail = self.next_avail.minus(chain.slots, self.size);
-        self.free_head(chain.head);
-        self.parser.recycle(chain.settle());
+        self.in_flight.remove(chain.body.id, chain.body.slots);
+        self.next_avail = self.next_avail.minus(chain.body.slots, self.size);
+        self.free_head(chain.body.head);
+        self.parser.recycle(chain);
     }
 
-    /// Takes the chain's vector back.
+    /// Takes a chain back.
     #[inline]
     pub(super) fn settle(&mut self, chain: Chain) {
-        self.parser.recycle(chain.settle());
+        self.parser.recycle(chain);
     }
 
     /// Writes the used descriptor of a chain; it is shown with the next [`publish`](Self::publish).
@@ -319,7 +321,7 @@ impl Packed {
 
     /// Follows the chain whose first descriptor ends in `tail`. Returns its buffer id: the last descriptor's
     /// (virtio 1.3 §2.8.6).
-    fn walk<M: RingMem + ?Sized>(&mut self, mem: &M, tail: Tail, walked: &mut Walked) -> Result<u16, QueueError> {
+    fn walk<M: RingMem + ?Sized>(&mut self, mem: &M, tail: Tail, walked: &mut Body) -> Result<u16, QueueError> {
         // At most `size` slots are in flight or used and not shown yet: a driver that offers one of the latter again cannot
         // have seen it back, and the used descriptor that waits would be written over its next one.
         let unshown = self.next_used.since(self.published, self.size);
@@ -351,7 +353,7 @@ impl Packed {
 
     /// Counts one more descriptor of the ring, where there is one that belongs to the driver.
     #[inline]
-    fn take_slot(&self, walked: &mut Walked, free: u16) -> Result<(), QueueError> {
+    fn take_slot(&self, walked: &mut Body, free: u16) -> Result<(), QueueError> {
         walked.slots = walked.slots.wrapping_add(1);
         if walked.slots > self.size {
             Err(QueueError::ChainTooLong { size: self.size })
@@ -368,7 +370,7 @@ impl Packed {
         mem: &M,
         addr: u64,
         tail: Tail,
-        walked: &mut Walked,
+        walked: &mut Body,
     ) -> Result<(), QueueError> {
         if !self.parser.indirect() {
             return Err(QueueError::IndirectNotNegotiated);
@@ -377,12 +379,13 @@ impl Packed {
             return Err(QueueError::IndirectLinked);
         }
         let entries = self.parser.table_entries(mem, addr, tail.len)?;
-        for index in 0..u64::from(entries) {
-            let desc = mem.read_descriptor(addr.wrapping_add(index.wrapping_mul(Descriptor::SIZE)))?;
+        let mut index = 0u16;
+        mem.follow(addr, entries, index, |desc| {
             // The flags stand where a split ring has the next index.
-            self.parser.add(mem, walked, desc.addr, desc.len, desc.next & Descriptor::WRITE != 0)?;
-        }
-        Ok(())
+            let added = self.parser.add(mem, walked, desc.addr, desc.len, desc.next & Descriptor::WRITE != 0);
+            index = index.wrapping_add(1);
+            if added.is_ok() && index < entries { Continue(index) } else { Break(added) }
+        })?
     }
 
     #[inline]

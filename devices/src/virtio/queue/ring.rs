@@ -1,6 +1,6 @@
 //! A virtqueue of either format.
 
-use super::chain::{Chain, Returned};
+use super::chain::{Body, Chain, Returned};
 use super::error::QueueError;
 use super::mem::RingMem;
 use super::order::Order;
@@ -103,7 +103,7 @@ impl Queue {
     pub fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<Option<Chain>, QueueError> {
         let mut chain = either!(mut self, ring => ring.pop(mem))?;
         if let (Some(order), Some(chain)) = (&mut self.order, &mut chain) {
-            chain.turn = order.begin();
+            chain.body.turn = order.begin();
         }
         Ok(chain)
     }
@@ -122,9 +122,10 @@ impl Queue {
     /// `VIRTIO_F_IN_ORDER` not before all chains popped earlier have been pushed as well.
     #[inline]
     pub fn push<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Chain, written_bytes: u64) -> Result<(), QueueError> {
-        debug_assert!(written_bytes <= chain.writable_bytes, "more written than the chain has room for");
-        let len = u32::try_from(written_bytes.min(chain.writable_bytes)).unwrap_or(u32::MAX);
-        let (turn, back) = (chain.turn, Returned { head: chain.head, id: chain.id, slots: chain.slots, len });
+        debug_assert!(written_bytes <= chain.writable_bytes(), "more written than the chain has room for");
+        let len = u32::try_from(written_bytes.min(chain.writable_bytes())).unwrap_or(u32::MAX);
+        let Body { turn, head, id, slots, .. } = *chain.body;
+        let back = Returned { head, id, slots, len };
         either!(mut self, ring => ring.settle(chain));
         let Some(order) = &mut self.order else {
             return either!(mut self, ring => ring.give_back(mem, back));

@@ -5,16 +5,17 @@
 //! the part before the fault), walks a chain twice (the guest can change it in between), stores the used index once an
 //! element instead of once a batch, and ignores `VIRTQ_AVAIL_F_NO_INTERRUPT`.
 
+use std::ops::ControlFlow::{Break, Continue};
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue as Ring, QueueT};
 use vm_memory::GuestAddress;
 
-use super::chain::{Chain, Returned};
+use super::chain::{Body, Chain, Returned};
 use super::error::QueueError;
-use super::mem::{Descriptor, OutsideMemory, RingMem};
+use super::mem::{Descriptor, OutsideMemory, RingMem, entry_of};
 use super::ring::{F_EVENT_IDX, F_INDIRECT_DESC};
-use super::walk::{InFlight, Parser, Walked};
+use super::walk::{InFlight, Parser};
 use crate::planted::{Defect, is_planted, panic_if_planted};
 use crate::virtio::QueueState;
 
@@ -158,27 +159,28 @@ impl Split {
         if self.in_flight.contains(head) && !is_planted(Defect::DuplicateHead) {
             return Err(QueueError::HeadInFlight { head });
         }
-        let mut walked = self.parser.begin();
-        if let Err(error) = self.parse(mem, head, &mut walked) {
-            self.parser.give_up(walked);
+        let mut chain = self.parser.begin();
+        if let Err(error) = self.parse(mem, head, &mut chain.body) {
+            self.parser.recycle(chain);
             return Err(error);
         }
-        self.in_flight.insert(head, walked.slots);
+        chain.claim(head, head);
+        self.in_flight.insert(head, chain.body.slots);
         self.ring.set_next_avail(next.wrapping_add(1));
-        Ok(Some(walked.into_chain(head, head)))
+        Ok(Some(chain))
     }
 
     /// See [`Queue::unpop`](super::Queue::unpop).
     pub(super) fn unpop(&mut self, chain: Chain) {
-        self.in_flight.remove(chain.head, chain.slots);
+        self.in_flight.remove(chain.body.head, chain.body.slots);
         self.ring.set_next_avail(self.ring.next_avail().wrapping_sub(1));
-        self.parser.recycle(chain.settle());
+        self.parser.recycle(chain);
     }
 
-    /// Takes the chain's vector back.
+    /// Takes a chain back.
     #[inline]
     pub(super) fn settle(&mut self, chain: Chain) {
-        self.parser.recycle(chain.settle());
+        self.parser.recycle(chain);
     }
 
     /// Writes the used element of a chain; it is shown with the next [`publish`](Self::publish).
@@ -253,11 +255,11 @@ impl Split {
     }
 
     /// Walks the chain at `head`.
-    fn parse<M: RingMem + ?Sized>(&mut self, mem: &M, head: u16, walked: &mut Walked) -> Result<(), QueueError> {
+    fn parse<M: RingMem + ?Sized>(&mut self, mem: &M, head: u16, walked: &mut Body) -> Result<(), QueueError> {
         let size = self.ring.size();
         let ring = Table { addr: self.ring.desc_table(), entries: size, first: head, indirect: false };
         let indirect = self.walk(mem, ring, walked)?;
-        walked.slots = walked.descriptors().saturating_add(u16::from(indirect.is_some()));
+        walked.slots = walked.descriptors.saturating_add(u16::from(indirect.is_some()));
         let Some(Descriptor { addr, len, .. }) = indirect else { return Ok(()) };
         let entries = self.parser.table_entries(mem, addr, len)?;
         self.walk(mem, Table { addr, entries, first: 0, indirect: true }, walked)?;
@@ -269,56 +271,55 @@ impl Split {
         &mut self,
         mem: &M,
         table: Table,
-        walked: &mut Walked,
+        walked: &mut Body,
     ) -> Result<Option<Descriptor>, QueueError> {
-        let entries = table.entries;
+        let Table { addr, entries, first, indirect } = table;
         self.walk = self.walk.wrapping_add(1);
         if self.walk == 0 {
             // After 2³² walks the marks of old walks would look current.
             self.visited.fill(0);
             self.walk = 1;
         }
-        let mut index = table.first;
-        loop {
-            let mark = self.visited.get_mut(usize::from(index)).ok_or(QueueError::BadNext { next: index, entries })?;
-            if std::mem::replace(mark, self.walk) == self.walk {
-                return Err(QueueError::Cycle { index });
+        let Self { visited, walk, parser, .. } = self;
+        let mut visit = |index: u16| {
+            let mark = visited.get_mut(usize::from(index)).ok_or(QueueError::BadNext { next: index, entries })?;
+            match std::mem::replace(mark, *walk) == *walk {
+                true => Err(QueueError::Cycle { index }),
+                false => Ok(()),
             }
-            let offset = u64::from(index).wrapping_mul(Descriptor::SIZE);
-            let desc = mem.read_descriptor(table.addr.wrapping_add(offset))?;
+        };
+        visit(first)?;
+        let mut index = first;
+        mem.follow(addr, entries, first, |desc| {
             if desc.flags & Descriptor::INDIRECT != 0 {
-                return self.check_indirect(table, desc).map(Some);
+                return Break(check_indirect(parser.indirect(), indirect, desc).map(Some));
             }
             let write = desc.flags & Descriptor::WRITE != 0;
             let desc = match is_planted(Defect::DescriptorReadTwice) {
-                true => mem.read_descriptor(table.addr.wrapping_add(offset))?,
+                true => match mem.read_descriptor(entry_of(addr, index)) {
+                    Ok(desc) => desc,
+                    Err(error) => return Break(Err(error.into())),
+                },
                 false => desc,
             };
-            self.parser.add(mem, walked, desc.addr, desc.len, write)?;
+            if let Err(error) = parser.add(mem, walked, desc.addr, desc.len, write) {
+                return Break(Err(error));
+            }
             if desc.flags & Descriptor::NEXT == 0 {
-                return Ok(None);
+                return Break(Ok(None));
             }
             if desc.next >= entries && is_planted(Defect::ChainCutShort) {
-                return Ok(None);
+                return Break(Ok(None));
             }
             if desc.next >= entries {
-                return Err(QueueError::BadNext { next: desc.next, entries });
+                return Break(Err(QueueError::BadNext { next: desc.next, entries }));
             }
             index = desc.next;
-        }
-    }
-
-    /// Whether an indirect descriptor may stand where it was found (virtio 1.3 §2.7.5.3.1).
-    fn check_indirect(&self, table: Table, desc: Descriptor) -> Result<Descriptor, QueueError> {
-        if !self.parser.indirect() {
-            Err(QueueError::IndirectNotNegotiated)
-        } else if table.indirect {
-            Err(QueueError::IndirectNested)
-        } else if desc.flags & Descriptor::NEXT != 0 {
-            Err(QueueError::IndirectWithNext)
-        } else {
-            Ok(desc)
-        }
+            match visit(index) {
+                Ok(()) => Continue(index),
+                Err(error) => Break(Err(error)),
+            }
+        })?
     }
 
     /// Guest address of the ring entry that free-running `index` falls on.
@@ -330,5 +331,18 @@ impl Split {
     /// Guest address of the event index behind a ring's entries.
     fn event(&self, ring: u64, entry_bytes: u64) -> u64 {
         ring.wrapping_add(RING_HEADER).wrapping_add(u64::from(self.ring.size()).wrapping_mul(entry_bytes))
+    }
+}
+
+/// Whether an indirect descriptor may stand where it was found (virtio 1.3 §2.7.5.3.1).
+fn check_indirect(negotiated: bool, in_table: bool, desc: Descriptor) -> Result<Descriptor, QueueError> {
+    if !negotiated {
+        Err(QueueError::IndirectNotNegotiated)
+    } else if in_table {
+        Err(QueueError::IndirectNested)
+    } else if desc.flags & Descriptor::NEXT != 0 {
+        Err(QueueError::IndirectWithNext)
+    } else {
+        Ok(desc)
     }
 }

@@ -1,6 +1,6 @@
-//! What both ring formats share: the rules of a chain, the vectors chains are made of, and what is in flight.
+//! What both ring formats share: the rules of a chain, what chains are made of, and what is in flight.
 
-use super::chain::{Chain, GuestRange};
+use super::chain::{Body, Chain, GuestRange};
 use super::error::QueueError;
 use super::mem::{Descriptor, OutsideMemory, RingMem};
 use crate::planted::{Defect, is_planted};
@@ -11,48 +11,13 @@ const MAX_CHAIN_BYTES: u64 = 1 << 32;
 /// A stretch that nothing lies in.
 const NOWHERE: (u64, u64) = (1, 0);
 
-/// What walking a chain has found so far.
-#[derive(Debug, Default)]
-pub(super) struct Walked {
-    ranges: Vec<GuestRange>,
-    descriptors: u16,
-    /// Descriptors of the ring itself; an indirect table is one.
-    pub(super) slots: u16,
-    readable: usize,
-    readable_bytes: u64,
-    writable_bytes: u64,
-    writable_seen: bool,
-}
-
-impl Walked {
-    /// Direct descriptors so far.
-    pub(super) fn descriptors(&self) -> u16 {
-        self.descriptors
-    }
-
-    /// The chain, complete. `head` is its identity in flight, `id` what the driver knows it by.
-    pub(super) fn into_chain(self, head: u16, id: u16) -> Chain {
-        Chain {
-            head,
-            id,
-            turn: 0,
-            ranges: self.ranges,
-            readable: self.readable,
-            readable_bytes: self.readable_bytes,
-            writable_bytes: self.writable_bytes,
-            slots: self.slots,
-            settled: false,
-        }
-    }
-}
-
-/// Checks the descriptors of chains, one at a time, and keeps the vectors they come in.
+/// Checks the descriptors of chains, one at a time, and keeps what they come in.
 #[derive(Debug)]
 pub(super) struct Parser {
     size: u16,
     indirect: bool,
-    /// Vectors of chains that came back, ready for the next ones.
-    spare: Vec<Vec<GuestRange>>,
+    /// Chains that came back, ready for the next ones.
+    spare: Vec<Chain>,
     /// First and last address of the stretches of guest memory the last buffers were in, the latest first: memory below
     /// and above 4 GiB, for most. Guest memory does not shrink under a running queue, and an access beyond it would be
     /// refused again.
@@ -67,16 +32,16 @@ impl Parser {
 
     /// A chain without descriptors.
     #[inline]
-    pub(super) fn begin(&mut self) -> Walked {
-        Walked { ranges: self.spare.pop().unwrap_or_default(), ..Walked::default() }
+    pub(super) fn begin(&mut self) -> Chain {
+        self.spare.pop().unwrap_or_else(Chain::blank)
     }
 
     /// Adds one direct descriptor to the chain.
-    #[inline]
+    #[inline(always)]
     pub(super) fn add<M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
-        walked: &mut Walked,
+        walked: &mut Body,
         addr: u64,
         len: u32,
         write: bool,
@@ -132,23 +97,18 @@ impl Parser {
         Ok(entries)
     }
 
-    /// Gives up a chain that turned out malformed.
-    pub(super) fn give_up(&mut self, walked: Walked) {
-        self.recycle(walked.ranges);
-    }
-
-    /// Takes a chain's vector back.
+    /// Takes a chain back.
     #[inline]
-    pub(super) fn recycle(&mut self, mut ranges: Vec<GuestRange>) {
-        ranges.clear();
+    pub(super) fn recycle(&mut self, mut chain: Chain) {
+        chain.clear();
         // The pool was sized for every head of the queue at once, so this never grows it.
         if self.spare.len() < self.spare.capacity() {
-            self.spare.push(ranges);
+            self.spare.push(chain);
         }
     }
 
     /// Refuses a buffer that is not wholly inside guest memory. `len` is not zero.
-    #[inline]
+    #[inline(always)]
     fn check_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
         let outside = OutsideMemory { addr, len };
         let last = addr.checked_add(len.wrapping_sub(1));
