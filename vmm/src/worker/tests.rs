@@ -14,6 +14,8 @@ struct Script {
     log: Vec<String>,
     busy: bool,
     running: Vec<u16>,
+    /// Drivers whose settings are over, each with its queues at a standstill.
+    forgotten: u32,
 }
 
 /// Serves queues 0 and 1.
@@ -51,6 +53,12 @@ impl VirtioWorker<()> for Scripted {
         let at = running.iter().position(|running| *running == queue)?;
         running.remove(at);
         Some(QueueState { next_avail: 100 + queue, ..QueueState::default() })
+    }
+
+    fn forget_driver(&mut self) {
+        let script = &mut *self.0.lock().unwrap();
+        assert!(script.running.is_empty(), "the driver may still change what it has set");
+        script.forgotten += 1;
     }
 
     fn reset_queue(&mut self, _mem: &(), queue: u16) -> bool {
@@ -254,6 +262,28 @@ fn a_reset_while_the_queues_are_held_takes_nothing_back() {
     rig.life.handle(&(), Message::Resume(Holder::Change));
     rig.log();
     assert_eq!((rig.step(), rig.queues()), (vec![], vec![]));
+}
+
+#[test]
+fn what_a_driver_has_set_is_over_with_the_devices_reset_and_with_nothing_else() {
+    for paused in [false, true] {
+        let mut rig = Rig::running();
+        rig.reset_queue(0);
+        rig.step();
+        rig.start_queue(0);
+        rig.send(machine_pause);
+        rig.step();
+        rig.life.handle(&(), Message::Resume(Holder::Machine));
+        if paused {
+            rig.send(machine_pause);
+        }
+        rig.step();
+        assert_eq!(rig.script.lock().unwrap().forgotten, 0, "paused {paused}");
+        let done = rig.send(Message::Reset);
+        rig.step();
+        assert!(done.is_complete());
+        assert_eq!(rig.script.lock().unwrap().forgotten, 1, "paused {paused}");
+    }
 }
 
 #[test]
