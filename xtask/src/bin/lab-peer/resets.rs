@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -33,18 +34,27 @@ struct Load {
     failed: AtomicU64,
     /// Descriptors of the disk that are open: with one left the disk would come back under another name.
     open: AtomicUsize,
+    /// Resets begun, and what of the last one is under way.
+    resets: AtomicUsize,
+    stage: AtomicUsize,
 }
+
+const STAGES: [&str; 5] =
+    ["the load", "taking the driver away", "the last writes", "giving the driver back", "the end"];
 
 /// Resets the virtio device `device` (as `virtio0`), a disk, `resets` times under load.
 ///
 /// # Errors
 /// When a sector holds what it must not, or the device does not come back.
 pub fn run(device: &str, resets: u32) -> anyhow::Result<()> {
-    let load = Load::default();
+    let load = Arc::new(Load::default());
+    let watched = load.clone();
+    std::thread::spawn(move || watch(&watched));
     std::thread::scope(|scope| -> anyhow::Result<()> {
-        let load = &load;
+        let load = &*load;
         let threads: Vec<_> = (0..THREADS).map(|part| scope.spawn(move || work(device, part, load))).collect();
         let result = reset_often(device, resets, load);
+        load.enter(4);
         load.stop.store(true, Ordering::Relaxed);
         for thread in threads {
             thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
@@ -62,14 +72,48 @@ pub fn run(device: &str, resets: u32) -> anyhow::Result<()> {
 
 fn reset_often(device: &str, resets: u32, load: &Load) -> anyhow::Result<()> {
     for number in 1..=resets {
+        load.enter(0);
         let wanted = load.acknowledged.load(Ordering::Relaxed) + WRITES_A_RESET;
         wait(|| load.acknowledged.load(Ordering::Relaxed) >= wanted)
             .with_context(|| format!("nothing was written before reset {number}"))?;
+        load.enter(1);
         fs::write(Path::new(DRIVER).join("unbind"), device).context("cannot take the driver away")?;
+        load.enter(2);
         wait(|| load.open.load(Ordering::SeqCst) == 0).context("a write to a disk that is gone does not end")?;
+        load.enter(3);
         fs::write(Path::new(DRIVER).join("bind"), device).context("cannot give the driver back")?;
     }
     Ok(())
+}
+
+impl Load {
+    fn enter(&self, stage: usize) {
+        self.stage.store(stage, Ordering::Relaxed);
+        self.resets.fetch_add(usize::from(stage == 0), Ordering::Relaxed);
+    }
+}
+
+/// Ends everything when a stage does not end: threads that the kernel holds cannot be joined. Says where they are.
+fn watch(load: &Load) {
+    let now = || (load.resets.load(Ordering::Relaxed), load.stage.load(Ordering::Relaxed));
+    let (mut last, mut since) = (now(), Instant::now());
+    while since.elapsed() < 2 * PATIENCE {
+        std::thread::sleep(Duration::from_secs(1));
+        if now() != last {
+            (last, since) = (now(), Instant::now());
+        }
+    }
+    println!(
+        "reset {}: {} does not end; {} writes acknowledged",
+        last.0,
+        STAGES[last.1],
+        load.acknowledged.load(Ordering::Relaxed)
+    );
+    for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let stack = fs::read_to_string(task.path().join("stack")).unwrap_or_default();
+        println!("{}: {}", task.path().display(), stack.trim().replace('\n', ", "));
+    }
+    std::process::exit(1);
 }
 
 fn wait(condition: impl Fn() -> bool) -> anyhow::Result<()> {

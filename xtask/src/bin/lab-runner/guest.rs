@@ -84,6 +84,9 @@ pub fn drive(run: &Run, deadline: Instant, outcome: &mut Outcome) -> anyhow::Res
         .iter()
         .enumerate()
         .try_for_each(|(n, step)| guest.step(step, outcome).with_context(|| format!("step {} {step:?}", n + 1)));
+    if result.is_err() {
+        guest.autopsy();
+    }
     guest.end(outcome);
     result
 }
@@ -247,6 +250,21 @@ impl Guest {
                 return Ok(describe(status));
             }
             ensure!(Instant::now() < until, "the VMM still runs after {within_s} s");
+        }
+    }
+
+    /// Writes down what a VMM that still runs says of itself, and what its threads do: a guest that hangs once in a thousand
+    /// runs may not do so again.
+    fn autopsy(&mut self) {
+        let Ok(None) = self.child.try_wait() else { return };
+        for question in ["query-status", "query-stats"] {
+            match qmp(QMP, question, None) {
+                Ok(answer) => println!("-- {question}: {answer}"),
+                Err(error) => println!("-- {question}: {error:#}"),
+            }
+        }
+        for line in sample::threads(self.child.id()) {
+            println!("-- thread {line}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Exits, memory and CPU time of a VMM process.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -60,4 +61,20 @@ pub fn take(pid: u32, start: Instant) -> anyhow::Result<Sample> {
         }
     }
     Ok(sample)
+}
+
+/// A line a thread of a process: its name, state, CPU time in ticks, and where it sleeps in the kernel.
+pub fn threads(pid: u32) -> Vec<String> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let text = |task: &Path, name: &str| fs::read_to_string(task.join(name)).unwrap_or_default().trim().to_owned();
+    let describe = |task: PathBuf| {
+        let stat = text(&task, "stat");
+        // The name, in parentheses, may hold anything.
+        let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+        let field = |n: usize| fields.split_whitespace().nth(n).unwrap_or("?").to_owned();
+        let (state, user, system) = (field(0), field(11), field(12));
+        let (name, wchan, call) = (text(&task, "comm"), text(&task, "wchan"), text(&task, "syscall"));
+        format!("{name}: {state}, {user} + {system} ticks, in {wchan}, system call {call}")
+    };
+    tasks.flatten().map(|task| describe(task.path())).collect()
 }
