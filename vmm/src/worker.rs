@@ -2,11 +2,15 @@
 //!
 //! A device has one or more workers, each with a thread and one wake-up object. The doorbells of its queues (ioeventfd,
 //! or the bus write) and the completions of its back end all signal that object; control messages lie in a mailbox. A
-//! round is: wait, clear, look into the mailbox, step until there is nothing left to do without waiting.
+//! round is: wait, clear, look into the mailbox, step until there is nothing left to do without waiting. Before it waits, a
+//! worker may look for the next request for a few microseconds, as long as that has been worth it.
 
 #[cfg(test)]
 mod deadline_tests;
 mod life;
+#[cfg(test)]
+mod linger_tests;
+mod patience;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +30,7 @@ use devices_host::poll::{PollFd, poll};
 
 pub use life::Holder;
 use life::{Life, Message};
+use patience::Patience;
 
 /// A worker with what its thread waits for.
 pub struct WorkerSpec {
@@ -39,6 +44,8 @@ pub struct WorkerSpec {
     pub backend_fd: Option<RawFd>,
     /// Counters of its queues, for the wake-ups that only the thread sees.
     pub counters: Vec<Arc<QueueCounters>>,
+    /// How long the thread looks for the next request at most before it sleeps, in nanoseconds.
+    pub poll_ns: u64,
 }
 
 /// What a device's rings can do beside what every driver knows. A queue can always be reset on its own.
@@ -102,8 +109,9 @@ impl DeviceWorkers {
             workers.push(shared.clone());
             let ram = ram.clone();
             threads.push(devices_host::thread::spawn(&spec.name, &[], move || {
-                let WorkerSpec { worker, backend_fd, counters, .. } = spec;
-                Loop { shared, life: Life::new(worker), ram, backend_fd, counters }.run();
+                let WorkerSpec { worker, backend_fd, counters, poll_ns, .. } = spec;
+                let (life, patience) = (Life::new(worker), Patience::new(poll_ns));
+                Loop { shared, life, ram, backend_fd, counters, patience }.run();
             })?);
         }
         Ok(Arc::new(Self { workers, rings, threads: Mutex::new(threads) }))
@@ -224,22 +232,59 @@ struct Loop {
     ram: GuestRam,
     backend_fd: Option<RawFd>,
     counters: Vec<Arc<QueueCounters>>,
+    patience: Patience,
 }
 
 impl Loop {
     fn run(mut self) {
         let mut step = Step::default();
+        // Since when there is nothing to do; to be known only where it decides how long to look.
+        let mut idle_since_ns = None;
         loop {
-            if !step.again {
+            let mut in_vain = false;
+            if step.lingers {
+                let since_ns = monotonic_ns();
+                idle_since_ns = Some(since_ns);
+                in_vain = !self.look_for_work(since_ns);
+            } else if !step.again {
+                let since_ns = idle_since_ns.or_else(|| self.patience.learns().then(monotonic_ns));
                 self.wait(step);
+                if let Some(since_ns) = since_ns {
+                    self.patience.waited(monotonic_ns().saturating_sub(since_ns));
+                }
             }
             for message in self.shared.take_mail() {
                 self.life.handle(&self.ram, message);
             }
-            step = self.life.step(&self.ram);
+            step = match self.patience.get() {
+                Some(_) if !in_vain => self.life.linger(&self.ram),
+                _ => self.life.step(&self.ram),
+            };
+            if !in_vain {
+                idle_since_ns = None;
+            }
             if self.life.has_ended() {
                 return;
             }
+        }
+    }
+
+    /// Looks for something to do, for as long as that has been worth it lately. Makes no system call.
+    fn look_for_work(&mut self, since_ns: u64) -> bool {
+        let until_ns = since_ns.saturating_add(self.patience.get().unwrap_or(0));
+        loop {
+            if self.life.has_work(&self.ram) {
+                self.patience.paid_off();
+                self.counters.iter().for_each(|counters| counters.polled.count());
+                return true;
+            }
+            if self.shared.mail.load(Ordering::Relaxed) {
+                return true;
+            }
+            if monotonic_ns() >= until_ns {
+                return false;
+            }
+            std::hint::spin_loop();
         }
     }
 

@@ -24,9 +24,12 @@ mod linux {
     /// Runs requests and prints what the parent needs to know.
     fn run(engine: &str, depth: usize, requests: u64, path: &Path) {
         let load = Load { depth, bytes: 4096, random: true, direct: false };
-        let mut stack =
-            Stack::start(path, &load, EngineShape { kind: kind(engine), timed: false, halt_poll: Duration::ZERO })
-                .expect("a stack");
+        let mut stack = Stack::start(
+            path,
+            &load,
+            EngineShape { kind: kind(engine), timed: false, halt_poll: Duration::ZERO, poll: Duration::ZERO },
+        )
+        .expect("a stack");
         let done = stack.run_count(requests).requests;
         let (counters, rounds, worker) = (stack.counters(), stack.rounds(), stack.worker_thread);
         let pool = threads_named("disk0-q0-");

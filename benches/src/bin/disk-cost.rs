@@ -61,9 +61,12 @@ mod linux {
             }
             _ => {
                 let kind = if side == "threads" { Kind::Threads } else { Kind::IoUring };
-                let mut stack =
-                    Stack::start(path, &load, EngineShape { kind, timed: false, halt_poll: Duration::ZERO })
-                        .expect("a stack");
+                let mut stack = Stack::start(
+                    path,
+                    &load,
+                    EngineShape { kind, timed: false, halt_poll: Duration::ZERO, poll: Duration::ZERO },
+                )
+                .expect("a stack");
                 stack.run_count(requests);
             }
         }

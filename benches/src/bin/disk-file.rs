@@ -17,6 +17,7 @@ mod linux {
     };
     use clap::Parser;
     use devices_host::engine::Kind;
+    use zvmm::config::DiskConfig;
 
     /// Least part of the plain loop's requests a second: on the disk, and where the page cache has everything.
     const DIRECT_RATIO: f64 = 0.90;
@@ -49,10 +50,12 @@ mod linux {
         /// Run ahead of everything else on the machine (root)
         #[arg(long)]
         realtime: bool,
-        /// With more than one request in flight: how long the driver's CPU looks for an interrupt before it sleeps, µs, as
-        /// KVM does for a vCPU that halts
+        /// How long the driver's CPU looks for an interrupt before it sleeps, µs, as KVM does for a vCPU that halts
         #[arg(long, default_value_t = 200)]
         halt_poll_us: u64,
+        /// How long the worker looks for a request before it sleeps, at most, µs: as a machine's disk does by default
+        #[arg(long, default_value_t = DiskConfig::DEFAULT_POLL_US.into())]
+        poll_us: u64,
         /// Fail when a limit is not kept
         #[arg(long)]
         check: bool,
@@ -101,14 +104,15 @@ mod linux {
         disk::thread_cpu_ns(unsafe { libc::gettid() })
     }
 
-    fn measure(options: &Options, load: &Load, figures: &mut Vec<Figure>) -> io::Result<()> {
+    /// With `sleeps` the driver's CPU sleeps at once while it waits: what a request takes with a wake-up each way.
+    fn measure(options: &Options, load: &Load, sleeps: bool, figures: &mut Vec<Figure>) -> io::Result<()> {
         disk::set_cached(&options.file, !load.direct)?;
-        let title = title(load);
+        let title = format!("{}{}", title(load), if sleeps { ", sleeping" } else { "" });
         let time = Duration::from_millis(options.ms);
         let mut raw = Raw::new(disk::open(&options.file, load.direct)?, load)?;
-        // One request at a time is measured by its time, to the last wake-up.
-        let halt_poll = Duration::from_micros(if load.depth > 1 { options.halt_poll_us } else { 0 });
-        let shape = |kind, timed| EngineShape { kind, timed, halt_poll };
+        let halt_poll = Duration::from_micros(if sleeps { 0 } else { options.halt_poll_us });
+        let poll = Duration::from_micros(options.poll_us);
+        let shape = |kind, timed| EngineShape { kind, timed, halt_poll, poll };
         let start = |kind, timed| Stack::start(&options.file, load, shape(kind, timed));
         let mut stacks = ENGINES.map(|(_, kind)| start(kind, false)).into_iter().collect::<io::Result<Vec<_>>>()?;
         let mut sides: [Side; 3] = Default::default();
@@ -134,7 +138,7 @@ mod linux {
                     sides[at].add(&times, cpu_ns);
                 }
             }
-            if load.depth == 1 && round > 0 {
+            if sleeps && round > 0 {
                 round_trips_us.push(eventfd_round_trip_us(2000)?);
             }
         }
@@ -163,6 +167,7 @@ mod linux {
             let ratio = "requests a second, of the plain loop's";
             match (load.random, load.direct, load.depth) {
                 (false, ..) => least(ratio, median(&ratios), SEQUENTIAL_RATIO),
+                _ if sleeps => {}
                 (true, true, _) => least(ratio, median(&ratios), DIRECT_RATIO),
                 (true, false, 2..) => least(ratio, median(&ratios), CACHED_RATIO),
                 // Two threads take turns there: what counts is the time of a request.
@@ -172,7 +177,7 @@ mod linux {
                 figures.push(Figure { name: format!("{title}: {what}"), value, limit, at_least: false });
             };
             most("worker's time to submit and to return a request, µs", submit_us + complete_us, WORKER_US);
-            if load.depth == 1 {
+            if sleeps {
                 let more = |round: usize| side.latency_us[round] - floor.latency_us[round] - round_trips_us[round];
                 let more: Vec<f64> = (0..options.rounds).map(more).collect();
                 println!(
@@ -197,8 +202,11 @@ mod linux {
             disk::set_cached(&options.file, !direct)?;
             let load = Load { depth: 32, bytes: 4 << 10, random: true, direct };
             for (engine, kind) in ENGINES {
-                let mut stack =
-                    Stack::start(&options.file, &load, EngineShape { kind, timed: false, halt_poll: Duration::ZERO })?;
+                let mut stack = Stack::start(
+                    &options.file,
+                    &load,
+                    EngineShape { kind, timed: false, halt_poll: Duration::ZERO, poll: Duration::ZERO },
+                )?;
                 let (mut parked, mut call) = (Vec::new(), Vec::new());
                 for _ in 0..options.resets {
                     let times = stack.reset_under_load();
@@ -234,7 +242,10 @@ mod linux {
         let mut figures = Vec::new();
         for load in loads() {
             if options.only.as_ref().is_none_or(|only| title(&load).starts_with(only.as_str())) {
-                measure(options, &load, &mut figures)?;
+                measure(options, &load, false, &mut figures)?;
+                if load.depth == 1 {
+                    measure(options, &load, true, &mut figures)?;
+                }
             }
         }
         if options.resets > 0 && options.only.is_none() {

@@ -64,6 +64,8 @@ pub struct EngineShape {
     /// How long the driver's CPU looks for an interrupt before it sleeps. KVM does so for a vCPU that halts (its parameter
     /// `halt_poll_ns`, 200 µs by default).
     pub halt_poll: Duration,
+    /// How long the worker looks for a request before it sleeps, at most.
+    pub poll: Duration,
 }
 
 /// A running disk with its driver.
@@ -119,6 +121,7 @@ impl Stack {
             wake: wake.clone(),
             backend_fd: None,
             counters: vec![counters.clone()],
+            poll_ns: shape.poll.as_nanos() as u64,
         };
         let workers = DeviceWorkers::spawn(&mem, Rings::default(), vec![spec])?;
         bind_current(&[DRIVER_CPU])?;

@@ -32,6 +32,8 @@ counters! {
     /// Times the queue's worker was woken: notifications from the driver and completions of the back end, together where
     /// they came together. Kernel doorbells do not tell one from the other.
     wakeups,
+    /// Times the worker found the next chain while it was looking for one before it slept: wake-ups that were spared.
+    polled,
     /// Chains taken from the available ring.
     chains,
     /// Chains returned through the used ring.

@@ -187,6 +187,9 @@ pub struct Step {
     /// Wake at this moment of the [clock](crate::legacy::clock::Clock::monotonic_ns) at the latest: a rate limit holds
     /// chains back until then. Kicks are of no use before.
     pub wake_at_ns: Option<u64>,
+    /// There is nothing to do, and the driver has not been asked to kick: whoever called [`linger`](VirtioWorker::linger)
+    /// looks at [`has_work`](VirtioWorker::has_work) for a while, and calls `step` before it sleeps.
+    pub lingers: bool,
 }
 
 /// The part of a device that runs one or more queues: a state machine over guest memory `M`, driven by whoever calls
@@ -202,6 +205,18 @@ pub trait VirtioWorker<M>: Send {
     /// Does what can be done without waiting: pops, submits, collects completions, publishes. Called after start, on
     /// every kick and whenever the back end has something to say.
     fn step(&mut self, mem: &M) -> Step;
+
+    /// As [`step`](Self::step), by somebody who looks for the next chain for a while before it sleeps: a worker that is only
+    /// waiting for one may leave kicks off and say so ([`Step::lingers`]). A driver that works while the worker looks need
+    /// not kick, which is an exit from the guest and a wake-up.
+    fn linger(&mut self, mem: &M) -> Step {
+        self.step(mem)
+    }
+
+    /// Whether a worker that lingers has something to do. One load from guest memory: it is asked over and over.
+    fn has_work(&self, _mem: &M) -> bool {
+        true
+    }
 
     /// Begins to stop all queues: takes no new chains, cancels what the back end can cancel.
     fn begin_stop(&mut self, mem: &M);

@@ -145,6 +145,12 @@ impl WorkerQueue {
         self.with(|queue| queue.enable_kicks(mem)).unwrap_or(false)
     }
 
+    /// Whether [`pop`](Self::pop) has something to say: a chain, or a rule that the driver broke.
+    #[inline]
+    pub fn has_news<M: RingMem + ?Sized>(&self, mem: &M) -> bool {
+        self.running.as_ref().is_some_and(|running| !running.broken && running.queue.has_available(mem).unwrap_or(true))
+    }
+
     /// Stops the queue and gives its state; chains still in flight have to be abandoned. `None` where it was not
     /// running.
     pub fn take_state(&mut self) -> Option<QueueState> {

@@ -320,6 +320,10 @@ fn check_disk(disk: &DiskConfig, found: &mut Problems) {
         found.add(id, format!("{queues} queues are not possible; a disk has 1 to {MAX_DISK_QUEUES}"));
     }
     check_queue_size(id, disk.queue_size, 4, found);
+    if let Some(poll_us) = disk.poll_us.filter(|poll_us| *poll_us > DiskConfig::MOST_POLL_US) {
+        let most = DiskConfig::MOST_POLL_US;
+        found.add(id, format!("poll_us {poll_us} is not possible; it is 0 to {most}, and 0 sleeps at once"));
+    }
     check_block_size(id, "block_size", disk.block_size, 512, MAX_BLOCK_BYTES, found);
     let least = disk.block_size.unwrap_or(512);
     check_block_size(id, "physical_block_size", disk.physical_block_size, least, MAX_PHYSICAL_BLOCK_BYTES, found);

@@ -78,6 +78,11 @@ pub struct DiskConfig {
     /// Measure how long its requests take, for `query-stats`.
     #[serde(default = "yes")]
     pub latency: bool,
+    /// How long a queue's thread looks for the next request before it sleeps, as long as that has been worth it lately, in
+    /// microseconds, up to [`MOST_POLL_US`](Self::MOST_POLL_US). [`DEFAULT_POLL_US`](Self::DEFAULT_POLL_US) when not given,
+    /// and not at all where the process may use one CPU only: the guest would need that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll_us: Option<u16>,
     /// Whether it goes through the host's page cache; around it, where the disk can and the guest's blocks suit it, when
     /// not given (on illumos: where there is none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,6 +135,11 @@ pub enum DiskEngine {
 }
 
 impl DiskConfig {
+    /// What it takes for a thread to sleep and be woken, twice over.
+    pub const DEFAULT_POLL_US: u16 = 50;
+    /// Longer than that is a CPU given away.
+    pub const MOST_POLL_US: u16 = 1000;
+
     /// A writable disk with default settings.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
@@ -150,6 +160,7 @@ impl DiskConfig {
             werror: WriteError::default(),
             rerror: ReadError::default(),
             latency: true,
+            poll_us: None,
             cache: None,
         }
     }

@@ -68,6 +68,16 @@ fn left_out(config: &DiskConfig, disk: &Disk) -> Result<Option<String>, String> 
     Ok((left_out_bytes > 0).then_some(what))
 }
 
+/// How long a queue's thread looks for the next request before it sleeps. Where the process has one CPU, the guest needs it
+/// to make that request.
+pub fn poll_ns(config: &DiskConfig) -> u64 {
+    let default = || match std::thread::available_parallelism() {
+        Ok(cpus) if cpus.get() > 1 => DiskConfig::DEFAULT_POLL_US,
+        _ => 0,
+    };
+    u64::from(config.poll_us.unwrap_or_else(default)) * 1000
+}
+
 /// What the guest sees of it.
 pub fn seen(config: &DiskConfig, disk: &Disk, vcpus: u8) -> BlkConfig {
     let IoSizes { physical_block_bytes, minimum_bytes, optimal_bytes, discard_bytes } = disk.io_sizes();

@@ -57,6 +57,7 @@ impl Rig {
             wake: Arc::new(Event::new().unwrap()),
             backend_fd: None,
             counters: Vec::new(),
+            poll_ns: 0,
         };
         let workers = DeviceWorkers::spawn(&ram, Rings::default(), vec![spec(0), spec(1)]).unwrap();
         let (inbox, interrupt) = (Inbox::new().unwrap(), RecordingInterrupt::new());

@@ -135,6 +135,7 @@ impl Builder<'_> {
         let device = BlkDevice::with_sink(seen, Arc::new(failures));
         let ram = Arc::new(self.vm.ram().clone());
         let options = disk::engine(config, queues);
+        let poll_ns = disk::poll_ns(config);
         let mut specs = Vec::new();
         let (mut counters, mut requests) = (Vec::new(), Vec::new());
         for queue in 0..queues {
@@ -153,7 +154,7 @@ impl Builder<'_> {
             let worker = worker.with_throttle(Throttle::new(limits, clock.clone())).with_stats(stats.clone(), clock);
             let worker = Box::new(worker);
             requests.push(stats);
-            specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()] });
+            specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()], poll_ns });
             counters.push(count);
         }
         let rings = Rings { packed: config.packed, in_order: config.in_order };
@@ -185,6 +186,7 @@ impl Builder<'_> {
                 wake: event()?,
                 backend_fd: Some(rx_fd),
                 counters: vec![counters[0].clone(), counters[2].clone()],
+                poll_ns: 0,
             },
             WorkerSpec {
                 name: format!("{}-tx", config.id),
@@ -192,6 +194,7 @@ impl Builder<'_> {
                 wake: event()?,
                 backend_fd: Some(tx_fd),
                 counters: vec![counters[1].clone()],
+                poll_ns: 0,
             },
         ];
         let rings = Rings { packed: config.packed, in_order: config.in_order };
@@ -207,6 +210,7 @@ impl Builder<'_> {
             wake: event("rng")?,
             backend_fd: None,
             counters: vec![counters.clone()],
+            poll_ns: 0,
         };
         let queues = Queues { rings: Rings::default(), workers: vec![spec], counters: vec![counters] };
         self.add("rng", "rng", Arc::new(RngDevice), queues, slot).map(drop)
@@ -225,6 +229,7 @@ impl Builder<'_> {
             wake,
             backend_fd: None,
             counters: counters.clone(),
+            poll_ns: 0,
         };
         let queues = Queues { rings: Rings::default(), workers: vec![spec], counters };
         self.add("console", "console", Arc::new(device), queues, slot)?;

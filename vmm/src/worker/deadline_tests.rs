@@ -53,6 +53,7 @@ impl Rig {
             wake: Arc::new(Event::new().unwrap()),
             backend_fd: None,
             counters: vec![counters.clone()],
+            poll_ns: 0,
         };
         let workers = DeviceWorkers::spawn(&guest_ram(0x1000), Rings::default(), vec![spec]).unwrap();
         let interrupt = RecordingInterrupt::new();

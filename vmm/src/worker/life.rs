@@ -117,10 +117,25 @@ impl<M> Life<M> {
 
     /// Does what can be done without waiting; to be called after messages, kicks and whatever the back end says.
     pub fn step(&mut self, mem: &M) -> Step {
+        self.step_by(mem, |worker| worker.step(mem))
+    }
+
+    /// As [`step`](Self::step), by somebody who looks at [`has_work`](Self::has_work) for a while where the step
+    /// [says so](Step::lingers).
+    pub fn linger(&mut self, mem: &M) -> Step {
+        self.step_by(mem, |worker| worker.linger(mem))
+    }
+
+    /// Whether a worker that lingers has something to do.
+    pub fn has_work(&self, mem: &M) -> bool {
+        self.worker.has_work(mem)
+    }
+
+    fn step_by(&mut self, mem: &M, step: impl FnOnce(&mut dyn VirtioWorker<M>) -> Step) -> Step {
         match self.state {
             State::Running(_) => {
                 self.poll_resets(mem);
-                self.worker.step(mem)
+                step(&mut *self.worker)
             }
             State::Stopping(_) => {
                 self.drain(mem);

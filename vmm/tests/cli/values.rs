@@ -118,6 +118,12 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "--disk=@root.img,rerror=enospc",
         "--disk: rerror: unknown value 'enospc'; the valid ones are report, stop",
     ),
+    (
+        "--disk poll_us",
+        "--disk=@root.img,poll_us=1001",
+        "disk0: poll_us 1001 is not possible; it is 0 to 1000, and 0 sleeps at once",
+    ),
+    ("--disk poll_us", "--disk=@root.img,poll_us=70000", "--disk: poll_us=70000 is too large"),
     ("--disk latency", "--disk=@root.img,latency=maybe", "--disk: latency: 'maybe' is neither on nor off"),
     (
         "--disk limit_ops",
@@ -324,6 +330,8 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("disks[].in_order", r#""on""#, "disks[0].in_order: invalid type: string \"on\", expected a boolean"),
     ("disks[].engine", r#""aio""#, "disks[0].engine: unknown value 'aio'; the valid ones are threads, io_uring"),
     ("disks[].cache", r#""drect""#, "disks[0].cache: unknown value 'drect'; did you mean 'direct'?"),
+    ("disks[].poll_us", "1001", "disk0: poll_us 1001 is not possible; it is 0 to 1000, and 0 sleeps at once"),
+    ("disks[].poll_us", "-1", "disks[0].poll_us: invalid value: integer '-1', expected u16"),
     ("disks[].latency", "1", "disks[0].latency: invalid type: integer '1', expected a boolean"),
     (
         "disks[].werror",

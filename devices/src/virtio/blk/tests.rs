@@ -1,6 +1,7 @@
 mod cache;
 mod failures;
 mod limits;
+mod linger;
 mod model;
 mod rules;
 mod stats;

@@ -123,8 +123,8 @@ impl<B> BlkWorker<B> {
     }
 
     /// Takes chains while there are some, the disk has room, no rate limit is reached and the step's budget lasts. Says
-    /// when to come back.
-    fn take_requests<M: GuestMemory>(&mut self, mem: &M) -> Step
+    /// when to come back. With `lingering` it may leave kicks off where there is nothing to wait for but the next chain.
+    fn take_requests<M: GuestMemory>(&mut self, mem: &M, lingering: bool) -> Step
     where
         B: BlkBackend<M>,
     {
@@ -157,6 +157,9 @@ impl<B> BlkWorker<B> {
         // A disk that is full wakes the worker when it has room again, and a rate limit when it is over; until then a kick
         // would be in vain. A limit that holds no chain back does not wake anybody.
         let held_back = wake_at_ns.is_some();
+        if drained && lingering && self.backend.in_flight() == 0 {
+            return Step { lingers: true, ..Step::default() };
+        }
         if (drained || held_back) && !self.queue.enable_kicks(mem) {
             self.throttle.rest();
             return Step::default();
@@ -397,6 +400,19 @@ impl<B> BlkWorker<B> {
         }
     }
 
+    fn round<M: GuestMemory>(&mut self, mem: &M, lingering: bool) -> Step
+    where
+        B: BlkBackend<M>,
+    {
+        self.recorder.begin_step();
+        self.collect(mem, false);
+        let takes = !self.stopping && self.queue.is_live();
+        let step = if takes { self.take_requests(mem, lingering) } else { Step::default() };
+        self.queue.publish(mem);
+        self.recorder.published();
+        step
+    }
+
     fn abandon_all(&mut self) {
         self.recorder.forget_all();
         self.held = 0;
@@ -484,13 +500,15 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
     }
 
     fn step(&mut self, mem: &M) -> Step {
-        self.recorder.begin_step();
-        self.collect(mem, false);
-        let takes = !self.stopping && self.queue.is_live();
-        let step = if takes { self.take_requests(mem) } else { Step::default() };
-        self.queue.publish(mem);
-        self.recorder.published();
-        step
+        self.round(mem, false)
+    }
+
+    fn linger(&mut self, mem: &M) -> Step {
+        self.round(mem, true)
+    }
+
+    fn has_work(&self, mem: &M) -> bool {
+        self.queue.has_news(mem)
     }
 
     fn begin_stop(&mut self, _mem: &M) {

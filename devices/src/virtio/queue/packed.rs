@@ -220,6 +220,13 @@ impl Packed {
         Ok(Some(chain))
     }
 
+    /// See [`Queue::has_available`](super::Queue::has_available).
+    #[inline]
+    pub(super) fn has_available<M: RingMem + ?Sized>(&self, mem: &M) -> Result<bool, QueueError> {
+        let tail = self.load_tail(mem, self.next_avail, Ordering::Relaxed)?;
+        Ok(tail.is_available(self.next_avail.wrap))
+    }
+
     /// See [`Queue::unpop`](super::Queue::unpop).
     pub(super) fn unpop(&mut self, chain: Chain) {
         self.in_flight.remove(chain.body.id, chain.body.slots);

@@ -108,6 +108,12 @@ impl Queue {
         Ok(chain)
     }
 
+    /// Whether the driver has made a chain available: one load, and nothing is taken.
+    #[inline]
+    pub fn has_available<M: RingMem + ?Sized>(&self, mem: &M) -> Result<bool, QueueError> {
+        either!(self, ring => ring.has_available(mem))
+    }
+
     /// Undoes the latest [`pop`](Self::pop): the chain will be popped again. Chains go back in the opposite order of
     /// their popping, and none popped after `chain` may have been pushed meanwhile.
     pub fn unpop(&mut self, chain: Chain) {

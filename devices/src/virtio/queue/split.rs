@@ -170,6 +170,17 @@ impl Split {
         Ok(Some(chain))
     }
 
+    /// See [`Queue::has_available`](super::Queue::has_available).
+    #[inline]
+    pub(super) fn has_available<M: RingMem + ?Sized>(&self, mem: &M) -> Result<bool, QueueError> {
+        let next = self.ring.next_avail();
+        if self.seen_avail != next {
+            return Ok(true);
+        }
+        let index = mem.load_u16(self.ring.avail_ring().wrapping_add(RING_INDEX), Ordering::Relaxed)?;
+        Ok(index != next)
+    }
+
     /// See [`Queue::unpop`](super::Queue::unpop).
     pub(super) fn unpop(&mut self, chain: Chain) {
         self.in_flight.remove(chain.body.head, chain.body.slots);
