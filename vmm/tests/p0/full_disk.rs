@@ -1,19 +1,18 @@
 //! A disk on a file system that runs out of space while the guest writes.
 
+use std::ffi::{CStr, CString};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::process::{Running, Zvmm, ask, guests};
 
-/// Where the file system is, for the program alone.
-const PLACE: &std::ffi::CStr = c"/mnt";
-const IMAGE: &str = "/mnt/disk.img";
-/// What takes the space.
-const FILLER: &str = "/mnt/filler";
+/// Where the file system is, for the program alone: in a folder of the test's, as not every machine has a place for it.
+const PLACE: &str = "full";
 
-/// Mounts a file system of eight pages with a disk of 4 MiB that takes none yet, and one page left.
-fn small_file_system() -> io::Result<()> {
+/// Mounts a file system of eight pages at `place` with a disk of 4 MiB that takes none yet, and one page left.
+fn small_file_system(place: &CStr) -> io::Result<()> {
     let none = c"none".as_ptr();
     let options = c"size=32k".as_ptr().cast();
     // SAFETY: changes only this process; all are C strings.
@@ -22,17 +21,19 @@ fn small_file_system() -> io::Result<()> {
             check(libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS))?;
         }
         check(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()))?;
-        check(libc::mount(none, PLACE.as_ptr(), c"tmpfs".as_ptr(), 0, options))?;
+        check(libc::mount(none, place.as_ptr(), c"tmpfs".as_ptr(), 0, options))?;
         let flags = libc::O_CREAT | libc::O_RDWR | libc::O_CLOEXEC;
-        let image = check(libc::open(c"/mnt/disk.img".as_ptr(), flags, 0o600))?;
+        let place = check(libc::open(place.as_ptr(), libc::O_PATH | libc::O_CLOEXEC))?;
+        let image = check(libc::openat(place, c"disk.img".as_ptr(), flags, 0o600))?;
         check(libc::ftruncate(image, 4 << 20))?;
-        let filler = check(libc::open(c"/mnt/filler".as_ptr(), flags, 0o600))?;
+        let filler = check(libc::openat(place, c"filler".as_ptr(), flags, 0o600))?;
         let pages = [1_u8; 7 * 4096];
         if libc::write(filler, pages.as_ptr().cast(), pages.len()) != pages.len() as isize {
             return Err(io::Error::last_os_error());
         }
         libc::close(image);
         libc::close(filler);
+        libc::close(place);
     }
     Ok(())
 }
@@ -41,11 +42,16 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn start(guests: &Path, options: &str, socket: &Path) -> Running {
+/// A guest with the disk in `folder`, where the control socket is, too.
+fn start(guests: &Path, options: &str, folder: &Path) -> Running {
+    let place = folder.join(PLACE);
+    std::fs::create_dir_all(&place).expect("a folder");
+    let mounted = CString::new(place.as_os_str().as_bytes()).expect("a path");
+    let (image, socket) = (place.join("disk.img").display().to_string(), folder.join("qmp").display().to_string());
     Zvmm::new(guests, "virtio")
         .cmdline("pci=ecam expect=blk")
-        .args(["--profile", "micro", "--disk", &format!("{IMAGE}{options}"), "--qmp", &socket.display().to_string()])
-        .after(small_file_system)
+        .args(["--profile", "micro", "--disk", &format!("{image}{options}"), "--qmp", &socket])
+        .after(move || small_file_system(&mounted))
         .start()
 }
 
@@ -56,7 +62,7 @@ fn a_full_disk_holds_the_guest_until_there_is_space_and_it_is_resumed() {
         for werror in ["enospc", "stop"] {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let socket = folder.path().join("qmp");
-            let running = start(&guests, &format!(",werror={werror},engine={engine}"), &socket);
+            let running = start(&guests, &format!(",werror={werror},engine={engine}"), folder.path());
             let end = Instant::now() + Duration::from_secs(60);
             while !socket.exists() || ask(&socket, "query-status")["status"] != "io-error" {
                 assert!(Instant::now() < end, "the guest is not held");
@@ -68,7 +74,9 @@ fn a_full_disk_holds_the_guest_until_there_is_space_and_it_is_resumed() {
                 assert!(Instant::now() < end, "the guest is not held again");
                 std::thread::sleep(Duration::from_millis(5));
             }
-            std::fs::remove_file(format!("/proc/{}/root{FILLER}", running.id())).expect("a file to remove");
+            // As the process sees it: nobody else does.
+            let filler = format!("/proc/{}/root{}/{PLACE}/filler", running.id(), folder.path().display());
+            std::fs::remove_file(filler).expect("a file to remove");
             ask(&socket, "cont");
             let outcome = running.finish();
             outcome.passed_with_warnings(&["blk data", "blk range", "blk"]);
@@ -82,7 +90,7 @@ fn a_full_disk_holds_the_guest_until_there_is_space_and_it_is_resumed() {
 fn a_full_disk_is_the_guests_io_error_by_default() {
     let Some(guests) = guests() else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let outcome = start(&guests, "", &folder.path().join("qmp")).finish();
+    let outcome = start(&guests, "", folder.path()).finish();
     assert!(outcome.output().contains("FAIL") && outcome.output().contains("IoError"), "{outcome:?}");
     let line = "disk0: a write failed: No space left on device; the guest gets an I/O error";
     assert!(outcome.errors().contains(line), "{outcome:?}");

@@ -60,7 +60,7 @@ impl Zvmm {
     }
 
     /// Runs it in a process prepared between fork and exec: system calls only, no allocation, no lock.
-    pub fn after(mut self, prepare: fn() -> io::Result<()>) -> Self {
+    pub fn after(mut self, prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static) -> Self {
         // SAFETY: what tests pass makes system calls only.
         unsafe { self.command.pre_exec(prepare) };
         self
