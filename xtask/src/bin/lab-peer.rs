@@ -8,12 +8,15 @@
 //! * `lab-peer load DEVICE PHASE...`: reads a block device for the storage figures, each phase when a line comes in.
 //! * `lab-peer resets DEVICE COUNT`: resets a virtio disk under load; no acknowledged write may be lost.
 //! * `lab-peer journal write|check STREAM FOLDER SEQUENCE`: writes records for good and says so, or looks for them.
+//! * `lab-peer frames INTERFACE MAC VLAN COUNT`: sends COUNT frames to an address, with a VLAN's tag unless VLAN is 0.
 //! * `lab-peer no-sync PROGRAM ARGUMENTS…`: becomes a program for which fdatasync(2) does nothing and succeeds.
 //!
 //! The first two print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
 
 #[path = "lab-peer/avx.rs"]
 mod avx;
+#[path = "lab-peer/frames.rs"]
+mod frames;
 #[path = "lab-peer/journal.rs"]
 mod journal;
 #[path = "lab-peer/load.rs"]
@@ -45,6 +48,10 @@ fn main() -> anyhow::Result<()> {
         ["journal", action, stream, folder, sequence] => {
             let stream = stream.parse().context("STREAM is one letter")?;
             return journal::run(action, stream, folder.as_ref(), sequence.parse().context("SEQUENCE is no number")?);
+        }
+        ["frames", interface, to, vlan, count] => {
+            let vlan = vlan.parse().context("VLAN is no number")?;
+            return frames::send(interface, to, vlan, count.parse().context("COUNT is no number")?);
         }
         ["load", device, ..] => return load::run(device.as_ref(), &arguments[2..]),
         ["no-sync", program, rest @ ..] => return Err(no_sync::become_program(program, rest)),

@@ -32,6 +32,9 @@ const GUEST_MODULES: [&str; 9] = [
 /// And of guests whose disks are put to the proof.
 const STORAGE_MODULES: [&str; 1] = ["xfs"];
 
+/// And of guests that set up their network interface in all ways.
+const NETWORK_MODULES: [&str; 1] = ["8021q"];
+
 /// Packages of the Debian guest root: a sysvinit system with a shell, no service that is not needed to check a VMM.
 const ROOT_PACKAGES: [&str; 22] = [
     "base-files",
@@ -116,6 +119,9 @@ pub mod at {
 
     /// That of Debian's own kernel with more file systems: made when it is needed, too.
     pub const STORAGE: &str = "/initrd-storage";
+
+    /// That of Debian's own kernel with VLANs, and with `ip` and `ethtool` in `/network/bin`, likewise.
+    pub const NETWORK: &str = "/initrd-network";
 
     /// A disk with `fio`, to be mounted on `/fio`, likewise.
     pub const FIO: &str = "/fio.img";
@@ -218,6 +224,28 @@ pub fn storage_initrd(content: &Content) -> anyhow::Result<PathBuf> {
     let programs = [&content.busybox[..], &fs::read(&content.peer_path)?];
     let archive = guest_initrd(&kernel::get(Which::Stable)?, programs, &modules, None)?;
     let path = paths::lab().join("initrd-storage");
+    let fresh = path.with_extension(format!("new{}", std::process::id()));
+    fs::write(&fresh, archive)?;
+    fs::rename(fresh, &path)?;
+    Ok(path)
+}
+
+/// The initial RAM file system of guests that set up their network interface in all ways, made anew.
+///
+/// # Errors
+/// When a package cannot be had, or it cannot be written.
+pub fn network_initrd(content: &Content) -> anyhow::Result<PathBuf> {
+    let stage = paths::lab().join(format!("network.stage{}", std::process::id()));
+    debian::remove_tree(&stage)?;
+    let sets: [(&str, &[&str]); 2] = [("root", &ROOT_PACKAGES), ("ethtool", &["ethtool"])];
+    for ((set, packages), program) in sets.into_iter().zip(["ip", "ethtool"]) {
+        images::stage_program(&debian::unpack(set, packages)?, program, &stage.join("network"), "/network")?;
+    }
+    let modules = GUEST_MODULES.into_iter().chain(NETWORK_MODULES).collect::<Vec<_>>();
+    let programs = [&content.busybox[..], &fs::read(&content.peer_path)?];
+    let archive = guest_initrd(&kernel::get(Which::Stable)?, programs, &modules, Some(&stage))?;
+    debian::remove_tree(&stage)?;
+    let path = paths::lab().join("initrd-network");
     let fresh = path.with_extension(format!("new{}", std::process::id()));
     fs::write(&fresh, archive)?;
     fs::rename(fresh, &path)?;

@@ -281,6 +281,9 @@ impl Lab {
         if guests.iter().any(|guest| guest.initrd == content::at::STORAGE) {
             add(content::at::STORAGE, content::storage_initrd(&self.content)?);
         }
+        if guests.iter().any(|guest| guest.initrd == content::at::NETWORK) {
+            add(content::at::NETWORK, content::network_initrd(&self.content)?);
+        }
         if guests.iter().any(|guest| guest.disks.iter().any(|disk| disk == content::at::FIO)) {
             add(content::at::FIO, content::fio_image()?);
         }
