@@ -61,6 +61,9 @@ pub enum DiskProblem {
     /// It cannot be used without the page cache, and was to be.
     #[error("cache=direct is not possible: {0}; leave it out, or use cache=buffered")]
     NoDirect(NoDirect),
+    /// It was to be used through the page cache, and there is none in front of it.
+    #[error("cache=buffered is not possible: it is a volume's raw device, in front of no page cache; leave it out")]
+    NoPageCache,
     /// The system does not say what it needs to.
     #[error("cannot {what}: {error}")]
     Query {
@@ -174,6 +177,9 @@ impl Disk {
         let is_volume =
             |sys: &&Arc<dyn Sys>| path.to_str().is_some_and(|path| sys.is_character_device(path) == Ok(true));
         if let Some(sys) = sys.filter(is_volume) {
+            if options.cache == Cache::Buffered {
+                return Err(error(DiskProblem::NoPageCache));
+            }
             return Volume::open(sys, path, options.read_only)
                 .and_then(|volume| Self::of_volume(volume, options.read_only))
                 .map_err(error);

@@ -66,3 +66,13 @@ fn a_volume_that_fails_is_an_error_for_the_guest_and_one_in_use_is_refused() {
         assert!(refused, "{errno}");
     }
 }
+
+#[test]
+fn a_volume_cannot_be_used_through_a_page_cache() {
+    let Some(guests) = guests() else { return };
+    let image = disk(1);
+    let buffered = format!("{},cache=buffered", path(&image));
+    let outcome = run("bhyve", &guests, &buffered, &path(&image), &[]);
+    let line = "cache=buffered is not possible: it is a volume's raw device, in front of no page cache; leave it out";
+    assert!(outcome.errors.contains(line), "{outcome:?}");
+}
