@@ -102,10 +102,11 @@ const UDEV: &str = "/lib/systemd/systemd-udevd --daemon && udevadm trigger --act
 fn by_id() -> Scenario {
     Scenario::new(
         "by-id",
-        "udev in a Debian guest names disks by their serial numbers",
+        "udev in a Debian guest names disks by their serial numbers, given or not",
         |_| {
             Script::new()
                 .debian_root()
+                .disk(8)
                 .disk(8)
                 .with(|machine| machine.serials = vec!["LAB-ROOT".to_owned(), "LAB-DATA-0123456789A".to_owned()])
                 .limit(240)
@@ -122,6 +123,8 @@ fn by_id() -> Scenario {
             for line in ["virtio-LAB-ROOT /dev/vda", "virtio-LAB-DATA-0123456789A /dev/vdb"] {
                 ensure!(names.lines().any(|name| name == line), "no `{line}` among {names}");
             }
+            let own = names.lines().any(|name| name.starts_with("virtio-") && name.ends_with(" /dev/vdc"));
+            ensure!(own, "the disk without a serial number of its configuration has no name among {names}");
             Ok(())
         },
     )
