@@ -11,6 +11,7 @@ mod filter;
 mod header;
 #[cfg(test)]
 mod proptests;
+pub mod responder;
 mod rx;
 #[cfg(test)]
 mod tests;
