@@ -212,16 +212,15 @@ impl Filter {
 
     /// What a driver has set, where it has set something.
     pub fn save(&self) -> FilterState {
-        let set = |vlan: &u16| {
-            let word = self.vlans.get(usize::from(*vlan / 64)).copied().unwrap_or_default();
-            word & 1 << (*vlan % 64) != 0
-        };
+        // Nearly every word is zero.
+        let words = (0..VLANS).step_by(64).zip(self.vlans).filter(|(_, word)| *word != 0);
+        let vlans = words.flat_map(|(first, word)| (first..).take(64).filter(move |vlan| word & 1 << (vlan % 64) != 0));
         FilterState {
             modes: self.modes,
             mac: self.mac,
             unicast: self.tables.unicast.save(),
             multicast: self.tables.multicast.save(),
-            vlans: (0..VLANS).filter(set).collect(),
+            vlans: vlans.collect(),
         }
     }
 
