@@ -5,9 +5,7 @@
 //! `fuzz_targets/`, `cargo test` replays the inputs of `regressions/`, and `cargo xtask fuzz` drives campaigns.
 
 pub mod counters;
-pub mod lone;
 pub mod machine;
-pub mod oracle;
 pub mod program;
 pub mod record;
 pub mod replay;
@@ -15,6 +13,8 @@ pub mod soak;
 pub mod stats;
 pub mod targets;
 pub mod teeth;
+
+pub use model::{finding, lone, oracle};
 
 /// One thing that is fuzzed.
 pub struct Target {

@@ -18,21 +18,13 @@ use super::ends::End;
 use super::ram::Ram;
 use crate::finding;
 use crate::lone::Lone;
+use crate::oracle::transport::Told;
 use crate::oracle::{Device, Oracles, net, resources};
 
 /// Ring features the workers carry.
 pub const ALL_RINGS: u64 = F_RING_PACKED | F_IN_ORDER | F_RING_RESET;
 /// Steps after which a worker that asks for another one is held to spin.
 const MAX_STEPS: usize = 2000;
-
-/// What workers told the transport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
-    /// Buffers of this queue were used.
-    Used(u16),
-    /// This queue's ring is broken.
-    NeedsReset(u16),
-}
 
 /// The workers of one device.
 pub struct Runner {

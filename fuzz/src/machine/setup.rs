@@ -180,8 +180,8 @@ impl Machine {
         }
         self.set_config(at + 2, 2, 0x8000);
         for vector in 0..self.shape.vectors as u64 {
-            for (field, value) in [(0, 0xfee0_0000u32), (4, 0), (8, 0x4041 + vector as u32), (12, 0)] {
-                self.write(Bar::Msix, 16 * vector + field, &value.to_le_bytes());
+            for (field, value) in [(0, 0xfee0_0000), (8, 0x4041 + vector)] {
+                self.write(Bar::Msix, 16 * vector + field, &u64::to_le_bytes(value));
             }
         }
         self.word(0x10, 2, 0);

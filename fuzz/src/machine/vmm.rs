@@ -22,12 +22,12 @@ use super::wires::Wired;
 use crate::lone::Lone;
 use crate::oracle::{Oracles, limit};
 
+pub use crate::oracle::blk::SECTORS;
+
 /// Where configuration space is seen in memory.
 pub const ECAM: u64 = 0xb000_0000;
 /// Where the device sits.
 pub const SLOT: PciAddress = PciAddress::from_devfn(3 << 3);
-/// Sectors of a disk.
-pub const SECTORS: u64 = 32;
 
 /// Which device a machine has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -500,6 +500,7 @@ pub fn play(
             }
             None => player.step(&op, &mut Mute),
         }
+        player.machine.judge_card();
         if traced {
             outcome.trace.push(player.machine.trace.0);
         }

@@ -16,12 +16,20 @@ pub(super) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// that there are no magic numbers to be guessed, text has dictionaries, and the reports took two fifths of the time. Nor do
 /// they bring a table of the counters' addresses, by which libFuzzer looks up every counter of each new input to count edges:
 /// it is guided by the counters alone.
-const COVERAGE_GUIDED: [&str; 5] = [
+const COVERAGE_GUIDED: [&str; 4] = [
     "--cfg=fuzzing",
     "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=3",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cforce-frame-pointers=yes",
+];
+
+/// Which packages get counters: all but the models, which judge what others do. Without a level the pass above adds none.
+const COUNTED: [&str; 5] = [
+    "-Zprofile-rustflags",
+    "--config",
+    "profile.release.rustflags=['-Cllvm-args=-sanitizer-coverage-level=3']",
+    "--config",
+    "profile.release.package.zvmm-fuzz-model.rustflags=[]",
 ];
 
 /// How the targets are built.
@@ -53,11 +61,12 @@ impl Build {
             .arg(sources().join("Cargo.toml"))
             .arg("--target-dir")
             .arg(&into)
+            .args(if self == Self::Coverage { &[] } else { COUNTED.as_slice() })
             .args(targets.iter().flat_map(|target| ["--bin", target.name.as_str()]))
             // One build for campaigns and for planted bugs: what finds those is what fuzzes.
             .args((self != Self::Coverage).then_some("--features=planted-defects"))
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-            // Sanitizers are there in every tool chain, and unlocked in a nightly one only.
+            // Sanitizers are there in every tool chain, as are flags by package, and unlocked in a nightly one only.
             .env("RUSTC_BOOTSTRAP", "1")
             .current_dir(paths::workspace())
             .stdin(Stdio::null());
@@ -73,7 +82,7 @@ impl Build {
 /// When one fails.
 pub fn test() -> anyhow::Result<()> {
     let status = Command::new(cargo())
-        .args(["test", "--quiet", "--locked", "--manifest-path"])
+        .args(["test", "--quiet", "--locked", "--workspace", "--manifest-path"])
         .arg(sources().join("Cargo.toml"))
         // The same folder as the workspace's: most of what it needs is built there.
         .arg("--target-dir")

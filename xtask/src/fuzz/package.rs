@@ -28,7 +28,8 @@ struct Metadata {
 #[derive(Deserialize)]
 struct Package {
     targets: Vec<CargoTarget>,
-    metadata: PackageMetadata,
+    /// The models have none.
+    metadata: Option<PackageMetadata>,
 }
 
 #[derive(Deserialize)]
@@ -37,7 +38,7 @@ struct CargoTarget {
     kind: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct PackageMetadata {
     #[serde(default)]
@@ -61,9 +62,8 @@ pub fn targets() -> anyhow::Result<Vec<Target>> {
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim_end());
     let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
     let mut targets = Vec::new();
-    for Package { targets: programs, metadata: PackageMetadata { mut covers, mut gate_programs, mut finds } } in
-        metadata.packages
-    {
+    for Package { targets: programs, metadata } in metadata.packages {
+        let PackageMetadata { mut covers, mut gate_programs, mut finds } = metadata.unwrap_or_default();
         for CargoTarget { name, .. } in programs.into_iter().filter(|target| target.kind == ["bin"]) {
             let covers = covers.remove(&name).unwrap_or_default();
             let finds = finds.remove(&name).unwrap_or_default();

@@ -21,9 +21,9 @@ const PACKAGES: [(&str, &str); 6] = [
     ("arch/x86_64", "arch_x86_64"),
     ("firmware", "firmware"),
 ];
-/// Programs and sources of the fuzz targets.
+/// Programs and sources of the fuzz targets, and of their models.
 const FUZZ_PROGRAMS: &str = "fuzz/fuzz_targets";
-const FUZZ_SOURCES: &str = "fuzz/src";
+const FUZZ_SOURCES: [&str; 2] = ["fuzz/src", "fuzz/model/src"];
 
 /// Ids of everything that can show something.
 #[derive(Debug, Default)]
@@ -80,13 +80,15 @@ impl Proofs {
 
     fn add_oracles(&mut self, root: &Path) -> anyhow::Result<()> {
         let mut functions = BTreeSet::new();
-        for file in sources(&root.join(FUZZ_SOURCES))? {
-            let text = std::fs::read_to_string(&file)?;
-            let parsed = syn::parse_file(&text).with_context(|| file.display().to_string())?;
-            functions.extend(parsed.items.iter().filter_map(|item| match item {
-                Item::Fn(function) => Some(function.sig.ident.to_string()),
-                _ => None,
-            }));
+        for folder in FUZZ_SOURCES {
+            for file in sources(&root.join(folder))? {
+                let text = std::fs::read_to_string(&file)?;
+                let parsed = syn::parse_file(&text).with_context(|| file.display().to_string())?;
+                functions.extend(parsed.items.iter().filter_map(|item| match item {
+                    Item::Fn(function) => Some(function.sig.ident.to_string()),
+                    _ => None,
+                }));
+            }
         }
         for program in sources(&root.join(FUZZ_PROGRAMS))? {
             let target = program.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -235,7 +237,11 @@ mod tests {
     fn workspace(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         let needed = PACKAGES.iter().map(|(folder, _)| (format!("{folder}/src/lib.rs"), ""));
-        let needed = needed.chain([("fuzz/fuzz_targets/config.rs".into(), ""), ("fuzz/src/lib.rs".into(), "")]);
+        let needed = needed.chain([
+            ("fuzz/fuzz_targets/config.rs".into(), ""),
+            ("fuzz/src/lib.rs".into(), ""),
+            ("fuzz/model/src/lib.rs".into(), ""),
+        ]);
         let given = files.iter().map(|(path, text)| ((*path).to_owned(), *text));
         for (path, text) in needed.chain(given) {
             let path = root.path().join(path);

@@ -14,7 +14,7 @@ const REQUESTS: Rate = Rate { per_second: 500, burst: Some(2) };
 /// Bytes a second, and at once.
 const BYTES: Rate = Rate { per_second: 1 << 20, burst: Some(4096) };
 /// The most bytes one request moves here: two segments of zeroes as long as the disk.
-const MAX_REQUEST_BYTES: u64 = 2 * 512 * crate::machine::vmm::SECTORS;
+const MAX_REQUEST_BYTES: u64 = 2 * 512 * super::blk::SECTORS;
 /// Nanoseconds of either rate that a worker takes at a time (`devices::virtio::limit`).
 const TURN_NS: u128 = 2_000_000;
 

@@ -3,7 +3,7 @@
 use super::blk::gather;
 use super::ring::{Flying, Plan, Rings};
 use crate::finding;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 
 /// The most bytes a request gets.
 const MAX_BYTES: u64 = 4096;

@@ -9,7 +9,6 @@ use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_RING_PACKED};
 use devices::virtio::{F_RING_RESET, VirtioDevice};
 
 use crate::finding;
-use crate::machine::runner::Told;
 
 const ACKNOWLEDGE: u8 = 1;
 const DRIVER: u8 = 2;
@@ -20,6 +19,15 @@ const FAILED: u8 = 128;
 const VERSION_1: u64 = 1 << 32;
 const NO_VECTOR: u16 = 0xffff;
 const OF_RINGS: u64 = F_RING_PACKED | F_IN_ORDER | F_RING_RESET;
+
+/// What workers told the transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Buffers of this queue were used.
+    Used(u16),
+    /// This queue's ring is broken.
+    NeedsReset(u16),
+}
 
 /// Offsets in the memory BAR.
 pub const ISR: u64 = 0x1000;

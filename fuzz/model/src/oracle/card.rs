@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::blk::gather;
 use super::ring::Flying;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

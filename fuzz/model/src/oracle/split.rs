@@ -3,7 +3,7 @@
 use super::fetch::Fetches;
 use super::ring::{Flying, Live, Walk, descriptor, fresh, table_in_ring};
 use crate::finding;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 use devices::virtio::queue::Descriptor;
 
 /// The device reads `len` bytes at `addr`; the chain that begins with it.

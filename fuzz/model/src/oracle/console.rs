@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::ring::{Flying, Plan, Rings};
 use crate::finding;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 
 const RX: u16 = 0;
 const TX: u16 = 1;

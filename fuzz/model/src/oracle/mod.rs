@@ -4,9 +4,9 @@
 //! |---|---|
 //! | double fetch | [`fetch`]: a second read within one pop is answered differently; the models go by the first answer |
 //! | spec model | [`ring`] (both formats), one file a device, [`transport`] (registers and status) |
-//! | wedge | [`Machine::revive`](crate::machine::Machine::revive): a reset and one valid request after every program |
+//! | wedge | `Machine::revive`: a reset and one valid request after every program |
 //! | resources | [`resources`], [`limit`] |
-//! | restore equivalence, two wirings | [`pairs`](crate::program::pairs): the same program in two machines |
+//! | restore equivalence, two wirings | `program::pairs`: the same program in two machines |
 //!
 //! Panics and overflows are their own oracle. A finding is a panic whose message starts with the oracle's name.
 
@@ -26,17 +26,9 @@ pub mod transport;
 use std::sync::Arc;
 
 use crate::lone::Lone;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 use fetch::Fetches;
 use ring::{Flying, Rings};
-
-/// Ends the run with a finding of an oracle.
-#[macro_export]
-macro_rules! finding {
-    ($oracle:literal, $($what:tt)+) => {
-        panic!("[{}] {}", $oracle, format_args!($($what)+))
-    };
-}
 
 /// What is behind the queues, for those oracles that know more than rings.
 #[derive(Debug, Default)]
@@ -80,7 +72,7 @@ impl Oracles {
     /// The device model asks for `len` bytes at `addr`, to read or to write. What every byte of the answer is to be
     /// altered with, where the guest has "changed" it meanwhile.
     #[inline]
-    pub(crate) fn touched(cell: &Arc<Lone<Self>>, addr: u64, len: usize) -> Option<u8> {
+    pub fn touched(cell: &Arc<Lone<Self>>, addr: u64, len: usize) -> Option<u8> {
         let _quiet = resources::Quiet::begin();
         let this = &mut *cell.open();
         let Self { ram: Some(ram), rings, fetches, device, .. } = this else { return None };
@@ -97,7 +89,7 @@ impl Oracles {
 
     /// The device model has written `len` bytes at `addr`.
     #[inline]
-    pub(crate) fn written(cell: &Arc<Lone<Self>>, addr: u64, len: usize) {
+    pub fn written(cell: &Arc<Lone<Self>>, addr: u64, len: usize) {
         let _quiet = resources::Quiet::begin();
         let this = &mut *cell.open();
         let Self { ram: Some(ram), rings, device, .. } = this else { return };
@@ -107,17 +99,17 @@ impl Oracles {
 
 impl Device {
     /// Whether a chain of `queue` is done with before the next one is taken.
-    pub(crate) fn is_serial(&self, queue: u16) -> bool {
+    pub fn is_serial(&self, queue: u16) -> bool {
         matches!((self, queue), (Self::Console(_), _) | (Self::Net(_), 1 | net::CONTROL))
     }
 
     /// Whether chains of `queue` go back in ways only their used elements tell.
-    pub(crate) fn gives_back_unseen(&self, queue: u16) -> bool {
+    pub fn gives_back_unseen(&self, queue: u16) -> bool {
         matches!((self, queue), (Self::Net(_), 0))
     }
 
     /// A chain was popped.
-    pub(crate) fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
+    pub fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
         match self {
             Self::Any => {}
             Self::Blk(blk) => blk.popped(ram, chain),
@@ -128,7 +120,7 @@ impl Device {
     }
 
     /// A chain is given back with `len` bytes written.
-    pub(crate) fn used(&mut self, ram: &Ram, queue: u16, chain: &Flying, len: u32) {
+    pub fn used(&mut self, ram: &Ram, queue: u16, chain: &Flying, len: u32) {
         match self {
             Self::Any => {}
             Self::Blk(blk) => blk.used(ram, chain, len),
@@ -139,7 +131,7 @@ impl Device {
     }
 
     /// A driver starts `queue`.
-    pub(crate) fn started(&mut self, queue: u16, features: u64, legacy: bool) {
+    pub fn started(&mut self, queue: u16, features: u64, legacy: bool) {
         match self {
             Self::Blk(blk) => (blk.features, blk.legacy) = (features, legacy),
             Self::Net(net) if queue == 0 => net.started(features, legacy),
@@ -149,7 +141,7 @@ impl Device {
     }
 
     /// `queue` was reset.
-    pub(crate) fn stopped(&mut self, queue: u16) {
+    pub fn stopped(&mut self, queue: u16) {
         if let (Self::Net(net), 0) = (self, queue) {
             net.reset();
         }

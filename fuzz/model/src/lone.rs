@@ -24,6 +24,7 @@ thread_local! {
 }
 
 /// A number that differs between threads that live at the same time.
+#[inline]
 fn here() -> usize {
     MARK.with(|mark| std::ptr::from_ref(mark).addr())
 }

@@ -4,7 +4,7 @@ use super::fetch::Fetches;
 use super::ring::{Flying, Live, Walk, descriptor, fresh, table_in_ring};
 use super::split::table_entries;
 use crate::finding;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 use devices::virtio::queue::Descriptor;
 
 const AVAIL: u16 = 1 << 7;

@@ -2,8 +2,11 @@
 
 use super::ring::{Flying, Range};
 use crate::finding;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 use devices::virtio::blk::{BlkConfig, BlkError, BlkOp};
+
+/// Sectors of a disk.
+pub const SECTORS: u64 = 32;
 
 const OK: u8 = 0;
 const IOERR: u8 = 1;

@@ -8,7 +8,7 @@ use super::card::Card;
 pub use super::card::MAC;
 use super::ring::{Flying, Plan, Range};
 use crate::finding;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 
 const RX: u16 = 0;
 const TX: u16 = 1;

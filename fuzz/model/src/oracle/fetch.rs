@@ -5,7 +5,7 @@
 /// Ranges remembered a pop.
 const MAX: usize = 96;
 /// Longer accesses move payload and may happen once more (a frame that is offered again).
-const MAX_WORD: usize = crate::machine::ram::MAX_ALTERED;
+const MAX_WORD: usize = crate::ram::MAX_ALTERED;
 
 /// What was read since the last pop began.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ impl Fetches {
     }
 
     /// What lies there now is new: it may be read once.
-    pub(crate) fn renewed(&mut self, addr: u64, len: u64) {
+    pub fn renewed(&mut self, addr: u64, len: u64) {
         self.seen.retain(|&(at, size)| at >= addr + len || addr >= at + u64::from(size));
     }
 

@@ -7,7 +7,7 @@
 use super::fetch::Fetches;
 use super::{Device, packed, split};
 use crate::finding;
-use crate::machine::ram::Ram;
+use crate::ram::Ram;
 use devices::virtio::QueueState;
 use devices::virtio::queue::{Descriptor, F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED};
 
