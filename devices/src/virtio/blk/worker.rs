@@ -383,6 +383,8 @@ impl<B> BlkWorker<B> {
     }
 
     /// Asks the disk again for what it failed, unless the disk ends before that by now: a write would bring its end back.
+    /// It begins here: a queue that is paused again at once, or whose driver has broken it, commits nothing of its own, and
+    /// a pause would wait for these requests for ever.
     fn retry<M: GuestMemory>(&mut self, mem: &M)
     where
         B: BlkBackend<M>,
@@ -398,6 +400,7 @@ impl<B> BlkWorker<B> {
                 }
             }
         }
+        self.backend.commit();
     }
 
     fn round<M: GuestMemory>(&mut self, mem: &M, lingering: bool) -> Step

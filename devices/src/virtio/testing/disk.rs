@@ -7,8 +7,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::virtio::blk::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
 
-/// A disk in memory. Clones share it. Requests take effect at once and complete at the next poll, or, held back, when
-/// the test says so and in the order it says.
+/// A disk in memory. Clones share it. Requests take effect at once and complete at the next poll after the commit they wait
+/// for, or, held back, when the test says so and in the order it says.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryDisk(Arc<Mutex<Inner>>);
 
@@ -21,6 +21,7 @@ struct Inner {
     log: Vec<BlkOp>,
     write_cache: Option<bool>,
     cache_log: Vec<bool>,
+    staged: Vec<(RequestToken, Result<(), BlkError>)>,
     waiting: Vec<(RequestToken, Result<(), BlkError>)>,
     ready: VecDeque<(RequestToken, Result<(), BlkError>)>,
 }
@@ -79,6 +80,10 @@ impl MemoryDisk {
 }
 
 impl Inner {
+    fn in_flight(&self) -> usize {
+        self.staged.len() + self.waiting.len() + self.ready.len()
+    }
+
     fn run<M: GuestMemory + ?Sized>(&mut self, mem: &M, request: &BlkRequest<'_>) -> Result<(), BlkError> {
         let start = usize::try_from(request.offset_bytes).map_err(|_| BlkError::Short)?;
         let len = usize::try_from(request.len_bytes).map_err(|_| BlkError::Short)?;
@@ -108,7 +113,7 @@ impl Inner {
 impl<M: GuestMemory + ?Sized> BlkBackend<M> for MemoryDisk {
     fn has_room(&self) -> bool {
         let inner = self.0.lock().unwrap();
-        inner.room.is_none_or(|room| inner.waiting.len() + inner.ready.len() < room)
+        inner.room.is_none_or(|room| inner.in_flight() < room)
     }
 
     fn set_write_cache(&mut self, write_back: bool) {
@@ -125,11 +130,16 @@ impl<M: GuestMemory + ?Sized> BlkBackend<M> for MemoryDisk {
             Some(error) => Err(error),
             None => inner.run(mem, &request),
         };
-        match inner.hold {
-            true => inner.waiting.push((request.token, result)),
-            false => inner.ready.push_back((request.token, result)),
-        }
+        inner.staged.push((request.token, result));
         Ok(())
+    }
+
+    fn commit(&mut self) {
+        let inner = &mut *self.0.lock().unwrap();
+        match inner.hold {
+            true => inner.waiting.append(&mut inner.staged),
+            false => inner.ready.extend(inner.staged.drain(..)),
+        }
     }
 
     fn poll(&mut self, _mem: &M, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
@@ -144,11 +154,11 @@ impl<M: GuestMemory + ?Sized> BlkBackend<M> for MemoryDisk {
 
     fn cancel_all(&mut self) {
         let inner = &mut *self.0.lock().unwrap();
-        inner.ready.extend(inner.waiting.drain(..).map(|(token, _)| (token, Err(BlkError::Cancelled))));
+        let ended = inner.waiting.drain(..).chain(inner.staged.drain(..));
+        inner.ready.extend(ended.map(|(token, _)| (token, Err(BlkError::Cancelled))));
     }
 
     fn in_flight(&self) -> usize {
-        let inner = self.0.lock().unwrap();
-        inner.waiting.len() + inner.ready.len()
+        self.0.lock().unwrap().in_flight()
     }
 }

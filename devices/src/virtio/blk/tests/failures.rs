@@ -331,3 +331,31 @@ fn a_held_request_behind_the_new_end_of_a_disk_that_shrank_meanwhile_is_an_error
     assert_eq!(used.len(), 2, "{used:?}");
     assert_eq!([behind, inside].map(|posted| rig.driver.read(posted.buffers[2])[0]), [IOERR, OK]);
 }
+
+#[test]
+fn a_request_that_is_tried_again_begins_though_the_queue_is_paused_before_its_first_step() {
+    let (mut rig, _) = holding(OnError::Hold, OnError::Report, MODERN | FLUSH);
+    rig.disk.fail_next(EIO);
+    let posted = rig.post(&write());
+    let state = rig.pause();
+    let activation = rig.interrupt.activation(MODERN | FLUSH);
+    rig.worker.start(&rig.mem, 0, state, &activation);
+    // Nothing else is submitted from here on, whose commit would be this one's, too; and the pause waits for the disk.
+    rig.pause();
+    assert_eq!(rig.driver.used().len(), 1);
+    assert_eq!(rig.driver.read(posted.buffers[2]), [OK]);
+}
+
+#[test]
+fn a_request_that_is_tried_again_begins_though_its_driver_has_broken_the_ring_meanwhile() {
+    let (mut rig, _) = holding(OnError::Hold, OnError::Report, MODERN | FLUSH);
+    rig.disk.fail_next(EIO);
+    let posted = rig.post(&write());
+    rig.driver.set_avail_index(100);
+    rig.step();
+    assert_eq!(rig.interrupt.take_needs_reset().len(), 1);
+    let state = rig.pause();
+    rig.go_on(state, MODERN | FLUSH);
+    assert_eq!(rig.driver.read(posted.buffers[2]), [OK], "nobody takes chains from here on");
+    rig.pause();
+}

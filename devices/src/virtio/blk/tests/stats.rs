@@ -143,6 +143,7 @@ impl<M: vm_memory::GuestMemory + ?Sized> BlkBackend<M> for Inline {
     }
 
     fn commit(&mut self) {
+        BlkBackend::<M>::commit(&mut self.0);
         self.1.advance_ns(7_000);
     }
 
