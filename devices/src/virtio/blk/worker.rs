@@ -390,6 +390,7 @@ impl<B> BlkWorker<B> {
         B: BlkBackend<M>,
     {
         self.held = 0;
+        self.recorder.begin_step();
         for head in 0..self.in_flight.len() {
             if let Some(request) = self.in_flight.get_mut(head).and_then(Option::take) {
                 debug_assert_eq!(request.stage, Stage::Held, "nothing else outlasts a pause");

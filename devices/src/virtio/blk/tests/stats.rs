@@ -310,3 +310,38 @@ fn a_request_kept_for_the_operator_is_in_flight_and_counts_once_when_it_ends() {
     assert_eq!((ended.in_flight, ended.ops.write, ended.errors), (0, 1, ErrorsSnapshot::default()));
     assert_eq!((timed.latency().total.count, timed.latency().total.max_ns), (1, 9_000_000));
 }
+
+#[test]
+fn a_kept_request_that_is_refused_after_a_pause_ends_then_and_not_when_it_was_kept() {
+    let mut timed = timed();
+    let config = BlkConfig {
+        capacity_sectors: SECTORS as u64,
+        queue_size: 8,
+        on_write_error: OnError::Hold,
+        ..Default::default()
+    };
+    timed.rig.device = BlkDevice::new(config);
+    let worker = timed.rig.device.worker(0, timed.rig.disk.clone(), timed.rig.counters.clone());
+    timed.rig.worker = Box::new(worker.with_stats(timed.stats.clone(), timed.clock.clone()));
+    timed.rig.start(FEATURES);
+    timed.rig.disk.fail_next(BlkError::NoSpace);
+    timed.post(&[header(1, SECTORS as u64 - 1), Buf::Read(vec![7; 512]), Buf::Write(1)]);
+    timed.rig.step();
+    // One that the pause waits for has the worker look at the clock.
+    timed.rig.disk.hold(true);
+    timed.post(&[header(0, 0), Buf::Write(512), Buf::Write(1)]);
+    timed.rig.step();
+    let mem = timed.rig.mem.clone();
+    timed.rig.worker.begin_stop(&mem);
+    assert!(timed.rig.disk.complete(0));
+    assert!(timed.rig.worker.poll_stopped(&mem, false));
+    let state = timed.rig.worker.take_state(0).unwrap();
+    timed.rig.device.set_capacity(1);
+    timed.clock.pass_ns(1 << 30);
+    let activation = timed.rig.interrupt.activation(FEATURES);
+    timed.rig.worker.start(&mem, 0, state, &activation);
+    timed.rig.step();
+    let latency = timed.latency();
+    assert_eq!((latency.disk.count, latency.disk.max_ns), (2, 1 << 30), "it was the disk's all the time");
+    assert_eq!((latency.injected.count, latency.injected.max_ns), (2, 0));
+}
