@@ -27,6 +27,8 @@ pub struct Inner {
     /// Cancelling does not end a request at once.
     pub slow_cancel: bool,
     requests: Vec<Request>,
+    /// Those of them that nobody has committed.
+    staged: usize,
     /// Requests that nobody waits for, kept for their allocations.
     spare: Vec<Vec<GuestRange>>,
 }
@@ -36,6 +38,8 @@ struct Request {
     token: u64,
     ask: Ask,
     ranges: Vec<GuestRange>,
+    /// It has begun: nothing that is only submitted does.
+    begun: bool,
     done: Option<Result<(), BlkError>>,
     cancelled: bool,
     /// Digest of what a read gave, and when.
@@ -68,9 +72,9 @@ impl Disk {
     /// Lets the `nth` waiting request complete with `error`, or for real. The queue to wake; `None` where none waits.
     pub fn complete(&self, nth: usize, error: Option<BlkError>, ram: &Ram, oracles: &Lone<Oracles>) -> Option<u16> {
         let inner = &mut *self.0.open();
-        let waiting = inner.requests.iter().filter(|request| request.done.is_none()).count();
+        let waiting = inner.requests.iter().filter(|request| request.waits()).count();
         let nth = nth.checked_rem(waiting)?;
-        let request = inner.requests.iter_mut().filter(|request| request.done.is_none()).nth(nth)?;
+        let request = inner.requests.iter_mut().filter(|request| request.waits()).nth(nth)?;
         let result = match error {
             Some(error) => Err(error),
             None if request.cancelled && nth % 2 == 1 => Err(BlkError::Cancelled),
@@ -94,10 +98,16 @@ impl Disk {
         inner.requests.len() >= inner.room
     }
 
-    /// Requests that wait for [`complete`](Self::complete).
+    /// Requests that were submitted and not committed: they would never begin.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.0.open().requests.iter().filter(|request| request.done.is_none()).count()
+    pub fn staged(&self) -> usize {
+        self.0.open().staged
+    }
+}
+
+impl Request {
+    fn waits(&self) -> bool {
+        self.begun && self.done.is_none()
     }
 }
 
@@ -159,7 +169,7 @@ impl BlkBackend<Ram> for Handle {
         let mut moment = 0;
         if let (Device::Blk(blk), false) = (&mut *device, rings.blind()) {
             let ranges = || request.ranges.iter().map(|range| (range.addr, range.len)).collect();
-            moment = blk.asked(rings.flying_mut(self.queue), ask, token | u64::from(self.queue) << 48, ranges);
+            moment = blk.asked(rings.flying_mut(self.queue), (self.queue, token), ask, ranges);
         }
         if let Some(error) = inner.refuse.take() {
             answer(oracles, self.queue, token, (ask, moment), Err(error), (0, 0));
@@ -168,13 +178,35 @@ impl BlkBackend<Ram> for Handle {
         let mut ranges = inner.spare.pop().unwrap_or_default();
         ranges.clear();
         ranges.extend_from_slice(request.ranges);
-        let mut new =
-            Request { queue: self.queue, token, ask, ranges, done: None, cancelled: false, content: (0, 0), moment };
-        if !inner.hold {
-            new.done = Some(execute(&mut new, &self.ram, oracles));
-        }
-        inner.requests.push(new);
+        inner.requests.push(Request {
+            queue: self.queue,
+            token,
+            ask,
+            ranges,
+            begun: false,
+            done: None,
+            cancelled: false,
+            content: (0, 0),
+            moment,
+        });
+        inner.staged += 1;
         Ok(())
+    }
+
+    fn commit(&mut self) {
+        let inner = &mut *self.disk.0.open();
+        if inner.staged == 0 {
+            return;
+        }
+        let _quiet = resources::Quiet::begin();
+        let own = |request: &&mut Request| request.queue == self.queue && !request.begun;
+        for request in inner.requests.iter_mut().filter(own) {
+            request.begun = true;
+            inner.staged -= 1;
+            if !inner.hold && request.done.is_none() {
+                request.done = Some(execute(request, &self.ram, &mut self.oracles.open()));
+            }
+        }
     }
 
     fn poll(&mut self, _mem: &Ram, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
@@ -185,6 +217,7 @@ impl BlkBackend<Ram> for Handle {
                 let ready = |request: &Request| request.queue == self.queue && request.done.is_some();
                 let Some(at) = inner.requests.iter().position(ready) else { return };
                 let request = inner.requests.remove(at);
+                inner.staged -= usize::from(!request.begun);
                 inner.spare.push(request.ranges);
                 let ask = (request.ask, request.moment);
                 (request.token, request.done.unwrap_or(Ok(())), request.content, ask)
@@ -226,6 +259,9 @@ fn answer(
     let content = Some(content.0).filter(|_| content.1 == oracles.moment);
     if let Device::Blk(blk) = &mut oracles.device {
         blk.done(ask, moment, result);
-        blk.answered(oracles.rings.flying_mut(queue), token | u64::from(queue) << 48, result, content);
+        // What comes of a request whose queue is reset nobody learns.
+        if !oracles.rings.abandons(queue) {
+            blk.answered(oracles.rings.flying_mut(queue), (queue, token), result, content);
+        }
     }
 }

@@ -23,7 +23,7 @@ use devices::virtio::blk::BlkError;
 use crate::finding;
 use crate::lone::Lone;
 use crate::oracle::transport::{self, Transport};
-use crate::oracle::{Device, Oracles, blk, console, limit, net, rng};
+use crate::oracle::{Device, Oracles, blk, console, limit, net, rng, times};
 use disk::Disk;
 use driver::Driver;
 use ends::End;
@@ -130,6 +130,8 @@ impl Machine {
                 failed: (0, 0),
                 lost: false,
                 limit: shape.limited.then(|| Box::new(limit::Limit::new(&clock, shape.disk.queues))),
+                times: shape.timed.then(|| Box::new(times::Times::new(&clock, shape.disk.queues))),
+                unheard: (0, 0),
                 config: shape.disk.clone(),
             }),
             Kind::Net => Device::Net(net::Net::new()),
@@ -536,11 +538,47 @@ impl Machine {
             self.run(usize::MAX);
             if self.vmm.runner.paused().is_some() {
                 self.look();
+                self.judge_times();
                 return;
             }
             self.complete_all();
         }
         finding!("wedge", "the device does not pause");
+    }
+
+    /// Whether a disk keeps failed requests, or has some in flight.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.vmm.stats.iter().any(|stats| stats.snapshot().in_flight > 0)
+    }
+
+    /// Everything a worker has done it has counted by now.
+    fn judge_times(&self) {
+        if let Device::Blk(blk) = &self.oracles.open().device
+            && let Some(times) = &blk.times
+        {
+            times.judge(&self.vmm.stats);
+        }
+    }
+
+    /// The operator says to go on with a disk whose flush failed.
+    pub fn go_on(&mut self) {
+        if let (Device::Blk(blk), Handle::Blk(device)) = (&mut self.oracles.open().device, &self.vmm.handle) {
+            device.go_on();
+            blk.lost = false;
+        }
+    }
+
+    /// Whether the disk may keep requests that failed.
+    #[must_use]
+    pub fn may_hold(&self) -> bool {
+        self.oracles.open().device.may_hold()
+    }
+
+    /// Lets the workers go on, and stops them again before they take a step.
+    pub fn resume_and_pause(&mut self) {
+        self.vmm.runner.resume();
+        self.pause();
     }
 
     /// Undoes [`pause`](Self::pause).
@@ -569,6 +607,9 @@ impl Machine {
             blk.lost = lost;
             if let Some(limit) = &mut blk.limit {
                 limit.start_over();
+            }
+            if let Some(times) = &mut blk.times {
+                times.start_over();
             }
         }
         self.vmm.runner.restore(&workers);

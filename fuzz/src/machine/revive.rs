@@ -21,6 +21,7 @@ impl Machine {
         self.complete_all();
         self.run(usize::MAX);
         self.look();
+        self.judge_times();
         if !self.reset(MAX_ROUNDS) {
             finding!("wedge", "a reset does not end");
         }

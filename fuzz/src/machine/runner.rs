@@ -179,6 +179,7 @@ impl Runner {
                     slot.last = slot.worker.step(&self.ram);
                     let oracles = &mut *self.oracles.open();
                     oracles.rings.step_ended(&slot.queues, slot.last.again);
+                    oracles.device.step_ended(oracles.rings.blind());
                     self.rests(slot, oracles);
                 }
                 Mode::Resetting(_) | Mode::Pausing(_) => self.drain(slot),
@@ -194,6 +195,9 @@ impl Runner {
 
     /// A worker that sleeps has left nothing undone that only a kick would bring it back to.
     fn rests(&self, slot: &Slot, oracles: &mut Oracles) {
+        if self.disk.staged() > 0 {
+            finding!("wedge", "the worker of queues {:?} never commits what it has asked the disk for", slot.queues);
+        }
         if slot.last.again {
             return;
         }
@@ -242,6 +246,7 @@ impl Runner {
                 Mode::Paused(..) => {
                     for &queue in &slot.queues {
                         slot.worker.forget(queue);
+                        self.oracles.open().rings.forgotten(queue);
                     }
                     self.forget_driver(slot);
                     slot.mode = Mode::Stopped;
@@ -286,20 +291,27 @@ impl Runner {
         state: QueueState,
         activation: &WorkerActivation,
     ) {
-        {
+        let goes_on = {
             let oracles = &mut *self.oracles.open();
-            let max_size = self.max_sizes.get(usize::from(queue)).copied().unwrap_or(0);
-            oracles.rings.start(
-                &self.ram,
-                queue,
-                &state,
-                activation.features,
-                (max_size, oracles.device.is_serial(queue)),
-            );
+            let goes_on = oracles.rings.goes_on(queue, &state);
+            if goes_on {
+                oracles.device.goes_on(oracles.rings.flying_mut(queue));
+            } else {
+                let max_size = self.max_sizes.get(usize::from(queue)).copied().unwrap_or(0);
+                let serial = oracles.device.is_serial(queue);
+                oracles.rings.start(&self.ram, queue, &state, activation.features, (max_size, serial));
+            }
             oracles.device.started(queue, activation.features, activation.legacy);
-        }
+            goes_on
+        };
         worker.start(&self.ram, queue, state, activation);
-        self.oracles.open().rings.started(queue);
+        let oracles = &mut *self.oracles.open();
+        if goes_on {
+            oracles.device.went_on(queue, oracles.rings.flying_mut(queue));
+        } else {
+            oracles.rings.started(queue);
+        }
+        oracles.device.step_ended(oracles.rings.blind());
     }
 
     fn reset_queues(&self, slot: &mut Slot) {
@@ -309,7 +321,8 @@ impl Runner {
                 done.complete();
             } else if slot.worker.reset_queue(&self.ram, queue) {
                 let oracles = &mut *self.oracles.open();
-                oracles.rings.stopped(queue, None, true);
+                oracles.device.step_ended(oracles.rings.blind());
+                oracles.rings.stopped(queue, None, true, false);
                 oracles.device.stopped(queue);
                 done.complete();
             } else {
@@ -327,7 +340,8 @@ impl Runner {
         for &queue in &slot.queues {
             let state = slot.worker.take_state(queue);
             let oracles = &mut *self.oracles.open();
-            oracles.rings.stopped(queue, state, abandon);
+            oracles.device.step_ended(oracles.rings.blind());
+            oracles.rings.stopped(queue, state, abandon, oracles.device.may_hold());
             if abandon {
                 oracles.device.stopped(queue);
             }

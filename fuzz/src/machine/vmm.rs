@@ -6,7 +6,7 @@ use std::sync::Arc;
 use devices::bus::{Bus, BusView};
 use devices::legacy::clock::ManualClock;
 use devices::pci::{BarMapper, ConfigPorts, Ecam, InterruptPin, PciAddress, PciBus, Windows, micro_host_bridge};
-use devices::virtio::blk::{BlkConfig, BlkDevice, EraseLimits};
+use devices::virtio::blk::{BlkConfig, BlkDevice, BlkStats, EraseLimits, Failure, FailureSink};
 use devices::virtio::console::ConsoleDevice;
 use devices::virtio::limit::Throttle;
 use devices::virtio::net::{NetConfig, NetDevice};
@@ -20,7 +20,7 @@ use super::ram::Ram;
 use super::runner::Runner;
 use super::wires::Wired;
 use crate::lone::Lone;
-use crate::oracle::{Oracles, limit};
+use crate::oracle::{Device, Oracles, limit, resources};
 
 pub use crate::oracle::blk::SECTORS;
 
@@ -70,6 +70,8 @@ pub struct Shape {
     pub disk: BlkConfig,
     /// Its queues are held to a rate.
     pub limited: bool,
+    /// They measure how long requests take.
+    pub timed: bool,
 }
 
 impl Shape {
@@ -95,6 +97,7 @@ impl Shape {
             rings: super::runner::ALL_RINGS,
             disk,
             limited: false,
+            timed: false,
         }
     }
 }
@@ -115,6 +118,8 @@ pub struct Vmm {
     pub handle: Handle,
     /// Its device as its transport sees it.
     pub device: Arc<dyn VirtioDevice>,
+    /// What the queues of a disk say of themselves.
+    pub stats: Vec<Arc<BlkStats>>,
 }
 
 type Workers = Vec<Box<dyn VirtioWorker<Ram>>>;
@@ -143,6 +148,18 @@ impl devices::bus::BusDevice for NoReset {
     }
 }
 
+/// The operator of a disk, who hears of failures.
+struct Operator(Arc<Lone<Oracles>>);
+
+impl FailureSink for Operator {
+    fn failed(&self, failure: Failure) {
+        let _quiet = resources::Quiet::begin();
+        if let Device::Blk(blk) = &mut self.0.open().device {
+            blk.heard(failure);
+        }
+    }
+}
+
 impl Vmm {
     /// A machine as it is after power-on.
     #[must_use]
@@ -154,9 +171,11 @@ impl Vmm {
         wired: &Wired,
         clock: &Arc<ManualClock>,
     ) -> Self {
+        let mut stats = Vec::new();
         let (handle, device, workers): (Handle, Arc<dyn VirtioDevice>, Workers) = match shape.kind {
             Kind::Blk => {
-                let device = BlkDevice::new(shape.disk.clone());
+                let device = BlkDevice::with_sink(shape.disk.clone(), Arc::new(Operator(oracles.clone())));
+                stats.extend((0..shape.disk.queues).map(|_| Arc::new(BlkStats::new(shape.timed))));
                 let meters = shape.limited.then(limit::meters);
                 let worker = |queue| {
                     let worker = device.worker(queue, disk.handle(queue, ram, oracles), Arc::default());
@@ -164,7 +183,9 @@ impl Vmm {
                         Some(meters) => Throttle::new(std::slice::from_ref(meters), clock.clone()),
                         None => Throttle::default(),
                     };
-                    Box::new(worker.with_throttle(throttle)) as Box<dyn VirtioWorker<Ram>>
+                    let own: Arc<BlkStats> = stats[usize::from(queue)].clone();
+                    Box::new(worker.with_throttle(throttle).with_stats(own, clock.clone()))
+                        as Box<dyn VirtioWorker<Ram>>
                 };
                 let workers = (0..shape.disk.queues).map(worker).collect();
                 (Handle::Blk(device.clone()), Arc::new(device), workers)
@@ -222,6 +243,6 @@ impl Vmm {
         let config = Arc::new(ConfigPorts::new(pci.clone(), Arc::new(NoReset)));
         ports.insert(ConfigPorts::BASE, ConfigPorts::LEN, config).expect("free ports");
         memory.insert(ECAM, Ecam::BYTES_PER_BUS, Arc::new(Ecam::new(pci.clone()))).expect("free memory");
-        Self { ports: BusView::new(ports), memory: BusView::new(memory), pci, function, runner, handle, device }
+        Self { ports: BusView::new(ports), memory: BusView::new(memory), pci, function, runner, handle, device, stats }
     }
 }

@@ -16,6 +16,8 @@ pub mod pairs;
 pub mod play;
 pub mod queue;
 
+use devices::virtio::blk::OnError;
+
 use crate::machine::Setup;
 use crate::machine::vmm::{Kind, Shape};
 use crate::machine::wires::Wiring;
@@ -53,7 +55,12 @@ impl Knobs<'_> {
     pub fn shape(&self, kind: Kind) -> Shape {
         // A process that takes over has its whole burst again, which its guest can tell.
         let limited = self.at(6) & 0x30 == 0x30 && self.pair() != Pair::Restore;
-        Shape { limited, ..Shape::new(kind, self.at(0)) }
+        let mut shape = Shape { limited, timed: self.at(7) & 0xc0 == 0xc0, ..Shape::new(kind, self.at(0)) };
+        let policy =
+            |bits: u8| [OnError::Report, OnError::Hold, OnError::HoldIfFull, OnError::Report][usize::from(bits & 3)];
+        shape.disk.on_write_error = policy(self.at(7) >> 2);
+        shape.disk.on_read_error = policy(self.at(7) >> 4);
+        shape
     }
 
     /// How the driver sets the device up before the first operation; `None`: not at all.

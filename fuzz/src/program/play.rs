@@ -37,6 +37,8 @@ pub struct Player {
     pub saved: bool,
 }
 
+const EIO: Option<BlkError> = Some(BlkError::Host(5));
+
 fn low(v: u32) -> u64 {
     u64::from(v & 0xffff)
 }
@@ -155,7 +157,12 @@ impl Player {
                 self.machine.auto = auto;
             }
             Code::Complete => {
-                let errors = [None, None, None, None, Some(BlkError::Host(5)), Some(BlkError::Unsupported)];
+                let errors = match self.machine.may_hold() {
+                    true => {
+                        [None, None, Some(BlkError::NoSpace), Some(BlkError::Short), EIO, Some(BlkError::Unsupported)]
+                    }
+                    false => [None, None, None, None, EIO, Some(BlkError::Unsupported)],
+                };
                 let done = self.machine.complete(usize::from(op.b), errors[usize::from(op.c) % errors.len()]);
                 let _ = write!(log, "request {} of those held: {done}", op.b);
             }
@@ -215,13 +222,15 @@ impl Player {
                 }
                 let _ = write!(log, "queue {queue}");
             }
+            Code::Pause if self.machine.may_hold() => self.operate(op, log),
             Code::Pause => {
                 self.machine.pause();
                 self.machine.resume();
             }
             Code::Save => {
                 self.machine.pause();
-                if self.save_is_pause {
+                // Requests that are held are not saved.
+                if self.save_is_pause || self.machine.holds() {
                     self.machine.resume();
                 } else {
                     self.machine.restore();
@@ -232,6 +241,8 @@ impl Player {
             Code::Change => {
                 self.machine.change(low(v) as u16);
             }
+            // A disk has no other end but its operator.
+            Code::End if self.machine.may_hold() => self.operate(op, log),
             Code::End => self.end(op, log),
             Code::Wish => {
                 let distance = if op.c & 7 == 7 { v as u16 } else { (v & 7) as u16 };
@@ -260,11 +271,15 @@ impl Player {
                 let _ = write!(log, "by {flip:#x}");
             }
             Code::Disk => {
+                let may_hold = self.machine.may_hold();
                 let mut disk = self.machine.disk.0.open();
                 match op.b % 5 {
                     0 => disk.hold = true,
                     1 => disk.hold = false,
-                    2 => disk.refuse = Some(if op.c & 1 == 0 { BlkError::Host(28) } else { BlkError::Unsupported }),
+                    2 => {
+                        let errors = [BlkError::Host(28), BlkError::Unsupported, BlkError::NoSpace, BlkError::Host(5)];
+                        disk.refuse = Some(errors[usize::from(op.c & if may_hold { 3 } else { 1 })]);
+                    }
                     3 => disk.room = usize::from(op.c % 17).max(1),
                     _ => disk.slow_cancel = op.c & 1 == 0,
                 }
@@ -411,6 +426,44 @@ impl Player {
         } else {
             self.machine.settle();
         }
+    }
+
+    /// What the operator of a disk that keeps failed requests does, mostly with the machine paused, and how it goes on then.
+    fn operate(&mut self, op: &Op, log: &mut dyn Write) {
+        self.machine.pause();
+        let held = self.machine.holds();
+        if op.c & 1 == 0 {
+            self.machine.go_on();
+        }
+        let does = match op.b % 8 {
+            1 => {
+                // What is resumed and paused in one moment takes no step in between.
+                self.machine.resume_and_pause();
+                "lets it go on and pauses it at once"
+            }
+            2 => {
+                self.machine.pass(1_000_000);
+                self.machine.change(low(op.v) as u16);
+                "resizes the disk"
+            }
+            3 => {
+                self.machine.disk.0.open().refuse =
+                    Some(if op.c & 2 == 0 { BlkError::NoSpace } else { BlkError::Host(5) });
+                "has mended nothing"
+            }
+            4 => {
+                self.machine.power_on();
+                self.machine.run(usize::MAX);
+                "resets the machine"
+            }
+            5 => {
+                self.machine.pass(1000 * edge(op.v));
+                "takes time"
+            }
+            _ => "does nothing more",
+        };
+        self.machine.resume();
+        let _ = write!(log, "requests held: {held}, the operator {does}, disk trusted: {}", op.c & 1 == 0);
     }
 
     fn end(&mut self, op: &Op, log: &mut dyn Write) {

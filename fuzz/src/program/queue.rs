@@ -53,7 +53,7 @@ impl Rig {
     fn stop(&mut self, abandon: bool) -> Option<QueueState> {
         self.flying.drain(..).for_each(|(chain, _)| chain.abandon());
         let state = self.queue.take().map(|queue| queue.state());
-        self.oracles.open().rings.stopped(0, state, abandon);
+        self.oracles.open().rings.stopped(0, state, abandon, false);
         state
     }
 

@@ -3,7 +3,7 @@
 use super::ring::{Flying, Range};
 use crate::finding;
 use crate::ram::Ram;
-use devices::virtio::blk::{BlkConfig, BlkError, BlkOp};
+use devices::virtio::blk::{BlkConfig, BlkError, BlkOp, Failure, OnError};
 
 /// Sectors of a disk.
 pub const SECTORS: u64 = 32;
@@ -30,6 +30,10 @@ pub enum Plan {
     Settling(Ask, u64),
     /// The disk has to be asked for this under this token, after what it was asked before.
     Next(Ask, u64),
+    /// The disk has failed it, and it waits for the operator.
+    Held(Ask),
+    /// The operator has let it go on: the disk has to be asked for it again, once.
+    Again(Ask),
     /// It ends with this status; `filled` bytes of its data area are written from its start.
     Ends {
         /// Status byte.
@@ -77,6 +81,11 @@ pub struct Blk {
     pub lost: bool,
     /// What holds its queues back.
     pub limit: Option<Box<super::limit::Limit>>,
+    /// What its queues say of themselves.
+    pub times: Option<Box<super::times::Times>>,
+    /// Failures that the operator has still to hear of, minus those that were none: of requests that are held, and of
+    /// others.
+    pub unheard: (i32, i32),
 }
 
 /// Bytes `from..from + to.len()` of a list of ranges.
@@ -191,7 +200,91 @@ impl Blk {
         self.lost && is_durable(op)
     }
 
-    pub(super) fn popped(&mut self, ram: &Ram, chain: &mut Flying) {
+    /// Whether it may keep requests for the operator.
+    #[must_use]
+    pub fn may_hold(&self) -> bool {
+        (self.config.on_write_error, self.config.on_read_error) != (OnError::Report, OnError::Report)
+    }
+
+    /// The disk failed a request for `ask`: it ends, or is kept for the operator.
+    fn fails(&mut self, ask: Ask, error: BlkError) -> Plan {
+        let of_disk = !matches!(error, BlkError::Unsupported | BlkError::Memory | BlkError::Cancelled);
+        let policy = if ask.op == BlkOp::Read { self.config.on_read_error } else { self.config.on_write_error };
+        let held = match policy {
+            OnError::Report => false,
+            OnError::Hold => of_disk,
+            OnError::HoldIfFull => error == BlkError::NoSpace,
+        };
+        self.unheard.0 += i32::from(held);
+        self.unheard.1 += i32::from(of_disk && !held);
+        match error {
+            _ if held => Plan::Held(ask),
+            BlkError::Unsupported => ends(UNSUPP),
+            _ => ends(IOERR),
+        }
+    }
+
+    /// The operator hears of a failure.
+    pub fn heard(&mut self, failure: Failure) {
+        self.unheard.0 -= i32::from(failure.held);
+        self.unheard.1 -= i32::from(!failure.held);
+    }
+
+    /// A worker's step has ended.
+    pub(super) fn step_ended(&self) {
+        if self.unheard != (0, 0) {
+            let (held, others) = self.unheard;
+            finding!(
+                "spec",
+                "the operator has still to hear of {held} requests that are held and {others} that failed"
+            );
+        }
+    }
+
+    /// Something happened that the model did not see.
+    pub(super) fn forget(&mut self) {
+        self.unheard = (0, 0);
+        if let Some(times) = &mut self.times {
+            times.forget();
+        }
+    }
+
+    /// A queue goes on that was paused with requests in flight.
+    pub(super) fn goes_on(&mut self, chains: &mut [Flying]) {
+        for chain in chains {
+            if let super::ring::Plan::Blk(Plan::Held(ask)) = chain.plan {
+                chain.plan = super::ring::Plan::Blk(Plan::Again(ask));
+            }
+        }
+    }
+
+    fn is_inside(&self, ask: Ask) -> bool {
+        ask.offset + ask.len <= self.capacity * 512
+    }
+
+    /// A request that was held has ended or waits again, and the disk was not asked for it: it has no room for it any more,
+    /// or a failed flush stands in the way.
+    pub(super) fn passed_over(&mut self, queue: u16, chain: &mut Flying) {
+        let super::ring::Plan::Blk(Plan::Again(ask)) = chain.plan else { return };
+        let plan = if !chain.rest.iter().chain([&ask]).all(|ask| self.is_inside(*ask)) {
+            self.fails(ask, BlkError::Cancelled)
+        } else if self.is_lost(ask.op) {
+            self.fails(ask, BlkError::Lost)
+        } else {
+            finding!("spec", "request {} of queue {queue} was held and is not tried again: {ask:?}", chain.id)
+        };
+        self.settles(queue, chain, plan);
+    }
+
+    fn settles(&mut self, queue: u16, chain: &mut Flying, plan: Plan) {
+        chain.leaving = matches!(plan, Plan::Ends { .. });
+        chain.plan = super::ring::Plan::Blk(plan);
+        if let (true, Some(times)) = (chain.leaving, &mut self.times) {
+            times.answered(queue, chain.taken_ns);
+        }
+    }
+
+    pub(super) fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
         let plan = self.plan(ram, chain);
         if let Some(limit) = &mut self.limit {
             let moved = |ask: &Ask| if ask.op == BlkOp::Discard { 0 } else { ask.len };
@@ -200,18 +293,31 @@ impl Blk {
                 _ => 0,
             });
         }
-        let plan = match plan {
-            Plan::Ask(ask) if self.is_lost(ask.op) => ends(IOERR),
-            plan => plan,
+        let Plan::Ask(ask) = plan else {
+            chain.leaving = true;
+            chain.plan = super::ring::Plan::Blk(plan);
+            return;
         };
-        chain.leaving = !matches!(plan, Plan::Ask(_));
-        chain.plan = super::ring::Plan::Blk(plan);
+        if let Some(times) = &mut self.times {
+            chain.taken_ns = times.taken(queue);
+        }
+        let plan = if self.is_lost(ask.op) { self.fails(ask, BlkError::Lost) } else { plan };
+        self.settles(queue, chain, plan);
     }
 
-    /// The disk is asked for something: for what it is asked for next of a request, or for the request of the chain popped
-    /// last. The moment that a flush makes durable.
-    pub fn asked(&mut self, chains: &mut [Flying], ask: Ask, token: u64, ranges: impl Fn() -> Vec<Range>) -> u64 {
-        for chain in &mut *chains {
+    /// The disk is asked for something under a token of a queue: for what it is asked for next of a request, for one that was
+    /// held, or for the request of the chain popped last. The moment that a flush makes durable.
+    pub fn asked(
+        &mut self,
+        chains: &mut [Flying],
+        (queue, number): (u16, u64),
+        ask: Ask,
+        ranges: impl Fn() -> Vec<Range>,
+    ) -> u64 {
+        let token = token(queue, number);
+        let head = number as u16;
+        let mut again = None;
+        for (at, chain) in chains.iter_mut().enumerate() {
             let super::ring::Plan::Blk(plan) = &mut chain.plan else { continue };
             match *plan {
                 Plan::Unsettled(write, own, moment) if own == token && ask.op == BlkOp::Flush => {
@@ -222,11 +328,19 @@ impl Blk {
                     *plan = Plan::Working(next, token);
                     return self.failed.0;
                 }
+                Plan::Again(held) if ask == held && chain.head.is_none_or(|own| own == head) => {
+                    again = again.filter(|_| chain.head.is_none()).or(Some(at));
+                }
                 _ => {}
             }
         }
-        let last = chains.last_mut();
-        let Some(chain) = last.filter(|chain| chain.plan == super::ring::Plan::Blk(Plan::Ask(ask))) else {
+        let expected = again.map_or(Plan::Ask(ask), |_| Plan::Again(ask));
+        let may = again.is_none() || self.is_inside(ask) && !self.is_lost(ask.op);
+        let chain = match again {
+            Some(at) => chains.get_mut(at),
+            None => chains.last_mut().filter(|chain| chain.head.is_none_or(|own| own == head)),
+        };
+        let Some(chain) = chain.filter(|chain| may && chain.plan == super::ring::Plan::Blk(expected)) else {
             let plans: Vec<_> = chains.iter().map(|chain| chain.plan).collect();
             finding!("spec", "the disk is asked for {ask:?}, which is not what the driver's request means: {plans:?}")
         };
@@ -240,6 +354,7 @@ impl Blk {
         if found != expected {
             finding!("spec", "the disk gets guest ranges {found:x?} where the request has {expected:x?}");
         }
+        chain.head = Some(head);
         chain.plan = super::ring::Plan::Blk(Plan::Working(ask, token));
         self.failed.0
     }
@@ -262,7 +377,14 @@ impl Blk {
     }
 
     /// The disk refuses or ends request `token`; `content` is the digest of what it read, if that is still there.
-    pub fn answered(&mut self, chains: &mut [Flying], token: u64, result: Result<(), BlkError>, content: Option<u64>) {
+    pub fn answered(
+        &mut self,
+        chains: &mut [Flying],
+        (queue, number): (u16, u64),
+        result: Result<(), BlkError>,
+        content: Option<u64>,
+    ) {
+        let token = token(queue, number);
         for chain in chains {
             let super::ring::Plan::Blk(plan) = chain.plan else { continue };
             let (ask, settled) = match plan {
@@ -271,9 +393,8 @@ impl Blk {
                 _ => continue,
             };
             let next = match result {
-                Err(BlkError::Unsupported) => ends(UNSUPP),
-                Err(_) => ends(IOERR),
-                Ok(()) if self.is_lost(ask.op) => ends(IOERR),
+                Err(error) => self.fails(ask, error),
+                Ok(()) if self.is_lost(ask.op) => self.fails(ask, BlkError::Lost),
                 Ok(()) if is_durable(ask.op) && ask.op != BlkOp::Flush && !settled => {
                     Plan::Unsettled(ask, token, self.failed.0)
                 }
@@ -283,8 +404,7 @@ impl Blk {
                     None => ends(OK),
                 },
             };
-            chain.leaving = matches!(next, Plan::Ends { .. });
-            chain.plan = super::ring::Plan::Blk(next);
+            self.settles(queue, chain, next);
         }
     }
 
@@ -333,6 +453,11 @@ impl Blk {
             finding!("spec", "a read is acknowledged whose buffer does not hold what the disk gave");
         }
     }
+}
+
+/// A token that no two queues have.
+fn token(queue: u16, number: u64) -> u64 {
+    number | u64::from(queue) << 48
 }
 
 fn is_durable(op: BlkOp) -> bool {

@@ -21,6 +21,7 @@ pub mod resources;
 pub mod ring;
 pub mod rng;
 pub mod split;
+pub mod times;
 pub mod transport;
 
 use std::sync::Arc;
@@ -112,7 +113,7 @@ impl Device {
     pub fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
         match self {
             Self::Any => {}
-            Self::Blk(blk) => blk.popped(ram, chain),
+            Self::Blk(blk) => blk.popped(ram, queue, chain),
             Self::Net(net) => net.popped(ram, queue, chain),
             Self::Console(_) => chain.leaving = queue == 1 && chain.readable_bytes == 0,
             Self::Rng(rng) => rng.popped(chain),
@@ -120,10 +121,13 @@ impl Device {
     }
 
     /// A chain is given back with `len` bytes written.
-    pub fn used(&mut self, ram: &Ram, queue: u16, chain: &Flying, len: u32) {
+    pub fn used(&mut self, ram: &Ram, queue: u16, chain: &mut Flying, len: u32) {
         match self {
             Self::Any => {}
-            Self::Blk(blk) => blk.used(ram, chain, len),
+            Self::Blk(blk) => {
+                blk.passed_over(queue, chain);
+                blk.used(ram, chain, len);
+            }
             Self::Net(net) => net.used(ram, queue, chain, len),
             Self::Console(console) => console.used(ram, queue, chain, len),
             Self::Rng(rng) => rng.used(ram, chain, len),
@@ -137,6 +141,34 @@ impl Device {
             Self::Net(net) if queue == 0 => net.started(features, legacy),
             Self::Net(net) => (net.features, net.legacy) = (features, legacy),
             Self::Any | Self::Console(_) | Self::Rng(_) => {}
+        }
+    }
+
+    /// A queue that was paused with requests in flight goes on with them.
+    pub fn goes_on(&mut self, chains: &mut [Flying]) {
+        if let Self::Blk(blk) = self {
+            blk.goes_on(chains);
+        }
+    }
+
+    /// It has gone on.
+    pub fn went_on(&mut self, queue: u16, chains: &mut [Flying]) {
+        if let Self::Blk(blk) = self {
+            chains.iter_mut().for_each(|chain| blk.passed_over(queue, chain));
+        }
+    }
+
+    /// Whether requests may be kept over a pause.
+    pub fn may_hold(&self) -> bool {
+        matches!(self, Self::Blk(blk) if blk.may_hold())
+    }
+
+    /// A worker's step has ended, which the models did not see all of where they are `blind`.
+    pub fn step_ended(&mut self, blind: bool) {
+        match self {
+            Self::Blk(blk) if blind => blk.forget(),
+            Self::Blk(blk) => blk.step_ended(),
+            _ => {}
         }
     }
 

@@ -19,6 +19,8 @@ pub type Range = (u64, u32);
 pub struct Flying {
     /// Its head, in a packed ring its buffer id.
     pub id: u16,
+    /// What its device calls it: in a packed ring a number of its own choice, which the model learns from its disk.
+    pub head: Option<u16>,
     /// Descriptors of the ring it takes.
     pub slots: u16,
     /// Where it was available.
@@ -43,6 +45,8 @@ pub struct Flying {
     pub plan: Plan,
     /// What the disk has to be asked for after that, the last first.
     pub rest: Vec<super::blk::Ask>,
+    /// When it was taken, where that is measured.
+    pub taken_ns: u64,
 }
 
 /// What a device's model expects of a chain.
@@ -109,6 +113,10 @@ pub struct Live {
 #[derive(Debug, Default)]
 pub struct Rings {
     pub(super) live: Vec<Live>,
+    /// Queues that are paused with chains in flight.
+    kept: Vec<Live>,
+    /// Queues that were paused while the model was blind, so that nobody knows which chains they keep.
+    unwatched: Vec<u16>,
     /// Rings, tables or buffers lie on top of each other in a way that makes the device rewrite its own orders: nothing
     /// can be said but that it survives. Until every queue has stopped.
     blind: bool,
@@ -172,11 +180,45 @@ impl Live {
 impl Rings {
     /// No queue runs.
     pub fn reset(&mut self) {
-        while let Some(mut live) = self.live.pop() {
-            self.spare.append(&mut live.flying);
-            self.idle.push(live);
+        while let Some(live) = self.live.pop().or_else(|| self.kept.pop()) {
+            self.retire(live);
         }
+        self.unwatched.clear();
         self.blind = false;
+    }
+
+    fn retire(&mut self, mut live: Live) {
+        self.spare.append(&mut live.flying);
+        self.idle.push(live);
+    }
+
+    /// A paused queue is reset: its chains are its driver's again.
+    pub fn forgotten(&mut self, index: u16) {
+        if let Some(at) = self.kept.iter().position(|live| live.index == index) {
+            let live = self.kept.swap_remove(at);
+            self.retire(live);
+        }
+        self.unwatched.retain(|queue| *queue != index);
+        self.blind &= !(self.live.is_empty() && self.unwatched.is_empty());
+    }
+
+    /// The worker is to go on with a queue that was paused with chains in flight. `false` where there is none.
+    pub fn goes_on(&mut self, index: u16, state: &QueueState) -> bool {
+        let Some(at) = self.kept.iter().position(|live| live.index == index) else { return false };
+        let mut live = self.kept.swap_remove(at);
+        let found = (state.desc_table, state.size, state.next_avail, state.next_used);
+        if found != (live.desc, live.size, live.next_avail, live.next_used) {
+            finding!("spec", "queue {index} is to go on at {found:x?}");
+        }
+        live.stopping = None;
+        self.live.push(live);
+        true
+    }
+
+    /// Whether queue `index` is being reset, so that nothing is given back.
+    #[must_use]
+    pub fn abandons(&self, index: u16) -> bool {
+        self.live(index).is_some_and(|live| live.stopping == Some(true))
     }
 
     /// Whether the device rewrites its own orders, so that nothing can be predicted.
@@ -211,6 +253,7 @@ impl Rings {
         if self.live(index).is_some() {
             finding!("spec", "queue {index} is started while it runs");
         }
+        self.unwatched.retain(|queue| *queue != index);
         let mut live = self.idle.pop().unwrap_or_default();
         let flying = std::mem::take(&mut live.flying);
         let mut ahead = std::mem::take(&mut live.ahead);
@@ -275,15 +318,19 @@ impl Rings {
     }
 
     /// The worker has given up a queue, at `state` where it says so.
-    pub fn stopped(&mut self, index: u16, state: Option<QueueState>, abandoned: bool) {
+    /// Where requests may be kept (`may_hold`) it may go on with chains in flight.
+    pub fn stopped(&mut self, index: u16, state: Option<QueueState>, abandoned: bool, may_hold: bool) {
         let Some(at) = self.live.iter().position(|live| live.index == index) else { return };
-        let mut live = self.live.swap_remove(at);
+        let live = self.live.swap_remove(at);
+        let is_held = |chain: &Flying| matches!(chain.plan, Plan::Blk(super::blk::Plan::Held(_)));
+        let keeps = !abandoned && !self.blind && live.flying.iter().any(is_held);
         if live.dead && state.is_some() {
             finding!("spec", "queue {index} stops though it never started");
         }
         if let Some(state) = state.filter(|_| !abandoned && !self.blind && live.broken.is_none()) {
             // Chains that were taken ahead of their need are in the ring again.
-            let back: u16 = live.flying.iter().map(|chain| if live.packed { chain.slots } else { 1 }).sum();
+            let again = live.flying.iter().filter(|_| !keeps);
+            let back: u16 = again.map(|chain| if live.packed { chain.slots } else { 1 }).sum();
             let expected = match live.packed {
                 true => packed::minus(live.next_avail, back, live.size),
                 false => live.next_avail.wrapping_sub(back),
@@ -298,11 +345,14 @@ impl Rings {
                 );
             }
         }
-        self.spare.append(&mut live.flying);
-        self.idle.push(live);
-        if self.live.is_empty() {
-            self.blind = false;
+        match keeps {
+            true => self.kept.push(live),
+            false => self.retire(live),
         }
+        if self.blind && !abandoned && may_hold {
+            self.unwatched.push(index);
+        }
+        self.blind &= !(self.live.is_empty() && self.unwatched.is_empty());
     }
 
     /// The device interrupts the driver for `queue`.
@@ -414,6 +464,10 @@ impl Rings {
                 if !self.blind {
                     device.popped(ram, self.live[at].index, &mut chain);
                 }
+                // Nothing tells which one the disk is asked for first.
+                let is_twin = |other: &Flying| chain.head.or(other.head).is_none() && other.plan == chain.plan;
+                let held = matches!(chain.plan, Plan::Blk(super::blk::Plan::Held(_)));
+                self.blind |= held && self.live[at].flying.iter().any(is_twin);
                 self.live[at].flying.push(chain);
             }
         }
@@ -524,7 +578,7 @@ impl Rings {
             false => live.next_used.wrapping_add(1),
             true => packed::plus(live.next_used, chain.slots, live.size),
         };
-        device.used(ram, index, &chain, len);
+        device.used(ram, index, &mut chain, len);
         chain.plan = Plan::Open;
         chain.rest.clear();
         self.spare.push(chain);

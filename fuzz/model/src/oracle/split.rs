@@ -62,7 +62,7 @@ pub(super) fn read(
     }
     match parsed {
         Ok(()) => {
-            chain.id = head;
+            (chain.id, chain.head) = (head, Some(head));
             chain.at = live.next_avail;
             chain.born = live.steps;
             live.next_avail = live.next_avail.wrapping_add(1);
