@@ -50,6 +50,10 @@ counters! {
     dropped,
     /// Frames that the driver's receive filter kept out.
     filtered,
+    /// Frames of the guest's that the card answered itself.
+    answered,
+    /// Frames of the guest's that were for the card itself and have no answer.
+    swallowed,
     /// Payload bytes from the guest.
     bytes_from_guest,
     /// Payload bytes to the guest.

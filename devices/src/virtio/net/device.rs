@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::control::Control;
 use super::filter::{Filter, Mac, packed, unpacked};
+use super::responder::{Ear, Responder, Station};
 use super::rx::Rx;
 use super::tx::Tx;
 use super::worker::NetWorker;
@@ -13,6 +14,7 @@ use crate::virtio::counters::QueueCounters;
 use crate::virtio::generation::Generation;
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 use crate::virtio::worker::WorkerQueue;
+use crate::wake::Wake;
 
 /// Feature bits of virtio 1.3 §5.1.3.
 pub(super) mod feature {
@@ -73,6 +75,7 @@ pub struct NetDevice {
     config: NetConfig,
     queue_sizes: [u16; 3],
     link: Arc<Link>,
+    station: Option<Arc<Station>>,
 }
 
 /// What the configuration space shows that changes while a driver looks at it.
@@ -146,7 +149,14 @@ impl NetDevice {
             generation: Generation::default(),
         };
         let size = config.queue_size;
-        Self { queue_sizes: [size, size, size.min(CONTROL_QUEUE_SIZE)], config, link: Arc::new(link) }
+        Self { queue_sizes: [size, size, size.min(CONTROL_QUEUE_SIZE)], config, link: Arc::new(link), station: None }
+    }
+
+    /// The card, with a responder that takes what is for it from the frames its driver sends. `receiver` wakes the worker of
+    /// the receive queue: one answer waits for it, a later one takes its place.
+    #[must_use]
+    pub fn with_responder(self, responder: Responder, receiver: Arc<dyn Wake>) -> Self {
+        Self { station: Some(Arc::new(Station::new(responder, receiver))), ..self }
     }
 
     /// Plugs the cable or pulls it; where it is plugged in again the driver is also asked to announce itself, as the
@@ -184,7 +194,8 @@ impl NetDevice {
     }
 
     fn rx(&self, counters: Arc<QueueCounters>) -> Rx {
-        Rx::new(WorkerQueue::new(RX_QUEUE, self.config.queue_size, counters), Filter::new(self.config.mac))
+        let queue = WorkerQueue::new(RX_QUEUE, self.config.queue_size, counters);
+        Rx::new(queue, Filter::new(self.config.mac), self.station.clone())
     }
 
     fn control(&self, counters: Arc<QueueCounters>) -> Control {
@@ -193,7 +204,8 @@ impl NetDevice {
     }
 
     fn tx(&self, counters: Arc<QueueCounters>) -> Tx {
-        Tx::new(WorkerQueue::new(TX_QUEUE, self.config.queue_size, counters))
+        let queue = WorkerQueue::new(TX_QUEUE, self.config.queue_size, counters);
+        Tx::new(queue, self.station.clone().map(Ear::new))
     }
 
     /// The MTU the guest is told: no smaller one may be (§5.1.4.1).

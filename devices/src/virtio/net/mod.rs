@@ -2,7 +2,8 @@
 //!
 //! [`NetDevice`] is what the registers show; a [`NetWorker`] moves frames between its queues and a [`NetBackend`], the
 //! link, which lives outside the device model. Frames are not copied on their way: the link gets guest ranges. The worker
-//! of the receive queue also has the control queue, whose commands are about received frames.
+//! of the receive queue also has the control queue, whose commands are about received frames. A card can answer its guest's
+//! DHCP and ARP requests itself ([`responder`]).
 
 mod backend;
 mod control;

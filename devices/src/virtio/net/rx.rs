@@ -6,12 +6,14 @@
 //! can wait for the driver to post more.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Received};
 use super::filter::{Filter, HEAD_BYTES};
 use super::header::{ETHERTYPE, Framing, GUEST_OFFLOADS, MAX_FRAME_BYTES, offloads, set_num_buffers};
+use super::responder::{AnswersState, Station};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::queue::{Chain, ChainError, GuestRange};
 use crate::virtio::worker::WorkerQueue;
@@ -34,6 +36,8 @@ pub(super) struct Rx {
     waiting: Option<Frame>,
     /// Guest ranges of the frame being received, kept for their allocation.
     ranges: Vec<GuestRange>,
+    /// Where the answers of the card's own responder come from, where it has one.
+    station: Option<Arc<Station>>,
 }
 
 #[derive(Clone, Copy)]
@@ -55,7 +59,7 @@ enum Stop {
 }
 
 impl Rx {
-    pub fn new(queue: WorkerQueue, filter: Filter) -> Self {
+    pub fn new(queue: WorkerQueue, filter: Filter, station: Option<Arc<Station>>) -> Self {
         Self {
             queue,
             filter,
@@ -67,6 +71,7 @@ impl Rx {
             bounce: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
             waiting: None,
             ranges: Vec::with_capacity(MAX_FRAME_RANGES),
+            station,
         }
     }
 
@@ -109,6 +114,9 @@ impl Rx {
     /// The driver has reset the card.
     pub fn forget_driver(&mut self) {
         self.chosen_offloads = None;
+        if let Some(station) = &self.station {
+            station.forget();
+        }
     }
 
     /// The driver's choice of offloads, where it has made one.
@@ -120,6 +128,17 @@ impl Rx {
     pub fn restore_offloads(&mut self, chosen: Option<u64>) -> bool {
         self.chosen_offloads = chosen;
         chosen.is_none_or(|bits| bits & !GUEST_OFFLOADS == 0)
+    }
+
+    /// What the card's own responder would go on with elsewhere.
+    pub fn save_answers(&self) -> Option<AnswersState> {
+        self.station.as_ref().and_then(|station| station.save())
+    }
+
+    /// Takes back what [`save_answers`](Self::save_answers) gave; `false` where the card has no responder, or its
+    /// responder no such answers.
+    pub fn restore_answers(&mut self, saved: Option<&AnswersState>) -> bool {
+        self.station.as_ref().map_or(saved.is_none(), |station| station.restore(saved))
     }
 
     /// One round: up to a ring of frames. Returns whether to come back at once, and whether to wait for the link.
@@ -143,6 +162,8 @@ impl Rx {
     }
 
     fn receive_frames<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Stop {
+        // One a round: a guest that asks on and on does not keep its own frames from arriving.
+        let mut may_answer = true;
         for _ in 0..self.queue.size() {
             self.gather(mem);
             if let Some(frame) = self.waiting {
@@ -156,15 +177,23 @@ impl Rx {
             }
             // Without mergeable buffers a frame has one chain, and what does not fit is lost either way.
             let room = self.lay_out();
-            let direct = !self.framing.mergeable || room >= MAX_FRAME_BYTES;
+            let mut direct = !self.framing.mergeable || room >= MAX_FRAME_BYTES;
+            let capacity = if direct { room } else { self.bounce.len() };
             let into = if direct { self.ranges.as_slice() } else { &[] };
             let mut header = [0; HEADER_BYTES];
-            let len_bytes = match backend.receive(mem, &mut header, into, &mut self.bounce) {
-                Ok(Received::Frame { len_bytes }) => len_bytes,
-                Ok(Received::WouldBlock) => return Stop::Empty,
-                Err(_) => {
-                    self.queue.counters().errors.count();
-                    return Stop::Broken;
+            let answer =
+                self.station.as_ref().filter(|_| may_answer).and_then(|station| station.take(&mut self.bounce));
+            let len_bytes = if let Some(len_bytes) = answer {
+                (may_answer, direct) = (false, false);
+                len_bytes
+            } else {
+                match backend.receive(mem, &mut header, into, &mut self.bounce) {
+                    Ok(Received::Frame { len_bytes }) => len_bytes,
+                    Ok(Received::WouldBlock) => return Stop::Empty,
+                    Err(_) => {
+                        self.queue.counters().errors.count();
+                        return Stop::Broken;
+                    }
                 }
             };
             if !self.filter.is_open() && !self.filter.passes(&self.head(mem, direct, len_bytes)) {
@@ -172,7 +201,7 @@ impl Rx {
                 self.queue.counters().filtered.count();
                 continue;
             }
-            let fits = len_bytes <= if direct { room } else { self.bounce.len() } || is_planted(Defect::FrameTooLarge);
+            let fits = len_bytes <= capacity || is_planted(Defect::FrameTooLarge);
             let admitted = self.framing.admit(&mut header)
                 && !self.framing.exceeds_mtu(&header, len_bytes, || self.ethertype(mem, direct));
             if !admitted || !fits {

@@ -2,6 +2,7 @@ mod control;
 mod filter;
 mod mtu;
 mod offloads;
+mod responder;
 
 use std::sync::Arc;
 
@@ -44,10 +45,13 @@ fn rig(features: u64) -> Rig {
 }
 
 fn rig_of(config: NetConfig, features: u64) -> Rig {
+    rig_around(NetDevice::new(config), features)
+}
+
+fn rig_around(device: NetDevice, features: u64) -> Rig {
     let mem = guest_ram(0x40_0000);
     let link = MemoryLink::default();
     let [rx_counters, tx_counters, control_counters] = [(); 3].map(|()| Arc::<QueueCounters>::default());
-    let device = NetDevice::new(config);
     let worker = device.worker(link.clone(), [rx_counters.clone(), tx_counters.clone(), control_counters.clone()]);
     let mut rig = Rig {
         rx: DriverQueue::new(&mem, 0x10_0000, SIZE, features),

@@ -4,6 +4,7 @@ use vm_memory::GuestMemory;
 
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Sent};
 use super::header::{Framing, MAX_FRAME_BYTES, for_the_link};
+use super::responder::{Ear, Heard, Sight};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
@@ -15,19 +16,28 @@ pub(super) struct Tx {
     blocked: Option<Chain>,
     /// Guest ranges of the frame being sent, kept for their allocation.
     ranges: Vec<GuestRange>,
+    /// Hears what is for the card's own responder, where it has one.
+    ear: Option<Ear>,
 }
 
 /// What became of one chain.
 enum Verdict {
-    Sent { len_bytes: u64 },
+    Sent {
+        len_bytes: u64,
+    },
+    /// The card's own responder has it, and none of it goes to the link.
+    Kept {
+        len_bytes: u64,
+    },
     Lost,
     Malformed,
     Blocked,
 }
 
 impl Tx {
-    pub fn new(queue: WorkerQueue) -> Self {
-        Self { queue, framing: Framing::default(), blocked: None, ranges: Vec::with_capacity(MAX_FRAME_RANGES) }
+    pub fn new(queue: WorkerQueue, ear: Option<Ear>) -> Self {
+        let ranges = Vec::with_capacity(MAX_FRAME_RANGES);
+        Self { queue, framing: Framing::default(), blocked: None, ranges, ear }
     }
 
     /// The queue has started.
@@ -51,7 +61,9 @@ impl Tx {
                 break;
             };
             match self.send(mem, backend, &chain) {
-                Verdict::Sent { len_bytes } => self.queue.counters().bytes_from_guest.add(len_bytes),
+                Verdict::Sent { len_bytes } | Verdict::Kept { len_bytes } => {
+                    self.queue.counters().bytes_from_guest.add(len_bytes)
+                }
                 Verdict::Lost => self.queue.counters().dropped.count(),
                 Verdict::Malformed => self.queue.counters().malformed.count(),
                 Verdict::Blocked => {
@@ -72,13 +84,21 @@ impl Tx {
         let mut header: Header = [0; HEADER_BYTES];
         let mut frame = chain.reader(mem);
         let Some(driver_header) = header.get_mut(..self.framing.header_bytes) else { return Verdict::Malformed };
-        if frame.read(driver_header).is_err() {
+        let sight = self.ear.as_mut().map(|ear| ear.look(frame.clone(), driver_header));
+        let read = match &sight {
+            None => frame.read(driver_header).is_ok(),
+            Some(sight) => sight.is_some() && frame.skip(driver_header.len() as u64).is_ok(),
+        };
+        if !read {
             return Verdict::Malformed;
         }
         for_the_link(&mut header);
         let len_bytes = frame.remaining();
         if len_bytes == 0 {
             return Verdict::Malformed;
+        }
+        if sight.flatten().is_some_and(|sight| self.is_kept(sight)) {
+            return Verdict::Kept { len_bytes };
         }
         self.ranges.clear();
         frame.append_ranges(&mut self.ranges);
@@ -90,6 +110,22 @@ impl Tx {
             Ok(Sent::WouldBlock) => Verdict::Blocked,
             Err(_) => Verdict::Lost,
         }
+    }
+
+    /// Whether the card's own responder takes the frame.
+    fn is_kept<M: GuestMemory>(&mut self, sight: Sight<'_, M>) -> bool {
+        let Some(ear) = &mut self.ear else { return false };
+        let counters = self.queue.counters();
+        let (heard, replaced) = ear.hear(sight);
+        match heard {
+            Heard::Passed => return false,
+            Heard::Swallowed => counters.swallowed.count(),
+            Heard::Answered { .. } => counters.answered.count(),
+        }
+        if replaced {
+            counters.dropped.count();
+        }
+        true
     }
 
     /// Puts the frame that waits for the link back into the ring, so that the queue's state accounts for it.

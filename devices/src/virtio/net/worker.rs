@@ -10,6 +10,7 @@ use super::control::Control;
 use super::device::Link;
 use super::filter::{Filter, FilterState};
 use super::header::Framing;
+use super::responder::AnswersState;
 use super::rx::Rx;
 use super::tx::Tx;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
@@ -154,9 +155,10 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
     fn save(&self) -> WorkerState {
         let Some(rx) = &self.rx else { return WorkerState::default() };
         let (announce, offloads) = (self.link.is_announcing(), rx.chosen_offloads());
-        let card = CardState { filter: rx.filter.save(), announce, offloads };
+        let answers = rx.save_answers();
+        let card = CardState { filter: rx.filter.save(), announce, offloads, answers };
         let filter = Filter::new(self.link.first_mac()).save();
-        let untouched = CardState { filter, announce: false, offloads: None };
+        let untouched = CardState { filter, announce: false, offloads: None, answers: None };
         let card = (card != untouched).then_some(card);
         WorkerState { to_guest: rx.save(), card, ..WorkerState::default() }
     }
@@ -178,8 +180,14 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         self.link.reset();
         rx.forget_driver();
         match card {
-            None => rx.filter.reset(self.link.first_mac()),
-            Some(CardState { filter, announce, offloads }) => {
+            None => {
+                rx.filter.reset(self.link.first_mac());
+                rx.restore_answers(None);
+            }
+            Some(CardState { filter, announce, offloads, answers }) => {
+                if !rx.restore_answers(answers.as_ref()) {
+                    return refuse("it holds no answers of a responder's");
+                }
                 if !rx.filter.restore(filter) || !rx.restore_offloads(*offloads) {
                     return refuse("no driver can have set that");
                 }
@@ -229,4 +237,7 @@ pub struct CardState {
     /// Its choice of offloads, where it has made one.
     #[serde(default)]
     pub(super) offloads: Option<u64>,
+    /// Of a card with a responder: what that goes on with.
+    #[serde(default)]
+    pub(super) answers: Option<AnswersState>,
 }

@@ -15,6 +15,7 @@
 mod lease;
 #[cfg(test)]
 mod proptests;
+mod station;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -22,6 +23,8 @@ mod wire;
 use std::net::Ipv4Addr;
 
 pub use lease::{BadLease, Lease, MOST_DNS_SERVERS, MOST_HOSTNAME_BYTES};
+pub use station::AnswersState;
+pub(super) use station::{Ear, Sight, Station};
 
 use wire::{ARP_BYTES, Request};
 
@@ -77,9 +80,9 @@ impl Responder {
         self.request(head).is_some()
     }
 
-    /// Answers a frame, of which [`MAX_REQUEST_BYTES`] are enough. `ip_id` becomes the identification of the answer's IP
-    /// packet where it is one. `answer` is written to where there is one only.
-    pub fn hear(&self, frame: &[u8], ip_id: u16, answer: &mut [u8; MAX_ANSWER_BYTES]) -> Heard {
+    /// Answers a frame, of which [`MAX_REQUEST_BYTES`] are enough. An answer that is an IP packet takes its identification
+    /// from `next_ip_id`, which goes on with the next one. `answer` is written to where there is one only.
+    pub fn hear(&self, frame: &[u8], next_ip_id: &mut u16, answer: &mut [u8; MAX_ANSWER_BYTES]) -> Heard {
         match self.request(frame) {
             None => Heard::Passed,
             Some(Request::Arp(arp)) => {
@@ -90,7 +93,8 @@ impl Responder {
             Some(Request::Dhcp(segment)) => match segment.request() {
                 Some(request) => {
                     answer.copy_from_slice(&self.template);
-                    wire::address(answer, &request, ip_id);
+                    wire::address(answer, &request, *next_ip_id);
+                    *next_ip_id = next_ip_id.wrapping_add(1);
                     Heard::Answered { len_bytes: MAX_ANSWER_BYTES }
                 }
                 None => Heard::Swallowed,

@@ -68,7 +68,7 @@ proptest! {
     fn every_frame_has_a_right_answer_or_none(lease in lease(), frame in frame(), ip_id in any::<u16>()) {
         let responder = Responder::new(&lease).unwrap();
         let mut answer = [0; MAX_ANSWER_BYTES];
-        let heard = responder.hear(&frame, ip_id, &mut answer);
+        let heard = responder.hear(&frame, &mut ip_id.clone(), &mut answer);
         let head = &frame[..frame.len().min(HEAD_BYTES)];
         prop_assert_eq!(responder.concerns(head), heard != Heard::Passed);
         match heard {

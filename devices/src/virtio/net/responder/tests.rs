@@ -22,8 +22,10 @@ fn responder() -> Responder {
 
 /// What the frame's answer is, where it has one; nothing else is written.
 fn hear(responder: &Responder, frame: &[u8], ip_id: u16) -> Result<Vec<u8>, Heard> {
-    let mut answer = [0xa5; MAX_ANSWER_BYTES];
-    let heard = responder.hear(frame, ip_id, &mut answer);
+    let (mut answer, mut next_ip_id) = ([0xa5; MAX_ANSWER_BYTES], ip_id);
+    let heard = responder.hear(frame, &mut next_ip_id, &mut answer);
+    let packets = u16::from(heard == Heard::Answered { len_bytes: MAX_ANSWER_BYTES });
+    assert_eq!(next_ip_id, ip_id.wrapping_add(packets), "each packet has its own number");
     let len_bytes = if let Heard::Answered { len_bytes } = heard { len_bytes } else { 0 };
     assert!(answer[len_bytes..].iter().all(|byte| *byte == 0xa5), "more is written than the answer");
     let for_us = responder.concerns(&frame[..frame.len().min(HEAD_BYTES)]);
