@@ -246,6 +246,24 @@ fn a_mac_that_is_multicast_or_zero_and_a_tap_used_twice_are_refused() {
 }
 
 #[test]
+fn an_address_for_the_guest_that_is_none_is_refused() {
+    let place = Place::new();
+    let net = |keys: &str| format!("--net=tap=tap0,mac=52:54:00:12:34:56,{keys}");
+    place.refuses(
+        &[&net("ip=10.0.0.300,netmask=255.0.0.0")],
+        "--net: ip=10.0.0.300: '10.0.0.300' is not an IPv4 address such as 10.0.0.5",
+    );
+    place.refuses(
+        &[&net("ip=10.0.0.5,netmask=255.0.255.0")],
+        "net0: netmask 255.0.255.0 is not a network mask; use for example 255.255.255.0",
+    );
+    place.refuses(
+        &[&net("gateway_ip=10.0.0.1")],
+        "--net: gateway_ip is for ip=, the guest's address, which is not given",
+    );
+}
+
+#[test]
 fn a_socket_path_that_is_a_file_or_served_by_others_is_refused() {
     let place = Place::new();
     place.refuses(&["--qmp=@root.img"], "qmp (--qmp): @root.img exists and is a file, not a socket");

@@ -9,8 +9,8 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use crate::config::options::{Options, on_off};
 use crate::config::{
-    ConfigError, ConsoleConfig, DebugPortConfig, DiskConfig, LimitConfig, LimitGroupConfig, NetConfig, RngConfig,
-    SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
+    ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DiskConfig, Ip, LimitConfig, LimitGroupConfig, NetConfig,
+    RngConfig, SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
 };
 
 /// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
@@ -111,6 +111,10 @@ pub struct GuestArgs {
     ///
     /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
     /// in_order (ring features to offer, as with qemu), id=NAME (net0, net1, …).
+    ///
+    /// With ip=ADDRESS,netmask=MASK the process answers the guest's DHCP requests itself, with that address, and no such
+    /// request gets to the TAP device. To that: gateway_ip=ADDRESS, dns_ip0= to dns_ip3=ADDRESS (dns_ip= where it is
+    /// one), hostname=NAME, lease_time=SECONDS (86400), server_ip=ADDRESS (169.254.169.254: who answers).
     #[arg(long, value_name = "tap=NAME,mac=ADDRESS[,KEY=VALUE…]", help_heading = "Devices")]
     pub net: Vec<String>,
     /// COM port on stdio, file:PATH, socket:PATH, pty or null. Again for COM2 to COM4; com3=… names one
@@ -383,6 +387,7 @@ fn limits(given: &Options) -> Result<LimitConfig, ConfigError> {
 
 fn net(text: &str) -> Result<NetConfig, ConfigError> {
     let keys = ["tap", "mac", "slot", "queue_size", "packed", "in_order", "id"];
+    let keys = [&keys[..], &["ip"], &DHCP_KEYS].concat();
     let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
     let tap = given.required("tap", example)?;
@@ -396,7 +401,58 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
         queue_size: given.number("queue_size")?.unwrap_or(NetConfig::DEFAULT_QUEUE_SIZE),
         packed: given.flag("packed")?,
         in_order: given.flag("in_order")?,
+        dhcp: dhcp(&given)?,
     })
+}
+
+/// Keys that take `ip=`, beside that: the names of qemu's on SmartOS.
+const DHCP_KEYS: [&str; 10] = [
+    "netmask",
+    "server_ip",
+    "gateway_ip",
+    "dns_ip",
+    "dns_ip0",
+    "dns_ip1",
+    "dns_ip2",
+    "dns_ip3",
+    "hostname",
+    "lease_time",
+];
+
+fn dhcp(given: &Options) -> Result<Option<DhcpConfig>, ConfigError> {
+    let Some(ip) = given.value("ip")? else {
+        for key in DHCP_KEYS {
+            if given.text(key)?.is_some() {
+                return Err(given.problem(format!("{key} is for ip=, the guest's address, which is not given")));
+            }
+        }
+        return Ok(None);
+    };
+    given.required("netmask", "--net tap=tap0,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0")?;
+    let netmask = given.value("netmask")?.ok_or_else(|| given.problem("netmask is missing"))?;
+    let defaults = DhcpConfig::new(ip, netmask);
+    Ok(Some(DhcpConfig {
+        server_ip: given.value("server_ip")?.unwrap_or(defaults.server_ip),
+        gateway_ip: given.value("gateway_ip")?,
+        dns_ips: dns_ips(given)?,
+        hostname: given.text("hostname")?.unwrap_or_default(),
+        lease_time: given.number("lease_time")?.unwrap_or(defaults.lease_time),
+        ..defaults
+    }))
+}
+
+fn dns_ips(given: &Options) -> Result<Vec<Ip>, ConfigError> {
+    let single: Option<Ip> = given.value("dns_ip")?;
+    let keys = ["dns_ip0", "dns_ip1", "dns_ip2", "dns_ip3"];
+    let numbered: Vec<Option<Ip>> = keys.into_iter().map(|key| given.value(key)).collect::<Result<_, _>>()?;
+    let count = numbered.iter().flatten().count();
+    if let Some(missing) = numbered.iter().take(count).position(Option::is_none) {
+        return Err(given.problem(format!("{} is missing before those that follow it", keys[missing])));
+    }
+    if single.is_some() && count > 0 {
+        return Err(given.problem("dns_ip is dns_ip0 by another name; give one of them"));
+    }
+    Ok(single.into_iter().chain(numbered.into_iter().flatten()).collect())
 }
 
 fn com_port(index: usize, text: &str) -> Result<(usize, SerialBackend), ConfigError> {

@@ -38,6 +38,7 @@ const FULL: &[&str] = &[
     "--disk=data.img",
     "--limit-group=both,limit_ops=150,limit_bytes=1G",
     "--net=tap=tap0,mac=52:54:00:12:34:56,slot=6",
+    "--net=tap=tap1,mac=52:54:00:12:34:57,slot=10,ip=10.0.0.5,netmask=255.255.255.0,server_ip=10.0.0.2,gateway_ip=10.0.0.1,dns_ip0=8.8.8.8,dns_ip1=8.8.4.4,hostname=web,lease_time=60",
     "--serial=stdio",
     "--serial=com4=socket:/run/c",
     "--console=pty,slot=7",
@@ -67,7 +68,10 @@ const FULL_JSON: &str = r#"{
         "latency": false, "poll_us": 30},
         {"path": "data.img"}],
     "limit_groups": [{"name": "both", "limits": {"ops": 150, "bytes": "1G"}}],
-    "nets": [{"tap": "tap0", "mac": "52:54:00:12:34:56", "slot": 6}],
+    "nets": [{"tap": "tap0", "mac": "52:54:00:12:34:56", "slot": 6},
+        {"tap": "tap1", "mac": "52:54:00:12:34:57", "slot": 10, "dhcp": {"ip": "10.0.0.5", "netmask": "255.255.255.0",
+            "server_ip": "10.0.0.2", "gateway_ip": "10.0.0.1", "dns_ips": ["8.8.8.8", "8.8.4.4"], "hostname": "web",
+            "lease_time": 60}}],
     "serial": {"com1": "stdio", "com4": "socket:/run/c"}, "console": {"backend": "pty", "slot": 7}, "rng": {},
     "debug_port": {"backend": "file:/tmp/x", "port": 233}, "pvpanic": true, "ps2": false, "kvmclock": false,
     "smbios": {"product": "Box", "serial": "1,2"}, "on_reset": "exit", "on_triple_fault": "exit", "on_panic": "exit",
@@ -125,6 +129,43 @@ fn the_entropy_source_takes_a_slot_or_nothing() {
 fn a_network_interface_has_its_tap_and_address() {
     let config = read(&["--net", "tap=tap0,mac=52:54:00:12:34:56"]).unwrap();
     assert_eq!((config.nets[0].tap.as_str(), config.nets[0].mac), ("tap0", Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
+}
+
+#[test]
+fn an_interface_gives_its_guest_an_address_where_it_has_one() {
+    let dhcp = |keys: &str| {
+        let config = read(&["--net", &format!("tap=tap0,mac=52:54:00:12:34:56{keys}")])?;
+        Ok::<_, String>(config.nets[0].dhcp.clone())
+    };
+    assert_eq!(dhcp(""), Ok(None));
+    let (ip, netmask) = ("10.0.0.5".parse().unwrap(), "255.0.0.0".parse().unwrap());
+    let plain = DhcpConfig::new(ip, netmask);
+    assert_eq!((plain.server_ip.to_string().as_str(), plain.lease_time), ("169.254.169.254", 86400));
+    assert_eq!(dhcp(",ip=10.0.0.5,netmask=255.0.0.0"), Ok(Some(plain.clone())));
+    let dns_ips = vec!["9.9.9.9".parse().unwrap()];
+    for key in ["dns_ip", "dns_ip0"] {
+        let expected = DhcpConfig { dns_ips: dns_ips.clone(), ..plain.clone() };
+        assert_eq!(dhcp(&format!(",ip=10.0.0.5,netmask=255.0.0.0,{key}=9.9.9.9")), Ok(Some(expected)));
+    }
+    for (keys, message) in [
+        ("netmask=255.0.0.0", "--net: netmask is for ip=, the guest's address, which is not given"),
+        ("dns_ip3=1.1.1.1", "--net: dns_ip3 is for ip=, "),
+        ("hostname=web", "--net: hostname is for ip=, "),
+        ("ip=10.0.0.5", "--net: netmask is missing; write for example --net tap=tap0,mac=52:54:00:12:34:56,ip=10"),
+        ("ip=10.0.0.5/8", "--net: ip=10.0.0.5/8: '10.0.0.5/8' is not an IPv4 address such as 10.0.0.5"),
+        ("ip", "--net: ip has no value; write ip=…"),
+        ("ip=10.0.0.5,netmask=24", "--net: netmask=24: '24' is not an IPv4 address"),
+        ("ip=10.0.0.5,netmask=255.0.0.0,gateway_ip=gw", "--net: gateway_ip=gw: 'gw' is not an IPv4 address"),
+        ("ip=10.0.0.5,netmask=255.0.0.0,server_ip=", "--net: server_ip=: '' is not an IPv4 address"),
+        ("ip=10.0.0.5,netmask=255.0.0.0,gateway=10.0.0.1", "--net: unknown key 'gateway'; did you mean 'gateway_ip'?"),
+        ("ip=10.0.0.5,netmask=255.0.0.0,dns_ip1=1.1.1.1", "--net: dns_ip0 is missing before those that follow it"),
+        ("ip=10.0.0.5,netmask=255.0.0.0,dns_ip=1.1.1.1,dns_ip0=1.1.1.1", "--net: dns_ip is dns_ip0 by another name"),
+        ("ip=10.0.0.5,netmask=255.0.0.0,lease_time=day", "--net: lease_time=day is not a number"),
+        ("ip=10.0.0.5,netmask=255.0.0.0,lease_time=4294967296", "--net: lease_time=4294967296 is too large"),
+    ] {
+        let error = dhcp(&format!(",{keys}")).unwrap_err();
+        assert!(error.starts_with(message), "{keys}: {error}");
+    }
 }
 
 #[test]

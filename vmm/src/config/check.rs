@@ -215,6 +215,9 @@ impl VmConfig {
                 found.add(id, format!("mac {} is multicast (the first octet is odd); use for example {own}", net.mac));
             }
             check_queue_size(id, net.queue_size, 2, found);
+            if let Some(dhcp) = &net.dhcp {
+                dhcp.check(id, found);
+            }
             for other in &self.nets[..index] {
                 if other.tap == net.tap {
                     found.add(id, format!("tap {tap} is already taken by {}", other.id));

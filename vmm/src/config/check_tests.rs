@@ -1,5 +1,6 @@
 use super::*;
-use crate::config::{ConsoleConfig, CpuConfig, HugePages, Mac, MemoryConfig, NetConfig, Profile, Topology};
+use crate::config::dhcp::ip;
+use crate::config::{ConsoleConfig, CpuConfig, DhcpConfig, HugePages, Mac, MemoryConfig, NetConfig, Profile, Topology};
 
 fn good() -> VmConfig {
     let mut config = VmConfig::default();
@@ -25,6 +26,7 @@ fn with_nets(nets: &[(&str, [u8; 6])]) -> VmConfig {
         queue_size: 256,
         packed: false,
         in_order: false,
+        dhcp: None,
     };
     let mut config = VmConfig { nets: nets.iter().map(net).collect(), ..good() };
     config.name_devices();
@@ -34,6 +36,14 @@ fn with_nets(nets: &[(&str, [u8; 6])]) -> VmConfig {
 fn with_disk(disk: DiskConfig) -> VmConfig {
     let mut config = VmConfig { disks: vec![disk], ..good() };
     config.name_devices();
+    config
+}
+
+fn with_dhcp(address: &str, netmask: &str, change: impl FnOnce(&mut DhcpConfig)) -> VmConfig {
+    let mut config = with_nets(&[("tap0", [2; 6])]);
+    let mut dhcp = DhcpConfig::new(ip(address), ip(netmask));
+    change(&mut dhcp);
+    config.nets[0].dhcp = Some(dhcp);
     config
 }
 
@@ -251,4 +261,67 @@ fn under_bhyve_the_debug_port_of_firmware_is_taken_and_the_line_says_what_is_fre
     refused(&config, "debug_port.port (--debug-port port=): port 0x402 belongs to power management; use port=0xe9");
     config.debug_port = Some(DebugPortConfig { backend: SerialBackend::Null, port: 0xe9 });
     assert_eq!(config.check(), Ok(()));
+}
+
+#[test]
+fn an_address_for_the_guest_is_one_of_a_host() {
+    let plain = |_: &mut DhcpConfig| ();
+    for (address, netmask) in [
+        ("10.0.0.5", "255.255.255.0"),
+        ("10.0.1.0", "255.255.254.0"),
+        ("10.0.0.255", "255.255.254.0"),
+        // Networks of two and of one have none but hosts.
+        ("10.0.0.4", "255.255.255.254"),
+        ("10.0.0.5", "255.255.255.255"),
+    ] {
+        assert_eq!(with_dhcp(address, netmask, plain).check(), Ok(()), "{address}");
+    }
+    for address in ["0.0.0.0", "224.0.0.1", "255.255.255.255"] {
+        let message = format!("net0: ip {address} is no address of one host; use for example 10.0.0.5");
+        assert_eq!(with_dhcp(address, "255.0.0.0", plain).check().unwrap_err().to_string(), message);
+    }
+    for netmask in ["0.0.0.0", "255.0.255.0", "0.255.255.255", "255.255.255.1"] {
+        let message = format!("net0: netmask {netmask} is not a network mask; use for example 255.255.255.0");
+        refused(&with_dhcp("10.0.0.5", netmask, plain), &message);
+    }
+    refused(
+        &with_dhcp("10.0.0.0", "255.255.255.0", plain),
+        "net0: ip 10.0.0.0 with netmask 255.255.255.0 is the network itself, not a guest",
+    );
+    refused(
+        &with_dhcp("10.0.1.255", "255.255.254.0", plain),
+        "net0: ip 10.0.1.255 with netmask 255.255.254.0 is everybody in its network, not a guest",
+    );
+}
+
+#[test]
+fn what_goes_with_an_address_is_checked_too() {
+    let changed = |change: fn(&mut DhcpConfig)| with_dhcp("10.0.0.5", "255.255.255.0", change);
+    refused(&changed(|dhcp| dhcp.server_ip = ip("10.0.0.5")), "net0: server_ip 10.0.0.5 is the guest's own address");
+    refused(&changed(|dhcp| dhcp.gateway_ip = Some(dhcp.ip)), "net0: gateway_ip 10.0.0.5 is the guest's own address");
+    for (change, message) in [
+        (
+            (|dhcp| dhcp.server_ip = ip("0.0.0.0")) as fn(&mut DhcpConfig),
+            "net0: server_ip 0.0.0.0 is no address of one host",
+        ),
+        (|dhcp| dhcp.gateway_ip = Some(ip("239.0.0.1")), "net0: gateway_ip 239.0.0.1 is no address of one host"),
+        (|dhcp| dhcp.dns_ips = vec![ip("0.0.0.0")], "net0: dns_ip 0.0.0.0 is no address of one host"),
+        (|dhcp| dhcp.dns_ips = vec![ip("8.8.8.8"); 5], "net0: 5 name servers are more than the 4 possible"),
+        (|dhcp| dhcp.hostname = "h".repeat(256), "net0: hostname 'hhh"),
+        (
+            |dhcp| dhcp.hostname = "web 1".into(),
+            "net0: hostname 'web 1' is not a host name; it has up to 255 printable",
+        ),
+        (|dhcp| dhcp.hostname = "web\n".into(), "net0: hostname 'web\\n' is not a host name"),
+        (|dhcp| dhcp.lease_time = 0, "net0: lease_time 0 is no time; use for example 86400"),
+    ] {
+        let error = changed(change).check().unwrap_err().to_string();
+        assert!(error.starts_with(message), "{error}");
+    }
+    let most = changed(|dhcp| {
+        (dhcp.dns_ips, dhcp.hostname, dhcp.lease_time) = (vec![ip("8.8.8.8"); 4], "h".repeat(255), u32::MAX);
+        // Where it is does not matter to a guest that is told to go there.
+        dhcp.gateway_ip = Some(ip("192.168.0.1"));
+    });
+    assert_eq!(most.check(), Ok(()));
 }

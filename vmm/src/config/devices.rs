@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::dhcp::DhcpConfig;
 use super::limits::LimitConfig;
 use super::values::{BadValue, Mac, Slot, as_text};
 
@@ -209,6 +210,9 @@ pub struct NetConfig {
     /// Offer to use buffers in the order they were made available (virtio 1.3 §2.7.9). Off by default, as with qemu.
     #[serde(default)]
     pub in_order: bool,
+    /// Answer the guest's DHCP requests, and ARP requests for the one who answers; they do not get to the TAP interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcp: Option<DhcpConfig>,
 }
 
 impl NetConfig {

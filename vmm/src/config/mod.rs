@@ -6,6 +6,7 @@
 
 mod check;
 mod devices;
+mod dhcp;
 mod host;
 mod json;
 mod limits;
@@ -26,12 +27,13 @@ pub use devices::{
     ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, MAX_BLOCK_BYTES, MAX_DISK_QUEUES,
     MAX_DISK_SERIAL, MAX_PHYSICAL_BLOCK_BYTES, NetConfig, ReadError, RngConfig, SerialBackend, WriteError,
 };
+pub use dhcp::DhcpConfig;
 pub use host::HostFacts;
 pub(crate) use host::system_text;
 pub(crate) use json::reword;
 pub use limits::{LimitConfig, LimitGroupConfig};
 pub use slots::SlotPlan;
-pub use values::{BadValue, LogRule, Mac, Size, Slot, Uuid, format_size, parse_size};
+pub use values::{BadValue, Ip, LogRule, Mac, Size, Slot, Uuid, format_size, parse_size};
 
 /// The most vCPUs a guest may have: APIC id 255 is the broadcast id of the xAPIC (Intel SDM vol. 3 §12.6.1).
 pub const MAX_VCPUS: u8 = 254;

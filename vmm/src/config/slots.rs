@@ -111,6 +111,7 @@ mod tests {
             queue_size: 256,
             packed: false,
             in_order: false,
+            dhcp: None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! Each is read from the same text on the command line and in JSON, so both front ends accept and refuse the same.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use log::LevelFilter;
@@ -174,6 +175,28 @@ impl fmt::Display for Mac {
 
 as_text!(Mac, "a MAC address such as \"52:54:00:12:34:56\"");
 
+/// An IPv4 address, written `10.0.0.5`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ip(pub Ipv4Addr);
+
+impl FromStr for Ip {
+    type Err = BadValue;
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        match text.parse() {
+            Ok(ip) => Ok(Self(ip)),
+            Err(_) => bad(format!("'{text}' is not an IPv4 address such as 10.0.0.5")),
+        }
+    }
+}
+
+impl fmt::Display for Ip {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+as_text!(Ip, "an IPv4 address such as \"10.0.0.5\"");
+
 /// A place on PCI bus 0, written `4` or `4.1` (device and function, decimal or with `0x`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot {
@@ -319,6 +342,16 @@ mod tests {
         assert_eq!("52:54:00:12:34:56".parse(), Ok(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
         for text in ["52:54:00:12:34", "52:54:00:12:34:56:78", "52:54:00:12:34:+5", "hello", ""] {
             assert!(text.parse::<Mac>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_ipv4_address_reads_four_decimal_octets_and_nothing_else() {
+        assert_eq!("10.0.0.5".parse(), Ok(Ip(Ipv4Addr::new(10, 0, 0, 5))));
+        for text in
+            ["", "10.0.0", "10.0.0.256", "10.0.0.5/24", "010.0.0.5", "0xa.0.0.5", " 10.0.0.5", "fe80::1", "host"]
+        {
+            assert!(text.parse::<Ip>().is_err(), "{text}");
         }
     }
 

@@ -255,6 +255,15 @@ impl NetBackend<GuestRam> for TapLink {
     }
 }
 
+/// The thread of a queue, for another one to wake.
+pub struct WorkerWake(pub Arc<Event>);
+
+impl Wake for WorkerWake {
+    fn wake(&self) {
+        self.0.wake();
+    }
+}
+
 /// The host's random numbers.
 pub struct HostRandom;
 

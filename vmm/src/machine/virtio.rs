@@ -9,6 +9,7 @@ use devices::virtio::blk::{BlkDevice, BlkStats};
 use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
+use devices::virtio::net::responder::{BadLease, Responder};
 use devices::virtio::net::{NetConfig as LinkConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
@@ -21,7 +22,9 @@ use devices_host::sys::Sys;
 use devices_host::tap::{Tap, TapError};
 
 use super::StartError;
-use super::adapters::{ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink};
+use super::adapters::{
+    ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink, WorkerWake,
+};
 use super::chipset::{Chipset, ChipsetError};
 use super::disk;
 use super::limits::Groups;
@@ -65,6 +68,14 @@ pub enum DeviceError {
         what: &'static str,
         /// What the host said.
         source: io::Error,
+    },
+    /// The address for its guest does not fit a DHCP answer.
+    #[error("{id}: {source}")]
+    Lease {
+        /// The device.
+        id: String,
+        /// Why.
+        source: BadLease,
     },
     /// PCI has no place for it.
     #[error("{id}: {source}")]
@@ -173,17 +184,23 @@ impl Builder<'_> {
     /// other. What the driver says on the control queue is about received frames, and their worker carries it out.
     pub fn net(&mut self, config: &NetConfig, tap: Tap, slot: Slot) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
-        let device =
+        let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
+        let rx_wake = event()?;
+        let mut device =
             NetDevice::new(LinkConfig { mac: config.mac.0, mtu: None, offloads: true, queue_size: config.queue_size });
+        if let Some(dhcp) = &config.dhcp {
+            let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
+            let responder = Responder::new(&dhcp.lease()).map_err(refused)?;
+            device = device.with_responder(responder, Arc::new(WorkerWake(rx_wake.clone())));
+        }
         let counters: Vec<_> = (0..3).map(|_| Arc::new(QueueCounters::default())).collect();
         let sender = tap.try_clone().map_err(host("cannot open its TAP device twice"))?;
         let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
-        let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
         let specs = vec![
             WorkerSpec {
                 name: format!("{}-rx", config.id),
                 worker: Box::new(device.rx_worker(TapLink(tap), counters[0].clone(), counters[2].clone())),
-                wake: event()?,
+                wake: rx_wake,
                 backend_fd: Some(rx_fd),
                 counters: vec![counters[0].clone(), counters[2].clone()],
                 poll_ns: 0,

@@ -197,6 +197,71 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ("--net packed", "--net=tap=t,mac=52:54:00:12:34:56,packed=maybe", "--net: packed='maybe' is neither on nor off"),
     ("--net in_order", "--net=tap=t,mac=52:54:00:12:34:56,in_order=", "--net: in_order='' is neither on nor off"),
     (
+        "--net ip",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5/24,netmask=255.255.255.0",
+        "--net: ip=10.0.0.5/24: '10.0.0.5/24' is not an IPv4 address such as 10.0.0.5",
+    ),
+    (
+        "--net ip",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.255,netmask=255.255.255.0",
+        "net0: ip 10.0.0.255 with netmask 255.255.255.0 is everybody in its network, not a guest",
+    ),
+    (
+        "--net netmask",
+        "--net=tap=t,mac=52:54:00:12:34:56,netmask=255.255.255.0",
+        "--net: netmask is for ip=, the guest's address, which is not given",
+    ),
+    (
+        "--net netmask",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.3",
+        "net0: netmask 255.255.255.3 is not a network mask; use for example 255.255.255.0",
+    ),
+    (
+        "--net server_ip",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,server_ip=10.0.0.5",
+        "net0: server_ip 10.0.0.5 is the guest's own address",
+    ),
+    (
+        "--net gateway_ip",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,gateway_ip=",
+        "--net: gateway_ip=: '' is not an IPv4 address such as 10.0.0.5",
+    ),
+    (
+        "--net dns_ip",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,dns_ip=1.1.1.1,dns_ip0=1.1.1.1",
+        "--net: dns_ip is dns_ip0 by another name; give one of them",
+    ),
+    (
+        "--net dns_ip0",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,dns_ip0=0.0.0.0",
+        "net0: dns_ip 0.0.0.0 is no address of one host; use for example 10.0.0.5",
+    ),
+    (
+        "--net dns_ip1",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,dns_ip1=1.1.1.1",
+        "--net: dns_ip0 is missing before those that follow it",
+    ),
+    (
+        "--net dns_ip2",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,dns_ip2=dns",
+        "--net: dns_ip2=dns: 'dns' is not an IPv4 address such as 10.0.0.5",
+    ),
+    (
+        "--net dns_ip3",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,dns_ip0=1.1.1.1,dns_ip3=1.1.1.1",
+        "--net: dns_ip1 is missing before those that follow it",
+    ),
+    (
+        "--net hostname",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,hostname=a b",
+        "net0: hostname 'a b' is not a host name; it has up to 255 printable ASCII letters and no blank",
+    ),
+    (
+        "--net lease_time",
+        "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5,netmask=255.255.255.0,lease_time=1d",
+        "--net: lease_time=1d is not a number",
+    ),
+    (
         "--net id",
         "--net=tap=t,mac=52:54:00:12:34:56,id=é",
         "id: 'é' is not an id; it has 1 to 64 letters, digits, '-', '_' and '.'",
@@ -389,6 +454,29 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("nets[].queue_size", "0", "net0: queue size 0 is not possible; it is a power of two from 2 to 1024"),
     ("nets[].packed", "[]", "nets[0].packed: invalid type: sequence, expected a boolean"),
     ("nets[].in_order", "0", "nets[0].in_order: invalid type: integer '0', expected a boolean"),
+    ("nets[].dhcp.ip", r#""10.0.0""#, "nets[0].dhcp.ip: '10.0.0' is not an IPv4 address such as 10.0.0.5"),
+    (
+        "nets[].dhcp.netmask",
+        r#""0.0.0.0""#,
+        "net0: netmask 0.0.0.0 is not a network mask; use for example 255.255.255.0",
+    ),
+    (
+        "nets[].dhcp.server_ip",
+        r#""224.0.0.1""#,
+        "net0: server_ip 224.0.0.1 is no address of one host; use for example 10.0.0.5",
+    ),
+    ("nets[].dhcp.gateway_ip", r#""10.0.0.5""#, "net0: gateway_ip 10.0.0.5 is the guest's own address"),
+    (
+        "nets[].dhcp.dns_ips",
+        r#"["1.1.1.1", "1.1.1.1", "1.1.1.1", "1.1.1.1", "1.1.1.1"]"#,
+        "net0: 5 name servers are more than the 4 possible",
+    ),
+    (
+        "nets[].dhcp.hostname",
+        r#""\u0007""#,
+        "net0: hostname '\\u{7}' is not a host name; it has up to 255 printable ASCII letters and no blank",
+    ),
+    ("nets[].dhcp.lease_time", r#"0"#, "net0: lease_time 0 is no time; use for example 86400"),
     ("rng.slot", r#""0x""#, "rng.slot: '0x' is not a PCI slot; write device or device.function, 0 to 31 and 0 to 7"),
     (
         "console.backend",
