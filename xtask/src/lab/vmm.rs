@@ -63,6 +63,8 @@ pub struct Machine {
     pub disks: Vec<String>,
     /// TAP device and MAC address of each network interface.
     pub nics: Vec<(String, String)>,
+    /// More keys of zvmm's for each of them, a comma before each.
+    pub nic_keys: String,
     /// Offer packed virtqueues.
     pub packed: bool,
     /// Have the kernel do the disks' work.
@@ -185,7 +187,7 @@ impl Vmm {
             line.option("--disk", format!("{disk}{packed}{engine}{cache}{queues}{serial}"));
         }
         for (tap, mac) in &machine.nics {
-            line.option("--net", format!("tap={tap},mac={mac}{packed}"));
+            line.option("--net", format!("tap={tap},mac={mac}{packed}{}", machine.nic_keys));
         }
         if machine.console {
             line.option("--console", "null");
@@ -311,6 +313,7 @@ mod tests {
             cmdline: "console=ttyS0".into(),
             disks: vec!["d".into()],
             nics: vec![("tap0".into(), "52:54:00:00:00:01".into())],
+            nic_keys: String::new(),
             console: false,
             rng: false,
             cpu: "host".into(),

@@ -184,6 +184,7 @@ fn stock_machine() -> Machine {
         cmdline: "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests".to_owned(),
         disks: vec!["/tmp/a.img".to_owned()],
         nics: Vec::new(),
+        nic_keys: String::new(),
         console: false,
         rng: false,
         cpu: "host".to_owned(),

@@ -1,5 +1,7 @@
 //! A network interface that is set up in all ways while it is in use.
 
+mod dhcp;
+
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
@@ -9,7 +11,7 @@ use super::{Scenario, Script, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![control()]
+    vec![control(), dhcp::scenario()]
 }
 
 /// The bits of what the driver accepted, the lowest first.

@@ -47,6 +47,7 @@ impl Script {
                 cmdline: CMDLINE.to_owned(),
                 disks: Vec::new(),
                 nics: Vec::new(),
+                nic_keys: String::new(),
                 console: false,
                 rng: false,
                 cpu: CPU.to_owned(),
