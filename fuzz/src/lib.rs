@@ -38,6 +38,7 @@ pub const TARGETS: &[Target] = targets![
     blk,
     config,
     console,
+    dhcp,
     legacy,
     loaders,
     net,

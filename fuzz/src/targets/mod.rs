@@ -3,6 +3,7 @@
 pub mod blk;
 pub mod config;
 pub mod console;
+pub mod dhcp;
 pub mod legacy;
 pub mod loaders;
 pub mod net;

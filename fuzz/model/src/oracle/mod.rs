@@ -13,6 +13,7 @@
 pub mod blk;
 pub mod card;
 pub mod console;
+pub mod dhcp;
 pub mod fetch;
 pub mod limit;
 pub mod net;
