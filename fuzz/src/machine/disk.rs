@@ -29,6 +29,9 @@ pub struct Inner {
     requests: Vec<Request>,
     /// Those of them that nobody has committed.
     staged: usize,
+    /// Several answers were collected together, and what they lead to is still being asked for. Nothing is refused
+    /// meanwhile: the models have taken all of these answers in, and the device takes one in after the other.
+    crowded: bool,
     /// Requests that nobody waits for, kept for their allocations.
     spare: Vec<Vec<GuestRange>>,
 }
@@ -152,7 +155,8 @@ fn execute(request: &mut Request, ram: &Ram, oracles: &mut Oracles) -> Result<()
 
 impl BlkBackend<Ram> for Handle {
     fn has_room(&self) -> bool {
-        let inner = self.disk.0.open();
+        let inner = &mut *self.disk.0.open();
+        inner.crowded = false;
         inner.requests.len() < inner.room
     }
 
@@ -171,7 +175,8 @@ impl BlkBackend<Ram> for Handle {
             let ranges = || request.ranges.iter().map(|range| (range.addr, range.len)).collect();
             moment = blk.asked(rings.flying_mut(self.queue), (self.queue, token), ask, ranges);
         }
-        if let Some(error) = inner.refuse.take() {
+        if let (false, Some(error)) = (inner.crowded, inner.refuse) {
+            inner.refuse = None;
             answer(oracles, self.queue, token, (ask, moment), Err(error), (0, 0));
             return Err(error);
         }
@@ -195,6 +200,7 @@ impl BlkBackend<Ram> for Handle {
 
     fn commit(&mut self) {
         let inner = &mut *self.disk.0.open();
+        inner.crowded = false;
         if inner.staged == 0 {
             return;
         }
@@ -210,10 +216,13 @@ impl BlkBackend<Ram> for Handle {
     }
 
     fn poll(&mut self, _mem: &Ram, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
+        let mut answers = 0;
         loop {
             let next = {
                 let _quiet = resources::Quiet::begin();
                 let inner = &mut *self.disk.0.open();
+                inner.crowded = answers > 1;
+                answers += 1;
                 let ready = |request: &Request| request.queue == self.queue && request.done.is_some();
                 let Some(at) = inner.requests.iter().position(ready) else { return };
                 let request = inner.requests.remove(at);
