@@ -160,7 +160,14 @@ impl<M: ?Sized> NetBackend<M> for NullLink {
 fn network_queues_allocate_nothing_once_they_run() {
     let mem = guest_ram(0x40_0000);
     let interrupt = RecordingInterrupt::new();
-    let device = NetDevice::new(NetConfig { mac: [2; 6], mtu: None, offloads: true, queue_size: 256 });
+    let device = NetDevice::new(NetConfig {
+        mac: [2; 6],
+        mtu: None,
+        offloads: true,
+        queue_size: 256,
+        speed_mbits: None,
+        duplex: None,
+    });
     let lease = Lease::new([10, 0, 0, 5].into(), [255, 0, 0, 0].into());
     let device = device.with_responder(Responder::new(&lease).unwrap(), Arc::new(WakeCounter::default()));
     let arp = [&[2; 12][..], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &[2; 16], &[169, 254, 169, 254]].concat();

@@ -142,6 +142,11 @@ impl DeviceWorkers {
         }
     }
 
+    /// Has every worker look at what there is to do, as a kick of each queue would.
+    pub fn wake(&self) {
+        self.workers.iter().for_each(|worker| worker.wake.wake());
+    }
+
     /// Has the first worker's thread do something that may block, as its own requests may. Lost where the worker has
     /// ended.
     pub fn run(&self, job: Box<dyn FnOnce() + Send>) {

@@ -46,8 +46,10 @@ counters! {
     malformed,
     /// Requests that failed, by the guest's fault or the back end's.
     errors,
-    /// Frames lost.
+    /// Frames lost while the link was up.
     dropped,
+    /// Frames lost because the link was down.
+    link_down,
     /// Frames that the driver's receive filter kept out.
     filtered,
     /// Frames of the guest's that the card answered itself.

@@ -187,7 +187,14 @@ pub fn net(features: u64) -> Net {
     let mem = guest_ram(RAM as usize);
     let link = MemoryLink::default();
     let (rx_counters, tx_counters) = (Arc::<QueueCounters>::default(), Arc::<QueueCounters>::default());
-    let device = NetDevice::new(NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: None, offloads: true, queue_size: SIZE });
+    let device = NetDevice::new(NetConfig {
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: None,
+        offloads: true,
+        queue_size: SIZE,
+        speed_mbits: None,
+        duplex: None,
+    });
     let worker = Box::new(device.worker(link.clone(), [rx_counters.clone(), tx_counters.clone(), Arc::default()]));
     let queue = |base| DriverQueue::new(&mem, base, SIZE, features);
     let (rx, tx) = (queue(0x10_0000), queue(0x20_0000));

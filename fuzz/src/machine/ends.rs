@@ -128,7 +128,9 @@ impl NetBackend<Ram> for End {
         let oracles = &mut *self.oracles.open();
         let Oracles { rings, device, fetches, .. } = oracles;
         if let Device::Net(net) = device {
-            net.card.lost |= rings.blind();
+            if rings.blind() {
+                net.look_away();
+            }
             net.receives(frame, rings.flying(0));
         }
         *header = frame.header();

@@ -469,6 +469,7 @@ impl Machine {
         if let Device::Net(net) = &self.oracles.open().device
             && !net.card.lost
         {
+            net.judge_lost(self.vmm.lost_to_link());
             let mut mac = [0; 6];
             self.vmm.device.read_config(0, &mut mac);
             if mac != net.card.mac {
@@ -502,6 +503,10 @@ impl Machine {
         if self.tell_device(value) {
             self.vmm.function.interrupt().config_changed();
             self.transport.config_changed();
+            if self.shape.kind == Kind::Net {
+                // Frames that wait are the workers' to drop.
+                (0..self.queues()).for_each(|queue| self.vmm.runner.wake(queue));
+            }
         }
         self.settle();
     }
@@ -525,7 +530,14 @@ impl Machine {
                 device.set_capacity(sectors);
                 true
             }
-            Handle::Net(device) => device.set_link(value & 1 == 0),
+            Handle::Net(device) => {
+                let up = value & 1 == 0;
+                let Oracles { rings, device: model, .. } = &mut *self.oracles.open();
+                if let Device::Net(net) = model {
+                    net.set_link(up, rings.flying_mut(1));
+                }
+                device.set_link(up)
+            }
             Handle::Console(device) => device.set_size(80 + value % 4, 25),
             Handle::Rng => false,
         }
@@ -596,6 +608,9 @@ impl Machine {
         self.wired = Wired::new(self.wiring, self.shape.vectors, QUEUES);
         let ends = (&self.disk, &self.end);
         self.vmm = Vmm::new(&self.shape, &self.ram, &self.oracles, ends, &self.wired, &self.clock);
+        if let Device::Net(net) = &mut self.oracles.open().device {
+            net.count_anew();
+        }
         // What the host has told the old device it tells the new one.
         let lost = self.is_lost();
         let changes = std::mem::take(&mut self.changes);

@@ -48,9 +48,16 @@ impl Machine {
         drop(end);
         let oracles = &mut *self.oracles.open();
         oracles.fetches.change_with(None);
-        if let (Device::Blk(blk), super::Handle::Blk(device)) = (&mut oracles.device, &self.vmm.handle) {
-            blk.capacity = SECTORS;
-            device.set_capacity(SECTORS);
+        match (&mut oracles.device, &self.vmm.handle) {
+            (Device::Blk(blk), super::Handle::Blk(device)) => {
+                blk.capacity = SECTORS;
+                device.set_capacity(SECTORS);
+            }
+            (Device::Net(net), super::Handle::Net(device)) => {
+                net.set_link(true, oracles.rings.flying_mut(1));
+                device.set_link(true);
+            }
+            _ => {}
         }
     }
 

@@ -8,6 +8,7 @@ use devices::legacy::clock::ManualClock;
 use devices::pci::{BarMapper, ConfigPorts, Ecam, InterruptPin, PciAddress, PciBus, Windows, micro_host_bridge};
 use devices::virtio::blk::{BlkConfig, BlkDevice, BlkStats, EraseLimits, Failure, FailureSink};
 use devices::virtio::console::ConsoleDevice;
+use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::Throttle;
 use devices::virtio::net::{NetConfig, NetDevice};
 use devices::virtio::pci::{VirtioPci, VirtioPciParts};
@@ -120,6 +121,8 @@ pub struct Vmm {
     pub device: Arc<dyn VirtioDevice>,
     /// What the queues of a disk say of themselves.
     pub stats: Vec<Arc<BlkStats>>,
+    /// Counters of a card's queues.
+    card: [Arc<QueueCounters>; 3],
 }
 
 type Workers = Vec<Box<dyn VirtioWorker<Ram>>>;
@@ -172,6 +175,7 @@ impl Vmm {
         clock: &Arc<ManualClock>,
     ) -> Self {
         let mut stats = Vec::new();
+        let card: [Arc<QueueCounters>; 3] = Default::default();
         let (handle, device, workers): (Handle, Arc<dyn VirtioDevice>, Workers) = match shape.kind {
             Kind::Blk => {
                 let device = BlkDevice::with_sink(shape.disk.clone(), Arc::new(Operator(oracles.clone())));
@@ -196,14 +200,16 @@ impl Vmm {
                     mtu: Some(crate::oracle::net::MTU as u16),
                     offloads: shape.disk.discard.is_some(),
                     queue_size: 16,
+                    speed_mbits: shape.disk.discard.is_some().then_some(10_000),
+                    duplex: None,
                 };
                 let device = NetDevice::new(config);
                 let workers: Workers = if shape.disk.queues == 1 {
-                    vec![Box::new(device.worker(end.clone(), Default::default()))]
+                    vec![Box::new(device.worker(end.clone(), card.clone()))]
                 } else {
                     vec![
-                        Box::new(device.rx_worker(end.clone(), Arc::default(), Arc::default())),
-                        Box::new(device.tx_worker(end.clone(), Arc::default())),
+                        Box::new(device.rx_worker(end.clone(), card[0].clone(), card[2].clone())),
+                        Box::new(device.tx_worker(end.clone(), card[1].clone())),
                     ]
                 };
                 (Handle::Net(device.clone()), Arc::new(device), workers)
@@ -243,6 +249,22 @@ impl Vmm {
         let config = Arc::new(ConfigPorts::new(pci.clone(), Arc::new(NoReset)));
         ports.insert(ConfigPorts::BASE, ConfigPorts::LEN, config).expect("free ports");
         memory.insert(ECAM, Ecam::BYTES_PER_BUS, Arc::new(Ecam::new(pci.clone()))).expect("free memory");
-        Self { ports: BusView::new(ports), memory: BusView::new(memory), pci, function, runner, handle, device, stats }
+        Self {
+            ports: BusView::new(ports),
+            memory: BusView::new(memory),
+            pci,
+            function,
+            runner,
+            handle,
+            device,
+            stats,
+            card,
+        }
+    }
+
+    /// Frames that a card's receive and transmit queue count as lost because the link was down.
+    #[must_use]
+    pub fn lost_to_link(&self) -> [u64; 2] {
+        [0, 1].map(|queue: usize| self.card[queue].link_down.get())
     }
 }

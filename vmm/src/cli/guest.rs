@@ -110,7 +110,8 @@ pub struct GuestArgs {
     /// Network interface (virtio-net) on a TAP device. Again for more interfaces
     ///
     /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
-    /// in_order (ring features to offer, as with qemu), id=NAME (net0, net1, …).
+    /// in_order (ring features to offer, as with qemu), speed=N, duplex=half|full (what the guest is told of the link, in
+    /// Mbit/s: unknown), id=NAME (net0, net1, …).
     ///
     /// With ip=ADDRESS,netmask=MASK the process answers the guest's DHCP requests itself, with that address, and no such
     /// request gets to the TAP device. To that: gateway_ip=ADDRESS, dns_ip0= to dns_ip3=ADDRESS (dns_ip= where it is
@@ -160,10 +161,11 @@ pub struct GuestArgs {
     #[arg(long, value_name = "report|exit", help_heading = "Life cycle")]
     pub on_panic: Option<String>,
     /// Unix socket for control (QMP): query-status, query-stats, stop, cont, system_powerdown, system_reset, quit,
-    /// block_resize
+    /// block_resize, set_link
     ///
     /// It speaks qemu's protocol. block_resize gives a disk (device: its id) another size in bytes while the guest
-    /// runs; without a size, what its file or device has by now.
+    /// runs; without a size, what its file or device has by now. set_link pulls the cable of a network interface (name:
+    /// its id) or plugs it in again (up: false or true).
     #[arg(long, value_name = "PATH", help_heading = "Life cycle")]
     pub qmp: Option<PathBuf>,
     /// What is logged on stderr: a level (off, error, warn [default], info, debug, trace) and levels of modules
@@ -386,7 +388,7 @@ fn limits(given: &Options) -> Result<LimitConfig, ConfigError> {
 }
 
 fn net(text: &str) -> Result<NetConfig, ConfigError> {
-    let keys = ["tap", "mac", "slot", "queue_size", "packed", "in_order", "id"];
+    let keys = ["tap", "mac", "slot", "queue_size", "packed", "in_order", "speed", "duplex", "id"];
     let keys = [&keys[..], &["ip"], &DHCP_KEYS].concat();
     let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
@@ -402,6 +404,8 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
         packed: given.flag("packed")?,
         in_order: given.flag("in_order")?,
         dhcp: dhcp(&given)?,
+        speed: given.number("speed")?,
+        duplex: named("--net: duplex", &given.text("duplex")?)?,
     })
 }
 

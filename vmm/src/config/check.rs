@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::values::format_size;
 use super::{
     DEFAULT_LOW_SPLIT, DebugPortConfig, DiskConfig, MAX_BLOCK_BYTES, MAX_DISK_QUEUES, MAX_DISK_SERIAL,
-    MAX_PHYSICAL_BLOCK_BYTES, MAX_VCPUS, PAGE_SIZE, SerialBackend, VmConfig,
+    MAX_PHYSICAL_BLOCK_BYTES, MAX_VCPUS, NetConfig, PAGE_SIZE, SerialBackend, VmConfig,
 };
 
 /// Why there is no guest: the configuration is wrong. One line, naming the setting.
@@ -217,6 +217,10 @@ impl VmConfig {
             check_queue_size(id, net.queue_size, 2, found);
             if let Some(dhcp) = &net.dhcp {
                 dhcp.check(id, found);
+            }
+            let most = NetConfig::MOST_SPEED_MBITS;
+            if let Some(speed) = net.speed.filter(|speed| !(1..=most).contains(speed)) {
+                found.add(id, format!("a speed of {speed} Mbit/s is not possible; it is 1 to {most}"));
             }
             for other in &self.nets[..index] {
                 if other.tap == net.tap {

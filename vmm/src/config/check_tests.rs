@@ -27,6 +27,8 @@ fn with_nets(nets: &[(&str, [u8; 6])]) -> VmConfig {
         packed: false,
         in_order: false,
         dhcp: None,
+        speed: None,
+        duplex: None,
     };
     let mut config = VmConfig { nets: nets.iter().map(net).collect(), ..good() };
     config.name_devices();

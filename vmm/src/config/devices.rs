@@ -213,11 +213,30 @@ pub struct NetConfig {
     /// Answer the guest's DHCP requests, and ARP requests for the one who answers; they do not get to the TAP interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcp: Option<DhcpConfig>,
+    /// What the guest is told that the link carries, in Mbit/s, up to [`MOST_SPEED_MBITS`](Self::MOST_SPEED_MBITS); nothing
+    /// is slower or faster for it. Unknown when not given, as with qemu.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed: Option<u32>,
+    /// Whether the guest is told that it does so both ways at once; unknown when not given, as with qemu.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplex: Option<Duplex>,
+}
+
+/// How the two directions of a network link share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duplex {
+    /// One at a time.
+    Half,
+    /// Both at once.
+    Full,
 }
 
 impl NetConfig {
     /// Descriptors a queue when not given.
     pub const DEFAULT_QUEUE_SIZE: u16 = DEFAULT_QUEUE_SIZE;
+    /// The fastest link there is a number for (virtio 1.3 §5.1.4.1).
+    pub const MOST_SPEED_MBITS: u32 = 0x7fff_ffff;
 }
 
 /// What qemu offers by default, so drivers are well used to it; a power of two as the split ring asks

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use check::ConfigError;
 pub(crate) use check::vcpu_limits;
 pub use devices::{
-    ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, MAX_BLOCK_BYTES, MAX_DISK_QUEUES,
+    ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, Duplex, MAX_BLOCK_BYTES, MAX_DISK_QUEUES,
     MAX_DISK_SERIAL, MAX_PHYSICAL_BLOCK_BYTES, NetConfig, ReadError, RngConfig, SerialBackend, WriteError,
 };
 pub use dhcp::DhcpConfig;

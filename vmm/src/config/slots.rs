@@ -112,6 +112,8 @@ mod tests {
             packed: false,
             in_order: false,
             dhcp: None,
+            speed: None,
+            duplex: None,
         }
     }
 

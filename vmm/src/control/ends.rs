@@ -182,6 +182,9 @@ mod tests {
             serde_json::Value::Null
         }
         fn resize_disk(&self, _resize: &crate::control::DiskResize, _ticket: crate::control::Ticket) {}
+        fn set_link(&self, _change: &crate::control::LinkChange) -> Result<(), String> {
+            Ok(())
+        }
     }
 
     struct NoPort;

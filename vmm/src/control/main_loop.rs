@@ -166,7 +166,13 @@ fn act(order: Order, controller: &mut Controller, machine: &dyn Machine, tickets
             Ok(events) => Outcome::Now(Ok(json!({})), events),
             Err(error) => refuse(error),
         },
-        Order::ResizeDisk(_) if matches!(controller.state(), State::Stopped(_)) => refuse(CommandError::Stopped),
+        Order::ResizeDisk(_) | Order::SetLink(_) if matches!(controller.state(), State::Stopped(_)) => {
+            refuse(CommandError::Stopped)
+        }
+        Order::SetLink(change) => {
+            let result = machine.set_link(&change).map(|()| json!({}));
+            Outcome::Now(result.map_err(|desc| (ErrorClass::DeviceNotFound, desc)), Vec::new())
+        }
         Order::ResizeDisk(resize) => {
             *tickets += 1;
             let ticket = Ticket(*tickets);

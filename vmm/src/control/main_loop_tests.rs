@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::OnReset;
 use crate::control::inbox::EventSender;
-use crate::control::{DiskResize, MachineEvent, SerialPort};
+use crate::control::{DiskResize, LinkChange, MachineEvent, SerialPort};
 
 type Start = Box<dyn FnOnce(&EventSender) + Send>;
 
@@ -57,6 +57,10 @@ impl Machine for Guest {
     fn inject_nmi(&self, _vcpu: u8) {}
     fn stats(&self) -> serde_json::Value {
         json!({})
+    }
+    fn set_link(&self, change: &LinkChange) -> Result<(), String> {
+        self.order(if change.up { "plug" } else { "pull" });
+        if change.name == "net0" { Ok(()) } else { Err(format!("Device '{}' not found", change.name)) }
     }
     /// Takes a moment, or until the end where the disk is called so.
     fn resize_disk(&self, resize: &DiskResize, ticket: Ticket) {
@@ -263,6 +267,29 @@ fn an_order_that_takes_its_time_is_answered_in_its_place_and_at_the_end_of_the_g
     assert_eq!(first[3]["event"], "STOP");
     let ended = json!({"error": {"class": "GenericError", "desc": "the guest has ended"}});
     assert_eq!((&last[0]["event"], &last[1..]), (&json!("SHUTDOWN"), [ended.clone(), ended].as_slice()));
+}
+
+#[test]
+fn a_link_is_set_at_once_and_an_unknown_one_is_an_error_of_its_own_class() {
+    use std::io::{BufRead, BufReader, Write};
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("qmp");
+    let server = QmpServer::new(crate::control::Listener::bind(&path).unwrap());
+    let client = std::thread::spawn(move || {
+        let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        write!(&stream, "{{\"execute\":\"qmp_capabilities\"}}").unwrap();
+        for (name, up) in [("net0", false), ("net0", true), ("net9", false)] {
+            let arguments = json!({"name": name, "up": up});
+            write!(&stream, "{}", json!({"execute": "set_link", "arguments": arguments})).unwrap();
+        }
+        write!(&stream, "{{\"execute\":\"quit\"}}").unwrap();
+        let lines = BufReader::new(stream).lines().map_while(Result::ok);
+        lines.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap()).collect::<Vec<_>>()
+    });
+    let (exit, orders) = run_with(Policy::default(), |_| (), Vec::new(), Lines::default(), Some(server));
+    assert_eq!((exit, orders), (Exit::Done, vec!["resume", "pull", "plug", "pull", "stop", "join", "leave"]));
+    let unknown = json!({"error": {"class": "DeviceNotFound", "desc": "Device 'net9' not found"}});
+    assert_eq!(client.join().unwrap()[2..5], [json!({"return": {}}), json!({"return": {}}), unknown]);
 }
 
 #[test]

@@ -61,6 +61,13 @@ pub trait Machine: Send + Sync {
     /// Counters of vCPUs, queues and devices, as `query-stats` shows them.
     fn stats(&self) -> serde_json::Value;
 
+    /// Plugs the cable of a network interface, or pulls it: its guest sees the link go up or down, and no frame passes
+    /// while it is down.
+    ///
+    /// # Errors
+    /// One line where there is no interface of that name; nothing has changed then.
+    fn set_link(&self, change: &LinkChange) -> Result<(), String>;
+
     /// Begins to give a disk another size. What became of it is told by [`EventSender::answer`], once, before
     /// [`Machine::join`] returns at the latest.
     fn resize_disk(&self, resize: &DiskResize, ticket: Ticket);
@@ -73,6 +80,15 @@ pub struct DiskResize {
     pub disk: String,
     /// Bytes it is to have; `None`: what its file or device has by now.
     pub size_bytes: Option<u64>,
+}
+
+/// Another state for the link of a network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkChange {
+    /// Id of the interface.
+    pub name: String,
+    /// Whether its cable is to be plugged in.
+    pub up: bool,
 }
 
 /// Stands for an order that is answered later.

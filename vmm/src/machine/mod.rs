@@ -6,6 +6,7 @@ mod collected;
 pub(crate) mod disk;
 mod image;
 mod limits;
+mod link;
 mod resize;
 mod stats;
 mod virtio;
@@ -28,11 +29,12 @@ pub use self::adapters::EngineDisk;
 use self::adapters::PowerEvents;
 use self::chipset::Chipset;
 use self::image::KernelImage;
+use self::link::Links;
 use self::resize::Resizer;
 use self::virtio::{BuildError, Builder, Device, HostDevices};
 use crate::config::{HugePages, VmConfig, system_text};
 use crate::control::{
-    Built, DiskResize, EventSender, Machine as MachineControl, MachineEvent, SerialPort, Ticket, Timed,
+    Built, DiskResize, EventSender, LinkChange, Machine as MachineControl, MachineEvent, SerialPort, Ticket, Timed,
 };
 use crate::exit::Exit;
 use crate::hypervisor::{Hypervisor, HypervisorError, Vcpu, VcpuStart, Vm, VmSpec};
@@ -86,6 +88,7 @@ struct Machine {
     chipset: Chipset,
     devices: Vec<Device>,
     resizer: Arc<Resizer>,
+    links: Links,
     image: KernelImage,
     tables: image::Tables,
     rsdp: u64,
@@ -127,9 +130,11 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         events: &events,
         devices: Vec::new(),
         resizable: Vec::new(),
+        links: Vec::new(),
     };
     let console = builder.all(config, host_devices, &main)?;
-    let (devices, resizer) = (builder.devices, Arc::new(Resizer::new(builder.resizable, events.clone())));
+    let (devices, links) = (builder.devices, Links::new(builder.links));
+    let resizer = Arc::new(Resizer::new(builder.resizable, events.clone()));
 
     let acpi_tables = build_acpi(&acpi, layout::ACPI_TABLES);
     let smbios = smbios(config, &cpuid, topology, &layout).map_err(|error| bad(&error))?;
@@ -156,6 +161,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         chipset,
         devices,
         resizer,
+        links,
         image,
         tables,
         rsdp: acpi_tables.rsdp_gpa,
@@ -399,6 +405,10 @@ impl MachineControl for Machine {
 
     fn stats(&self) -> serde_json::Value {
         stats::snapshot(&self.counters, &self.devices, self.gate.resets())
+    }
+
+    fn set_link(&self, change: &LinkChange) -> Result<(), String> {
+        self.links.set(change)
     }
 
     fn resize_disk(&self, resize: &DiskResize, ticket: Ticket) {

@@ -14,7 +14,13 @@ pub fn snapshot(vcpus: &[Arc<VcpuCounters>], devices: &[Device], resets: u64) ->
     };
     let device = |device: &Device| {
         let queues: Vec<Value> = (0..device.queues.len()).map(|queue| queue_counters(device, queue)).collect();
-        json!({ "id": device.id, "kind": device.kind, "queues": queues })
+        let mut shown = json!({ "id": device.id, "kind": device.kind, "queues": queues });
+        if let Some(card) = &device.card {
+            shown["link"] = json!({
+                "up": card.is_up(), "plugged": card.is_plugged(), "carrier": card.has_carrier(),
+            });
+        }
+        shown
     };
     json!({
         "vcpus": vcpus.iter().map(|vcpu| json!({ "exits": exits(vcpu) })).collect::<Vec<_>>(),
@@ -35,16 +41,21 @@ fn queue_counters(device: &Device, queue: usize) -> Value {
 mod tests {
     use devices::virtio::blk::BlkStats;
     use devices::virtio::counters::QueueCounters;
+    use devices::virtio::net::{NetConfig, NetDevice};
     use devices::virtio::testing::guest_ram;
 
     use super::*;
     use crate::worker::{DeviceWorkers, Rings};
 
     fn answer(requests: Vec<Arc<BlkStats>>) -> Value {
+        answer_of(None, requests)
+    }
+
+    fn answer_of(card: Option<NetDevice>, requests: Vec<Arc<BlkStats>>) -> Value {
         let workers = DeviceWorkers::spawn(&guest_ram(0x1000), Rings::default(), Vec::new()).unwrap();
         let queues: Vec<_> = (0..2).map(|_| Arc::new(QueueCounters::default())).collect();
         queues[1].chains.add(7);
-        let device = Device { id: "disk0".to_owned(), kind: "disk", workers, queues, disk: None, requests };
+        let device = Device { id: "disk0".to_owned(), kind: "disk", workers, queues, disk: None, card, requests };
         snapshot(&[Arc::default()], &[device], 3)
     }
 
@@ -57,6 +68,24 @@ mod tests {
         assert_eq!(queues[1]["requests"]["ops"]["read"], json!(0));
         assert_eq!(queues[1]["requests"].get("latency"), None, "not measured");
         assert_eq!(answer(Vec::new())["devices"][0]["queues"][0].get("requests"), None);
+    }
+
+    fn card() -> NetDevice {
+        let (speed_mbits, duplex) = (None, None);
+        NetDevice::new(NetConfig { mac: [2; 6], mtu: None, offloads: true, queue_size: 16, speed_mbits, duplex })
+    }
+
+    #[test]
+    fn a_network_interface_shows_its_link_and_why_it_is_down() {
+        let card = card();
+        let link = || answer_of(Some(card.clone()), Vec::new())["devices"][0]["link"].clone();
+        assert_eq!(link(), json!({"up": true, "plugged": true, "carrier": true}));
+        card.set_carrier(false);
+        assert_eq!(link(), json!({"up": false, "plugged": true, "carrier": false}));
+        card.set_carrier(true);
+        card.set_link(false);
+        assert_eq!(link(), json!({"up": false, "plugged": false, "carrier": true}));
+        assert_eq!(answer(Vec::new())["devices"][0].get("link"), None);
     }
 
     /// The names of every number in an answer, without those of vCPU exits.
@@ -72,7 +101,7 @@ mod tests {
     fn the_manual_explains_every_name_in_an_answer() {
         let manual = include_str!("../../../docs/query-stats.md");
         let mut all = Vec::new();
-        names(&answer(vec![Arc::new(BlkStats::new(true))]), &mut all);
+        names(&answer_of(Some(card()), vec![Arc::new(BlkStats::new(true))]), &mut all);
         assert!(all.len() > 30, "{all:?}");
         for name in all {
             let found = ["`", ".", "\""].iter().any(|before| {

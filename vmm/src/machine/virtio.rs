@@ -10,7 +10,7 @@ use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
 use devices::virtio::net::responder::{BadLease, Responder};
-use devices::virtio::net::{NetConfig as LinkConfig, NetDevice};
+use devices::virtio::net::{Duplex as LinkDuplex, NetConfig as LinkConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::virtio::{VirtioDevice, VirtioInterrupt};
@@ -28,8 +28,9 @@ use super::adapters::{
 use super::chipset::{Chipset, ChipsetError};
 use super::disk;
 use super::limits::Groups;
+use super::link::NetLink;
 use super::resize::ResizableDisk;
-use crate::config::{DiskConfig, DiskEngine, NetConfig, Profile, Slot, VmConfig};
+use crate::config::{DiskConfig, DiskEngine, Duplex, NetConfig, Profile, Slot, VmConfig};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
@@ -52,6 +53,8 @@ pub struct Device {
     pub queues: Vec<Arc<QueueCounters>>,
     /// The disk, where it is one.
     pub disk: Option<BlkDevice>,
+    /// The card, where it is a network interface.
+    pub card: Option<NetDevice>,
     /// Counters of a disk's requests by queue; other devices have none.
     pub requests: Vec<Arc<BlkStats>>,
 }
@@ -119,6 +122,7 @@ pub struct Builder<'a> {
     pub events: &'a EventSender,
     pub devices: Vec<Device>,
     pub resizable: Vec<ResizableDisk>,
+    pub links: Vec<NetLink>,
 }
 
 /// How a device's queues run.
@@ -186,8 +190,17 @@ impl Builder<'_> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
         let rx_wake = event()?;
-        let mut device =
-            NetDevice::new(LinkConfig { mac: config.mac.0, mtu: None, offloads: true, queue_size: config.queue_size });
+        let mut device = NetDevice::new(LinkConfig {
+            mac: config.mac.0,
+            mtu: None,
+            offloads: true,
+            queue_size: config.queue_size,
+            speed_mbits: config.speed,
+            duplex: config.duplex.map(|duplex| match duplex {
+                Duplex::Half => LinkDuplex::Half,
+                Duplex::Full => LinkDuplex::Full,
+            }),
+        });
         if let Some(dhcp) = &config.dhcp {
             let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
             let responder = Responder::new(&dhcp.lease()).map_err(refused)?;
@@ -215,7 +228,13 @@ impl Builder<'_> {
             },
         ];
         let rings = Rings { packed: config.packed, in_order: config.in_order };
-        self.add("net", &config.id, Arc::new(device), Queues { rings, workers: specs, counters }, slot).map(drop)
+        let queues = Queues { rings, workers: specs, counters };
+        let (workers, interrupt) = self.add("net", &config.id, Arc::new(device.clone()), queues, slot)?;
+        if let Some(added) = self.devices.last_mut() {
+            added.card = Some(device.clone());
+        }
+        self.links.push(NetLink { id: config.id.clone(), device, workers, interrupt });
+        Ok(())
     }
 
     /// An entropy source.
@@ -283,7 +302,8 @@ impl Builder<'_> {
         let interrupt = function.interrupt();
         self.chipset.pci.add(slot, id, function).map_err(pci)?;
         let (id, queues, workers_of) = (id.to_owned(), queues.counters, workers.clone());
-        self.devices.push(Device { id, kind, workers: workers_of, queues, disk: None, requests: Vec::new() });
+        let (disk, card, requests) = (None, None, Vec::new());
+        self.devices.push(Device { id, kind, workers: workers_of, queues, disk, card, requests });
         Ok((workers, interrupt))
     }
 

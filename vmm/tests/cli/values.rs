@@ -196,6 +196,23 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ("--net queue_size", "--net=tap=t,mac=52:54:00:12:34:56,queue_size=65536", "--net: queue_size=65536 is too large"),
     ("--net packed", "--net=tap=t,mac=52:54:00:12:34:56,packed=maybe", "--net: packed='maybe' is neither on nor off"),
     ("--net in_order", "--net=tap=t,mac=52:54:00:12:34:56,in_order=", "--net: in_order='' is neither on nor off"),
+    ("--net speed", "--net=tap=t,mac=52:54:00:12:34:56,speed=1G", "--net: speed=1G is not a number"),
+    (
+        "--net speed",
+        "--net=tap=t,mac=52:54:00:12:34:56,speed=0",
+        "net0: a speed of 0 Mbit/s is not possible; it is 1 to 2147483647",
+    ),
+    (
+        "--net speed",
+        "--net=tap=t,mac=52:54:00:12:34:56,speed=2147483648",
+        "net0: a speed of 2147483648 Mbit/s is not possible; it is 1 to 2147483647",
+    ),
+    ("--net speed", "--net=tap=t,mac=52:54:00:12:34:56,speed=4294967296", "--net: speed=4294967296 is too large"),
+    (
+        "--net duplex",
+        "--net=tap=t,mac=52:54:00:12:34:56,duplex=both",
+        "--net: duplex: unknown value 'both'; the valid ones are half, full",
+    ),
     (
         "--net ip",
         "--net=tap=t,mac=52:54:00:12:34:56,ip=10.0.0.5/24,netmask=255.255.255.0",
@@ -454,6 +471,10 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("nets[].queue_size", "0", "net0: queue size 0 is not possible; it is a power of two from 2 to 1024"),
     ("nets[].packed", "[]", "nets[0].packed: invalid type: sequence, expected a boolean"),
     ("nets[].in_order", "0", "nets[0].in_order: invalid type: integer '0', expected a boolean"),
+    ("nets[].speed", "0", "net0: a speed of 0 Mbit/s is not possible; it is 1 to 2147483647"),
+    ("nets[].speed", r#""1G""#, "nets[0].speed: invalid type: string \"1G\", expected u32"),
+    ("nets[].speed", "-1", "nets[0].speed: invalid value: integer '-1', expected u32"),
+    ("nets[].duplex", r#""both""#, "nets[0].duplex: unknown value 'both'; the valid ones are half, full"),
     ("nets[].dhcp.ip", r#""10.0.0""#, "nets[0].dhcp.ip: '10.0.0' is not an IPv4 address such as 10.0.0.5"),
     (
         "nets[].dhcp.netmask",

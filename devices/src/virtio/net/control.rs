@@ -3,8 +3,9 @@
 use vm_memory::GuestMemory;
 
 use super::backend::NetBackend;
-use super::device::{Link, feature};
+use super::device::feature;
 use super::filter::{Mode, Tables, is_an_address};
+use super::link::Link;
 use super::rx::Rx;
 use crate::virtio::queue::{ChainError, Reader};
 use crate::virtio::worker::WorkerQueue;

@@ -1,10 +1,10 @@
 //! virtio-net as the registers see it: features and configuration space.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::control::Control;
-use super::filter::{Filter, Mac, packed, unpacked};
+use super::filter::{Filter, unpacked};
+use super::link::{Link, Reason};
 use super::responder::{Ear, Responder, Station};
 use super::rx::Rx;
 use super::tx::Tx;
@@ -37,6 +37,7 @@ pub(super) mod feature {
     pub const CTRL_RX_EXTRA: u64 = 1 << 20;
     pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
+    pub const SPEED_DUPLEX: u64 = 1 << 63;
 }
 
 /// The receive queue's index (virtio 1.3 §5.1.2).
@@ -51,6 +52,13 @@ const CONTROL_QUEUE_SIZE: u16 = 64;
 
 /// Bytes of configuration space: mac, status, max_virtqueue_pairs and mtu (virtio 1.3 §5.1.4).
 const CONFIG_BYTES: usize = 12;
+/// Of a card that shows speed and duplex behind them.
+const LONGEST_CONFIG_BYTES: usize = CONFIG_BYTES + 5;
+
+/// The fastest link there is a number for, in Mbit/s; all ones means unknown (virtio 1.3 §5.1.4.1).
+const MOST_SPEED_MBITS: u32 = 0x7fff_ffff;
+const UNKNOWN_SPEED: u32 = u32::MAX;
+const UNKNOWN_DUPLEX: u8 = 0xff;
 
 /// The least MTU that may be offered (virtio 1.3 §5.1.4.1).
 const LEAST_MTU: u16 = 68;
@@ -67,6 +75,20 @@ pub struct NetConfig {
     pub offloads: bool,
     /// Largest size of each queue that carries frames: a power of two up to 32768.
     pub queue_size: u16,
+    /// What the link is said to carry in Mbit/s (`VIRTIO_NET_F_SPEED_DUPLEX`), for what asks the guest; nothing is slower
+    /// or faster for it. Above 0x7fffffff it is unknown, as when not given.
+    pub speed_mbits: Option<u32>,
+    /// Whether the link is said to carry that both ways at once; unknown when not given.
+    pub duplex: Option<Duplex>,
+}
+
+/// How the two directions of a link share it (virtio 1.3 §5.1.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duplex {
+    /// One at a time.
+    Half = 0,
+    /// Both at once.
+    Full = 1,
 }
 
 /// A virtio network device with one pair of queues and a control queue (virtio 1.3 §5.1).
@@ -78,77 +100,10 @@ pub struct NetDevice {
     station: Option<Arc<Station>>,
 }
 
-/// What the configuration space shows that changes while a driver looks at it.
-#[derive(Debug)]
-pub(super) struct Link {
-    up: AtomicBool,
-    /// `VIRTIO_NET_S_ANNOUNCE`: the driver is asked to tell the network where it is.
-    announce: AtomicBool,
-    /// There is a driver that would.
-    announces: AtomicBool,
-    /// The address now, in the lower six bytes.
-    mac: AtomicU64,
-    first_mac: Mac,
-    generation: Generation,
-}
-
-impl Link {
-    /// The address after a reset.
-    pub fn first_mac(&self) -> Mac {
-        self.first_mac
-    }
-
-    /// The driver, or who restores one, sets the address (§5.1.6.5.2).
-    pub fn set_mac(&self, mac: Mac) {
-        self.generation.change(|| self.mac.swap(packed(mac), Ordering::AcqRel) != packed(mac));
-    }
-
-    /// A driver with these features begins.
-    pub fn accepted(&self, features: u64) {
-        let needed = feature::STATUS | feature::CTRL_VQ | feature::GUEST_ANNOUNCE;
-        self.announces.store(features & needed == needed, Ordering::Release);
-    }
-
-    /// The driver has announced itself (§5.1.6.5.4).
-    pub fn announced(&self) {
-        self.generation.change(|| self.announce.swap(false, Ordering::AcqRel));
-    }
-
-    /// Whether an announcement is due.
-    pub fn is_announcing(&self) -> bool {
-        self.announce.load(Ordering::Acquire)
-    }
-
-    /// Goes on where a saved card stopped.
-    pub fn restore(&self, mac: Mac, announce: bool) {
-        self.set_mac(mac);
-        self.generation.change(|| self.announce.swap(announce, Ordering::AcqRel) != announce);
-    }
-
-    /// As after a reset: what the driver has set is gone.
-    pub fn reset(&self) {
-        self.announces.store(false, Ordering::Release);
-        self.restore(self.first_mac, false);
-    }
-
-    fn ask_to_announce(&self) -> bool {
-        let due = self.announces.load(Ordering::Acquire) && self.up.load(Ordering::Acquire);
-        due && self.generation.change(|| !self.announce.swap(true, Ordering::AcqRel))
-    }
-}
-
 impl NetDevice {
     /// A card that looks like `config`, with its link up.
     pub fn new(config: NetConfig) -> Self {
-        let link = Link {
-            up: AtomicBool::new(true),
-            announce: AtomicBool::new(false),
-            announces: AtomicBool::new(false),
-            mac: AtomicU64::new(packed(config.mac)),
-            first_mac: config.mac,
-            generation: Generation::default(),
-        };
-        let size = config.queue_size;
+        let (size, link) = (config.queue_size, Link::new(config.mac));
         Self { queue_sizes: [size, size, size.min(CONTROL_QUEUE_SIZE)], config, link: Arc::new(link), station: None }
     }
 
@@ -159,15 +114,36 @@ impl NetDevice {
         Self { station: Some(Arc::new(Station::new(responder, receiver))), ..self }
     }
 
-    /// Plugs the cable or pulls it; where it is plugged in again the driver is also asked to announce itself, as the
-    /// network may be another one. The caller tells the driver where this returns `true`, through
-    /// [`VirtioInterrupt::config_changed`](crate::virtio::VirtioInterrupt::config_changed).
+    /// Plugs the cable or pulls it. While it is out workers move no frames: what the driver sends is taken and lost, and so
+    /// is what arrives for it, each counted; a round that has begun may still move its frames. Where the link is up again
+    /// the driver is also asked to announce itself, as the network may be another one.
+    ///
+    /// The caller tells the driver where this returns `true`, through
+    /// [`VirtioInterrupt::config_changed`](crate::virtio::VirtioInterrupt::config_changed), and wakes the workers: a frame
+    /// that waits for the network, or for the driver's buffers, is theirs to drop.
     pub fn set_link(&self, up: bool) -> bool {
-        let changed = self.link.generation.change(|| self.link.up.swap(up, Ordering::AcqRel) != up);
-        if changed && up {
-            self.link.ask_to_announce();
-        }
-        changed
+        self.link.set_down(Reason::Unplugged, !up)
+    }
+
+    /// As [`set_link`](Self::set_link), but for what the card is plugged into: the link is up where there is a cable and a
+    /// carrier. It is no part of the saved state.
+    pub fn set_carrier(&self, up: bool) -> bool {
+        self.link.set_down(Reason::NoCarrier, !up)
+    }
+
+    /// Whether the driver sees the link up.
+    pub fn is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    /// Whether the cable is plugged in, as [`set_link`](Self::set_link) said last.
+    pub fn is_plugged(&self) -> bool {
+        !self.link.is_down_for(Reason::Unplugged)
+    }
+
+    /// Whether there is a carrier, as [`set_carrier`](Self::set_carrier) said last.
+    pub fn has_carrier(&self) -> bool {
+        !self.link.is_down_for(Reason::NoCarrier)
     }
 
     /// Asks the driver to tell the network where it is, where it can (`VIRTIO_NET_F_GUEST_ANNOUNCE`, virtio 1.3
@@ -213,14 +189,23 @@ impl NetDevice {
         self.config.mtu.filter(|mtu| *mtu >= LEAST_MTU)
     }
 
-    fn config_space(&self) -> [u8; CONFIG_BYTES] {
-        let [m0, m1, m2, m3, m4, m5] = unpacked(self.link.mac.load(Ordering::Acquire));
+    /// What the guest is told of speed and duplex, where it is told anything.
+    fn speed_and_duplex(&self) -> Option<(u32, u8)> {
+        let speed = self.config.speed_mbits.filter(|speed| *speed <= MOST_SPEED_MBITS);
+        let duplex = self.config.duplex.map(|duplex| duplex as u8);
+        let told = speed.is_some() || duplex.is_some();
+        told.then_some((speed.unwrap_or(UNKNOWN_SPEED), duplex.unwrap_or(UNKNOWN_DUPLEX)))
+    }
+
+    fn config_space(&self) -> [u8; LONGEST_CONFIG_BYTES] {
+        let [m0, m1, m2, m3, m4, m5] = unpacked(self.link.mac());
         // Bit 0 of status is VIRTIO_NET_S_LINK_UP, bit 1 VIRTIO_NET_S_ANNOUNCE.
-        let up = u16::from(self.link.up.load(Ordering::Acquire));
-        let [s0, s1] = (up | u16::from(self.link.is_announcing()) << 1).to_le_bytes();
+        let [s0, s1] = (u16::from(self.is_up()) | u16::from(self.link.is_announcing()) << 1).to_le_bytes();
         let [p0, p1] = 1u16.to_le_bytes();
         let [t0, t1] = self.mtu().unwrap_or_default().to_le_bytes();
-        [m0, m1, m2, m3, m4, m5, s0, s1, p0, p1, t0, t1]
+        let (speed, duplex) = self.speed_and_duplex().unwrap_or((UNKNOWN_SPEED, UNKNOWN_DUPLEX));
+        let [v0, v1, v2, v3] = speed.to_le_bytes();
+        [m0, m1, m2, m3, m4, m5, s0, s1, p0, p1, t0, t1, v0, v1, v2, v3, duplex]
     }
 }
 
@@ -241,6 +226,9 @@ impl VirtioDevice for NetDevice {
             features |= feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_ECN;
             features |= feature::CTRL_GUEST_OFFLOADS;
         }
+        if self.speed_and_duplex().is_some() {
+            features |= feature::SPEED_DUPLEX;
+        }
         features
     }
 
@@ -249,7 +237,9 @@ impl VirtioDevice for NetDevice {
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
-        crate::virtio::read_config_space(&self.config_space(), offset, data);
+        let space = self.config_space();
+        let shown = space.get(..self.config_len() as usize).unwrap_or_default();
+        crate::virtio::read_config_space(shown, offset, data);
     }
 
     fn write_config(&self, _offset: u32, _data: &[u8]) {
@@ -257,10 +247,11 @@ impl VirtioDevice for NetDevice {
     }
 
     fn config_len(&self) -> u32 {
-        CONFIG_BYTES as u32
+        let bytes = if self.speed_and_duplex().is_some() { LONGEST_CONFIG_BYTES } else { CONFIG_BYTES };
+        bytes as u32
     }
 
     fn generation(&self) -> Option<&Generation> {
-        Some(&self.link.generation)
+        Some(self.link.generation())
     }
 }

@@ -10,6 +10,7 @@ mod control;
 mod device;
 mod filter;
 mod header;
+mod link;
 #[cfg(test)]
 mod proptests;
 pub mod responder;
@@ -20,5 +21,5 @@ mod tx;
 mod worker;
 
 pub use backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
-pub use device::{CONTROL_QUEUE, NetConfig, NetDevice, RX_QUEUE, TX_QUEUE};
+pub use device::{CONTROL_QUEUE, Duplex, NetConfig, NetDevice, RX_QUEUE, TX_QUEUE};
 pub use worker::{CardState, NetWorker};

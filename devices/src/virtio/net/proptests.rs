@@ -58,7 +58,14 @@ struct Machine {
 impl Machine {
     fn new(features: u64) -> Self {
         let mem = guest_ram(0x20_0000);
-        let device = NetDevice::new(NetConfig { mac: [2; 6], mtu: None, offloads: true, queue_size: SIZE });
+        let device = NetDevice::new(NetConfig {
+            mac: [2; 6],
+            mtu: None,
+            offloads: true,
+            queue_size: SIZE,
+            speed_mbits: None,
+            duplex: None,
+        });
         assert_eq!(features & !(device.features() | V1), 0);
         let (link, counters) = (MemoryLink::default(), Arc::<QueueCounters>::default());
         let mut worker: Box<dyn VirtioWorker<GuestRam>> =

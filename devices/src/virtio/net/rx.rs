@@ -161,6 +161,31 @@ impl Rx {
         }
     }
 
+    /// One round while the link is down: what arrives is lost, and nothing of what waits in the network then is news of the
+    /// past when the link is up again. No buffer is used. Returns as [`step`](Self::step).
+    pub fn lose<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> (bool, bool) {
+        if !self.queue.is_live() {
+            return (false, false);
+        }
+        if self.waiting.take().is_some() {
+            self.queue.counters().link_down.count();
+        }
+        if self.station.as_ref().and_then(|station| station.take(&mut self.bounce)).is_some() {
+            self.queue.counters().link_down.count();
+        }
+        for _ in 0..self.queue.size() {
+            match backend.receive(mem, &mut [0; HEADER_BYTES], &[], &mut self.bounce) {
+                Ok(Received::Frame { .. }) => self.queue.counters().link_down.count(),
+                Ok(Received::WouldBlock) => return (false, true),
+                Err(_) => {
+                    self.queue.counters().errors.count();
+                    return (false, false);
+                }
+            }
+        }
+        (true, false)
+    }
+
     fn receive_frames<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Stop {
         // One a round: a guest that asks on and on does not keep its own frames from arriving.
         let mut may_answer = true;

@@ -1,5 +1,6 @@
 mod control;
 mod filter;
+mod link;
 mod mtu;
 mod offloads;
 mod responder;
@@ -22,7 +23,7 @@ const GUEST_TSO4: u64 = 1 << 7;
 const SIZE: u16 = 64;
 
 fn config() -> NetConfig {
-    NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: None, offloads: true, queue_size: SIZE }
+    NetConfig { mac: [2, 0, 0, 0, 0, 1], mtu: None, offloads: true, queue_size: SIZE, speed_mbits: None, duplex: None }
 }
 
 struct Rig {

@@ -30,6 +30,7 @@ enum Verdict {
         len_bytes: u64,
     },
     Lost,
+    LinkDown,
     Malformed,
     Blocked,
 }
@@ -45,8 +46,9 @@ impl Tx {
         self.framing = framing;
     }
 
-    /// One round: up to a ring of frames. Returns whether to come back at once, and whether to wait for the link.
-    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> (bool, bool) {
+    /// One round: up to a ring of frames, which are lost where the link is not `up`. Returns whether to come back at once,
+    /// and whether to wait for the link.
+    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, up: bool) -> (bool, bool) {
         if !self.queue.is_live() {
             return (false, false);
         }
@@ -60,11 +62,12 @@ impl Tx {
                 drained = true;
                 break;
             };
-            match self.send(mem, backend, &chain) {
+            match self.send(mem, backend, up, &chain) {
                 Verdict::Sent { len_bytes } | Verdict::Kept { len_bytes } => {
                     self.queue.counters().bytes_from_guest.add(len_bytes)
                 }
                 Verdict::Lost => self.queue.counters().dropped.count(),
+                Verdict::LinkDown => self.queue.counters().link_down.count(),
                 Verdict::Malformed => self.queue.counters().malformed.count(),
                 Verdict::Blocked => {
                     self.blocked = Some(chain);
@@ -80,7 +83,7 @@ impl Tx {
         (again, blocked)
     }
 
-    fn send<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, chain: &Chain) -> Verdict {
+    fn send<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, up: bool, chain: &Chain) -> Verdict {
         let mut header: Header = [0; HEADER_BYTES];
         let mut frame = chain.reader(mem);
         let Some(driver_header) = header.get_mut(..self.framing.header_bytes) else { return Verdict::Malformed };
@@ -97,13 +100,16 @@ impl Tx {
         if len_bytes == 0 {
             return Verdict::Malformed;
         }
-        if sight.flatten().is_some_and(|sight| self.is_kept(sight)) {
+        if up && sight.flatten().is_some_and(|sight| self.is_kept(sight)) {
             return Verdict::Kept { len_bytes };
         }
         self.ranges.clear();
         frame.append_ranges(&mut self.ranges);
         if len_bytes > MAX_FRAME_BYTES as u64 || self.ranges.len() > MAX_FRAME_RANGES {
             return Verdict::Lost;
+        }
+        if !up {
+            return Verdict::LinkDown;
         }
         match backend.send(mem, &header, &self.ranges) {
             Ok(Sent::Done) => Verdict::Sent { len_bytes },

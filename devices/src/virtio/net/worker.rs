@@ -7,9 +7,9 @@ use vm_memory::GuestMemory;
 
 use super::backend::NetBackend;
 use super::control::Control;
-use super::device::Link;
 use super::filter::{Filter, FilterState};
 use super::header::Framing;
+use super::link::{Link, Reason};
 use super::responder::AnswersState;
 use super::rx::Rx;
 use super::tx::Tx;
@@ -18,7 +18,8 @@ use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation
 /// Runs the receive queue with the control queue, the transmit queue, or all of a [`NetDevice`](super::NetDevice).
 ///
 /// A step moves at most a ring of frames in each direction. What the link refuses is dropped and counted, what it cannot take
-/// now waits in the ring; one received frame can wait for buffers, and is part of the worker's saved state.
+/// now waits in the ring; one received frame can wait for buffers, and is part of the worker's saved state. While the link is
+/// [down](super::NetDevice::set_link) frames of both directions are taken and dropped.
 pub struct NetWorker<B> {
     backend: B,
     link: Arc<Link>,
@@ -114,15 +115,16 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             return Step::default();
         }
         let (mut rx_again, mut want_readable, mut tx_again, mut want_writable) = (false, false, false, false);
-        let mut control_again = false;
+        let (mut control_again, up) = (false, self.link.is_up());
         if let Some(rx) = &mut self.rx {
             if let Some(control) = &mut self.control {
                 control_again = control.step(mem, &mut self.backend, &self.link, rx);
             }
-            (rx_again, want_readable) = rx.step(mem, &mut self.backend);
+            (rx_again, want_readable) =
+                if up { rx.step(mem, &mut self.backend) } else { rx.lose(mem, &mut self.backend) };
         }
         if let Some(tx) = &mut self.tx {
-            (tx_again, want_writable) = tx.step(mem, &mut self.backend);
+            (tx_again, want_writable) = tx.step(mem, &mut self.backend, up);
         }
         Step { again: rx_again || tx_again || control_again, want_readable, want_writable, ..Step::default() }
     }
@@ -155,10 +157,10 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
     fn save(&self) -> WorkerState {
         let Some(rx) = &self.rx else { return WorkerState::default() };
         let (announce, offloads) = (self.link.is_announcing(), rx.chosen_offloads());
-        let answers = rx.save_answers();
-        let card = CardState { filter: rx.filter.save(), announce, offloads, answers };
+        let (unplugged, answers) = (self.link.is_down_for(Reason::Unplugged), rx.save_answers());
+        let card = CardState { filter: rx.filter.save(), announce, offloads, unplugged, answers };
         let filter = Filter::new(self.link.first_mac()).save();
-        let untouched = CardState { filter, announce: false, offloads: None, answers: None };
+        let untouched = CardState { filter, announce: false, offloads: None, unplugged: false, answers: None };
         let card = (card != untouched).then_some(card);
         WorkerState { to_guest: rx.save(), card, ..WorkerState::default() }
     }
@@ -182,16 +184,17 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         match card {
             None => {
                 rx.filter.reset(self.link.first_mac());
+                self.link.restore(self.link.first_mac(), false, false);
                 rx.restore_answers(None);
             }
-            Some(CardState { filter, announce, offloads, answers }) => {
+            Some(CardState { filter, announce, offloads, unplugged, answers }) => {
                 if !rx.restore_answers(answers.as_ref()) {
                     return refuse("it holds no answers of a responder's");
                 }
                 if !rx.filter.restore(filter) || !rx.restore_offloads(*offloads) {
                     return refuse("no driver can have set that");
                 }
-                self.link.restore(rx.filter.mac(), *announce);
+                self.link.restore(rx.filter.mac(), *announce, *unplugged);
             }
         }
         if rx.restore(to_guest) { Ok(()) } else { refuse("what it holds for the guest is no frame") }
@@ -228,7 +231,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
     }
 }
 
-/// What a card's driver has set, of a worker that is saved.
+/// What a card's driver and its operator have set, of a worker that is saved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CardState {
     pub(super) filter: FilterState,
@@ -237,6 +240,9 @@ pub struct CardState {
     /// Its choice of offloads, where it has made one.
     #[serde(default)]
     pub(super) offloads: Option<u64>,
+    /// The operator has pulled the cable.
+    #[serde(default)]
+    unplugged: bool,
     /// Of a card with a responder: what that goes on with.
     #[serde(default)]
     pub(super) answers: Option<AnswersState>,

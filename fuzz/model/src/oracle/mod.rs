@@ -80,7 +80,7 @@ impl Oracles {
         let Self { ram: Some(ram), rings, fetches, device, .. } = this else { return None };
         rings.read(ram, fetches, device, addr, len);
         if let (Device::Net(net), true) = (&mut *device, rings.blind()) {
-            net.card.lost = true;
+            net.look_away();
         }
         if let Device::Console(console) = device {
             console.read(ram, rings, addr, len);

@@ -35,6 +35,8 @@ pub enum Sending {
     Never,
     /// The link has not taken it yet.
     Waits,
+    /// The link has gone down before it took it: lost with the worker's next step, unless it is up again by then.
+    Doubtful,
     /// The link has it, or has failed over it.
     Gone,
 }
@@ -98,6 +100,12 @@ pub struct Net {
     pub card: Card,
     /// The ring is packed: what went back is seen late.
     pub packed: bool,
+    /// The link is down.
+    down: bool,
+    /// Frames that were lost to that, by queue: at least, and at most.
+    lost_to_link: [(u64, u64); 2],
+    /// Frames may have been lost unseen.
+    uncounted: bool,
     /// Frames the device has taken from the link and not delivered.
     taken: VecDeque<(Frame, bool)>,
     /// Which frame is which is not known any more: one that may have been lost begins in a buffer without a byte of it.
@@ -111,6 +119,40 @@ impl Net {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The operator pulls the cable or plugs it in; `sending`: chains of the transmit queue in flight.
+    pub fn set_link(&mut self, up: bool, sending: &mut [Flying]) {
+        let goes_down = !up && !self.down;
+        self.down = !up;
+        if goes_down {
+            // What waits for buffers may be delivered only if the worker does not look before the link is up.
+            self.lost_to_link[0].1 += self.taken.len() as u64;
+            self.doubt();
+            for chain in sending.iter_mut().filter(|chain| chain.plan == Plan::Send(Sending::Waits)) {
+                self.lost_to_link[1].1 += 1;
+                chain.plan = Plan::Send(Sending::Doubtful);
+            }
+        }
+    }
+
+    /// Another card goes on, whose counters begin again.
+    pub fn count_anew(&mut self) {
+        (self.lost_to_link, self.uncounted) = Default::default();
+    }
+
+    /// Nobody sees for now what the driver says and sends.
+    pub fn look_away(&mut self) {
+        (self.card.lost, self.uncounted) = (true, true);
+    }
+
+    /// What a card's counters say of frames that were lost because the link was down.
+    pub fn judge_lost(&self, counted: [u64; 2]) {
+        for (queue, (count, (least, most))) in counted.into_iter().zip(self.lost_to_link).enumerate() {
+            if !self.uncounted && !(least..=most).contains(&count) {
+                finding!("spec", "queue {queue} counts {count} frames lost to the link, not {least} to {most}");
+            }
+        }
     }
 
     /// The driver has reset the card.
@@ -197,14 +239,23 @@ impl Net {
         let mut ranges = 0;
         let data = chain.readable_bytes.saturating_sub(self.header_bytes());
         pieces(&chain.readable, self.header_bytes(), u64::MAX, |_, _| ranges += 1);
-        let sent = data > 0 && data <= MAX_FRAME_BYTES && ranges <= MAX_FRAME_RANGES;
+        let good = data > 0 && data <= MAX_FRAME_BYTES && ranges <= MAX_FRAME_RANGES;
+        if good && self.down {
+            self.lost_to_link[1].0 += 1;
+            self.lost_to_link[1].1 += 1;
+        }
+        let sent = good && !self.down;
         chain.plan = Plan::Send(if sent { Sending::Waits } else { Sending::Never });
         chain.leaving = !sent;
     }
 
     /// The link is offered a frame, and takes it (or fails) or not.
     pub fn sends(&self, ram: &Ram, chains: &mut [Flying], header: &[u8; 12], frame: &[Range], takes: bool) {
-        let Some(chain) = chains.iter_mut().find(|chain| chain.plan == Plan::Send(Sending::Waits)) else {
+        if self.down {
+            finding!("spec", "a frame is sent while the link is down");
+        }
+        let waits = |chain: &&mut Flying| matches!(chain.plan, Plan::Send(Sending::Waits | Sending::Doubtful));
+        let Some(chain) = chains.iter_mut().find(waits) else {
             finding!("spec", "a frame is sent that no driver gave")
         };
         let mut expected: Vec<Range> = Vec::new();
@@ -227,6 +278,12 @@ impl Net {
 
     /// The device takes a frame from the link, with chains of `held` writable bytes before it.
     pub fn receives(&mut self, frame: Frame, held: &[Flying]) {
+        if self.down {
+            // It is lost.
+            self.lost_to_link[0].0 += 1;
+            self.lost_to_link[0].1 += 1;
+            return;
+        }
         if !self.card.lost && !self.card.wants(self.features, &frame.head()) {
             // It shall not come, and takes nothing.
             return;

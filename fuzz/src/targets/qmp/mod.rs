@@ -124,6 +124,7 @@ impl Talk {
                 let is = match answer["error"]["class"].as_str() {
                     None => Expected::Return,
                     Some("GenericError") => Expected::GenericError,
+                    Some("DeviceNotFound") => panic!("{}", said(&answer)),
                     Some(_) => Expected::CommandNotFound,
                 };
                 assert_eq!(is, expected, "{}", said(&answer));
@@ -218,7 +219,10 @@ fn carry_out(Request { order, id }: Request, outcome: u8) -> Value {
         Order::ResizeDisk(resize) if outcome & 8 == 0 => {
             failure(id, ErrorClass::GenericError, &format!("unknown disk '{}'", resize.disk))
         }
-        Order::ResizeDisk(_) => success(id, json!({})),
+        Order::SetLink(change) if outcome & 8 == 0 => {
+            failure(id, ErrorClass::DeviceNotFound, &format!("Device '{}' not found", change.name))
+        }
+        Order::ResizeDisk(_) | Order::SetLink(_) => success(id, json!({})),
         Order::Command(Command::Nmi { vcpu }) if outcome & 8 == 0 => {
             failure(id, ErrorClass::GenericError, &format!("the guest has no vCPU {vcpu}"))
         }

@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use serde_json::Value;
-use zvmm::control::{Command as Act, DiskResize};
+use zvmm::control::{Command as Act, DiskResize, LinkChange};
 use zvmm::fuzzing::qmp::{MAX_MESSAGE, Order};
 
 use crate::program::mutate::mutate_within;
@@ -79,13 +79,14 @@ pub enum Expected {
     CommandNotFound,
 }
 
-/// The command that takes arguments, by number.
+/// The commands that take arguments, by number.
 const RESIZE: usize = 11;
+const SET_LINK: usize = 12;
 
 /// A disk, and the size it is to have.
 type Resize = (&'static str, Option<u64>);
 
-/// Arguments of it, with what they say; `None`: it must refuse them.
+/// Arguments of the first, with what they say; `None`: it must refuse them.
 const RESIZES: [(&str, Option<Resize>); 16] = [
     ("{\"device\":\"disk0\",\"size\":1048576}", Some(("disk0", Some(1 << 20)))),
     ("{\"size\":18446744073709551615,\"node-name\":\"\"}", Some(("", Some(u64::MAX)))),
@@ -105,8 +106,31 @@ const RESIZES: [(&str, Option<Resize>); 16] = [
     ("{\"device\":\"d\",\"size\":{\"size\":512}}", None),
 ];
 
+/// An interface, and whether its link is to be up.
+type Link = (&'static str, bool);
+
+/// Arguments of the second.
+const LINKS: [(&str, Option<Link>); 16] = [
+    ("{\"name\":\"net0\",\"up\":true}", Some(("net0", true))),
+    ("{\"up\":false,\"name\":\"\"}", Some(("", false))),
+    ("{\"name\":\"\\u0000\\\"}]\",\"up\":false}", Some(("\0\"}]", false))),
+    ("{\"\\u0075p\":true,\"n\\u0061me\":\"n\"}", Some(("n", true))),
+    ("{\"name\":\"net0\"}", None),
+    ("{\"up\":true}", None),
+    ("{\"name\":\"net0\",\"up\":null}", None),
+    ("{\"name\":null,\"up\":true}", None),
+    ("{\"name\":[\"net0\"],\"up\":true}", None),
+    ("{\"name\":\"net0\",\"up\":1}", None),
+    ("{\"name\":\"net0\",\"up\":\"true\"}", None),
+    ("{\"name\":0,\"up\":true}", None),
+    ("{\"name\":\"net0\",\"up\":true,\"down\":false}", None),
+    ("{\"name\":\"net0\",\"up\":{\"up\":true}}", None),
+    ("{\"Name\":\"net0\",\"up\":true}", None),
+    ("{\"name\":\"net0\",\"up\":[true]}", None),
+];
+
 /// Commands that there are, with what each orders.
-pub const KNOWN: [(&str, Option<Order>); 12] = [
+pub const KNOWN: [(&str, Option<Order>); 13] = [
     ("qmp_capabilities", None),
     ("query-version", None),
     ("query-commands", None),
@@ -119,6 +143,7 @@ pub const KNOWN: [(&str, Option<Order>); 12] = [
     ("quit", Some(Order::Command(Act::Quit))),
     ("inject-nmi", Some(Order::Command(Act::Nmi { vcpu: 0 }))),
     ("block_resize", None),
+    ("set_link", None),
 ];
 
 /// Commands that there are not: near to one, and near to none.
@@ -241,12 +266,16 @@ impl Message {
         match self.form {
             Form::SomethingEnabled | Form::UnknownArgument => return Expected::GenericError,
             Form::NothingEnabled if !negotiates => return Expected::GenericError,
-            Form::NoArguments if self.command == RESIZE => return Expected::GenericError,
+            Form::NoArguments if matches!(self.command, RESIZE | SET_LINK) => return Expected::GenericError,
             _ => {}
         }
         if self.command == RESIZE {
             let Some((disk, size_bytes)) = RESIZES[self.arguments].1 else { return Expected::GenericError };
             return Expected::Order(Order::ResizeDisk(DiskResize { disk: disk.to_owned(), size_bytes }));
+        }
+        if self.command == SET_LINK {
+            let Some((name, up)) = LINKS[self.arguments].1 else { return Expected::GenericError };
+            return Expected::Order(Order::SetLink(LinkChange { name: name.to_owned(), up }));
         }
         match order {
             Some(order) => Expected::Order(order.clone()),
@@ -297,6 +326,7 @@ impl Message {
             Form::UnknownArgument => Some(b"{\"fd\\n\":{\"\":\"]}\"}}"),
             Form::ArgumentsOfAnotherType => Some(b"[]"),
             Form::Plain if self.command == RESIZE => Some(RESIZES[self.arguments].0.as_bytes()),
+            Form::Plain if self.command == SET_LINK => Some(LINKS[self.arguments].0.as_bytes()),
             _ => None,
         };
         if let Some(arguments) = arguments {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::Order;
 use crate::config::nearest;
-use crate::control::DiskResize;
+use crate::control::{DiskResize, LinkChange};
 
 /// Arguments of `block_resize`, as qemu has them; in qemu the size is never left out.
 #[derive(Deserialize)]
@@ -18,6 +18,16 @@ struct BlockResize {
     node_name: Option<String>,
     #[serde(default, deserialize_with = "given")]
     size: Option<u64>,
+}
+
+/// Arguments of `set_link`, as qemu has them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetLink {
+    #[serde(default, deserialize_with = "given")]
+    name: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    up: Option<bool>,
 }
 
 /// An argument that may be left out, and may not be `null`.
@@ -34,6 +44,14 @@ pub fn block_resize(arguments: Map<String, Value>) -> Result<Order, String> {
         (Some(_), Some(_)) => return Err("'block_resize' takes 'device' or 'node-name', not both".to_owned()),
     };
     Ok(Order::ResizeDisk(DiskResize { disk, size_bytes: size }))
+}
+
+/// Reads `set_link`'s.
+pub fn set_link(arguments: Map<String, Value>) -> Result<Order, String> {
+    let SetLink { name, up } = read("set_link", arguments)?;
+    let missing = |name| format!("'set_link' needs the parameter '{name}'");
+    let (name, up) = (name.ok_or_else(|| missing("name"))?, up.ok_or_else(|| missing("up"))?);
+    Ok(Order::SetLink(LinkChange { name, up }))
 }
 
 /// Reads the arguments of a command; the error is a line for the client, and names the argument.
@@ -100,6 +118,32 @@ mod tests {
                 json!({"device": "a", "size": 1.0}),
                 "'block_resize': size: invalid type: floating point '1.0', expected u64",
             ),
+        ] {
+            assert_eq!(read(arguments.clone()), Err(problem.to_owned()), "{arguments}");
+        }
+    }
+
+    #[test]
+    fn a_link_needs_its_name_and_its_state() {
+        let read = |arguments: Value| {
+            let Value::Object(arguments) = arguments else { panic!("{arguments}") };
+            set_link(arguments)
+        };
+        for up in [false, true] {
+            let change = LinkChange { name: "net0".into(), up };
+            assert_eq!(read(json!({"up": up, "name": "net0"})), Ok(Order::SetLink(change)));
+        }
+        for (arguments, problem) in [
+            (json!({}), "'set_link' needs the parameter 'name'"),
+            (json!({"up": true}), "'set_link' needs the parameter 'name'"),
+            (json!({"name": "net0"}), "'set_link' needs the parameter 'up'"),
+            (json!({"name": null, "up": true}), "'set_link': name: invalid type: null, expected a string"),
+            (json!({"name": ["net0"], "up": true}), "'set_link': name: invalid type: sequence, expected a string"),
+            (json!({"name": "net0", "up": "on"}), "'set_link': up: invalid type: string \"on\", expected a boolean"),
+            (json!({"name": "net0", "up": 1}), "'set_link': up: invalid type: integer '1', expected a boolean"),
+            (json!({"name": "net0", "up": null}), "'set_link': up: invalid type: null, expected a boolean"),
+            (json!({"name": "net0", "upp": true}), "'set_link' has no parameter 'upp'; did you mean 'up'?"),
+            (json!({"id": "net0", "up": true}), "'set_link' has no parameter 'id'"),
         ] {
             assert_eq!(read(arguments.clone()), Err(problem.to_owned()), "{arguments}");
         }

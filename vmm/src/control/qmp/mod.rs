@@ -9,7 +9,7 @@ mod server;
 
 use serde_json::{Map, Value, json};
 
-use super::{Command, DiskFailure, DiskResize, Event, State};
+use super::{Command, DiskFailure, DiskResize, Event, LinkChange, State};
 use crate::config::nearest;
 pub use framing::MAX_MESSAGE;
 use framing::{Frame, Framing};
@@ -26,6 +26,8 @@ pub enum Order {
     QueryStats,
     /// Give a disk another size.
     ResizeDisk(DiskResize),
+    /// Plug a network interface's cable, or pull it.
+    SetLink(LinkChange),
 }
 
 /// A message that was understood: the order, and the id to answer under.
@@ -63,6 +65,8 @@ pub enum ErrorClass {
     GenericError,
     /// No such command, or not at this time.
     CommandNotFound,
+    /// The guest has no such device.
+    DeviceNotFound,
 }
 
 impl ErrorClass {
@@ -70,6 +74,7 @@ impl ErrorClass {
         match self {
             Self::GenericError => "GenericError",
             Self::CommandNotFound => "CommandNotFound",
+            Self::DeviceNotFound => "DeviceNotFound",
         }
     }
 }
@@ -84,7 +89,7 @@ enum Meaning {
     With(fn(Map<String, Value>) -> Result<Order, String>),
 }
 
-const COMMANDS: [(&str, Meaning); 12] = [
+const COMMANDS: [(&str, Meaning); 13] = [
     ("qmp_capabilities", Meaning::OfTheSession),
     ("query-commands", Meaning::OfTheSession),
     ("query-version", Meaning::OfTheSession),
@@ -98,6 +103,7 @@ const COMMANDS: [(&str, Meaning); 12] = [
     // As on a PC: LINT1 of the boot processor.
     ("inject-nmi", Meaning::Order(Order::Command(Command::Nmi { vcpu: 0 }))),
     ("block_resize", Meaning::With(arguments::block_resize)),
+    ("set_link", Meaning::With(arguments::set_link)),
 ];
 
 /// One client's conversation. It knows no socket and no clock.

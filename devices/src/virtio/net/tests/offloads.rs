@@ -155,7 +155,7 @@ fn no_offload_is_offered_without_the_one_it_needs() {
 fn features_nothing_here_stands_behind_are_never_offered() {
     // MQ.
     let control = [22];
-    // Hashes, coalescing, USO, GUEST_HDRLEN, RSS, RSC_EXT, STANDBY and SPEED_DUPLEX.
+    // Hashes, coalescing, USO, GUEST_HDRLEN, RSS, RSC_EXT, STANDBY, and SPEED_DUPLEX where neither was given.
     let others = 50..=63;
     // UFO both ways.
     let udp = [10, 14];

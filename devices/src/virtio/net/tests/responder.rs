@@ -325,3 +325,22 @@ fn two_workers_share_the_responder() {
     receiver.step(&mem);
     assert_eq!(rx.used().len(), 1);
 }
+
+#[test]
+fn while_the_link_is_down_nobody_is_answered_and_an_answer_that_waits_is_lost() {
+    let (mut rig, wake) = card(V1);
+    rig.send_frame(&dhcp(1, 7));
+    assert_eq!(wake.take(), 1, "it waits for a buffer");
+    rig.device.set_link(false);
+    rig.step();
+    assert_eq!(rig.rx_counters.link_down.get(), 1);
+    rig.send_frame(&arp(SERVER));
+    assert_eq!((wake.take(), rig.tx_counters.link_down.get(), rig.tx_counters.answered.get()), (0, 1, 1));
+    rig.device.set_link(true);
+    let posted = rig.post_rx(&[1526; 2]);
+    rig.step();
+    assert!(rig.received(&posted).is_empty());
+    rig.send_frame(&dhcp(1, 9));
+    rig.step();
+    assert_eq!(xid_of(&rig.received(&posted)[0][12..]), 9);
+}
