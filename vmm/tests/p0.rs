@@ -10,8 +10,12 @@
 mod disks;
 #[path = "p0/full_disk.rs"]
 mod full_disk;
+#[path = "p0/interface.rs"]
+mod interface;
 #[path = "p0/limits.rs"]
 mod limits;
+#[path = "p0/link.rs"]
+mod link;
 #[path = "p0/process.rs"]
 mod process;
 #[path = "p0/reboots.rs"]

@@ -65,6 +65,50 @@ pub struct Offloads {
     pub ecn: bool,
 }
 
+/// What has become of a TAP device's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// It carries frames, or is out of sight in another network namespace.
+    Up,
+    /// It was set down: what is sent is refused, and nothing is received.
+    Down,
+    /// It was deleted, for good: one of the same name is another one.
+    Gone,
+}
+
+/// Hears of every change to the system's network interfaces. The descriptor polls readable when there may have been one.
+#[derive(Debug)]
+pub struct InterfaceEvents(os::tap::Events);
+
+impl InterfaceEvents {
+    /// Begins to listen, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left, or may not.
+    pub fn listen() -> io::Result<Self> {
+        os::tap::Events::listen().map(Self)
+    }
+
+    /// Forgets what was heard so far. What to look at is looked at after that: a change that comes meanwhile is heard.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+
+    /// How the interface of `tap` is now, whatever was heard.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn interface_of(&self, tap: &Tap) -> io::Result<Interface> {
+        self.0.interface_of(&tap.device)
+    }
+}
+
+impl AsRawFd for InterfaceEvents {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// An open TAP device. Reads and writes never block; the descriptor polls.
 #[derive(Debug)]
 pub struct Tap {

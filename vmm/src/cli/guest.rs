@@ -111,7 +111,7 @@ pub struct GuestArgs {
     ///
     /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
     /// in_order (ring features to offer, as with qemu), speed=N, duplex=half|full (what the guest is told of the link, in
-    /// Mbit/s: unknown), id=NAME (net0, net1, …).
+    /// Mbit/s: unknown), id=NAME (net0, net1, …). While the TAP device is down, so is the guest's link.
     ///
     /// With ip=ADDRESS,netmask=MASK the process answers the guest's DHCP requests itself, with that address, and no such
     /// request gets to the TAP device. To that: gateway_ip=ADDRESS, dns_ip0= to dns_ip3=ADDRESS (dns_ip= where it is

@@ -201,7 +201,7 @@ mod tests {
     fn built(names: &[&'static str]) -> Built {
         let port: Arc<dyn SerialPort> = Arc::new(NoPort);
         let ports = names.iter().map(|name| (*name, port.clone())).collect();
-        Built { machine: Arc::new(NoMachine), ports, timers: Vec::new() }
+        Built { machine: Arc::new(NoMachine), ports, timers: Vec::new(), watches: Vec::new() }
     }
 
     fn with_com2(backend: SerialBackend) -> VmConfig {

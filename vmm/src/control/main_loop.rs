@@ -14,7 +14,7 @@ use serde_json::json;
 use super::inbox::{Inbox, Notice};
 use super::line::Lines;
 use super::qmp::{self, ErrorClass, Order, Outcome, QmpServer};
-use super::{Built, Command, CommandError, Controller, Event, Machine, Policy, State, Ticket, Timed};
+use super::{Built, Command, CommandError, Controller, Event, Machine, Policy, State, Ticket, Timed, Watched};
 use crate::config::system_text;
 use crate::exit::Exit;
 use crate::logging;
@@ -28,6 +28,7 @@ pub struct MainLoop {
     controller: Controller,
     machine: Arc<dyn Machine>,
     timers: Vec<Arc<dyn Timed>>,
+    watches: Vec<Arc<dyn Watched>>,
     lines: Lines,
     qmp: Option<QmpServer>,
     /// Orders that were not answered at once so far.
@@ -39,9 +40,9 @@ pub struct MainLoop {
 impl MainLoop {
     /// A loop around a machine that is built; `lines` are joined to its ports.
     pub fn new(inbox: Inbox, policy: Policy, vcpus: u8, built: Built, lines: Lines, qmp: Option<QmpServer>) -> Self {
-        let Built { machine, timers, .. } = built;
+        let Built { machine, timers, watches, .. } = built;
         let (controller, restarted) = (Controller::new(policy, vcpus), policy.restarted);
-        Self { inbox, controller, machine, timers, lines, qmp, tickets: 0, fds: Vec::new(), restarted }
+        Self { inbox, controller, machine, timers, watches, lines, qmp, tickets: 0, fds: Vec::new(), restarted }
     }
 
     /// Starts the guest and serves it until it ends. On return no thread of the machine runs any more, and what the
@@ -70,6 +71,8 @@ impl MainLoop {
         self.fds.push(PollFd::new(self.inbox.as_raw_fd()).readable(true));
         self.lines.interest(&mut self.fds);
         let lines_end = self.fds.len();
+        self.fds.extend(self.watches.iter().map(|watch| PollFd::new(watch.as_raw_fd()).readable(true)));
+        let watches_end = self.fds.len();
         if let Some(qmp) = &self.qmp {
             qmp.interest(&mut self.fds);
         }
@@ -91,6 +94,11 @@ impl MainLoop {
             };
             tell(&mut self.qmp, &events);
         }
+        for (watch, fd) in self.watches.iter().zip(&self.fds[lines_end..watches_end]) {
+            if fd.is_readable() {
+                watch.ready();
+            }
+        }
         let now_ns = clock::monotonic_ns();
         for timer in self.timers.iter().filter(|timer| timer.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns)) {
             timer.tick(now_ns);
@@ -103,7 +111,7 @@ impl MainLoop {
         }
         if let Some(qmp) = &mut self.qmp {
             let (controller, machine, tickets) = (&mut self.controller, &*self.machine, &mut self.tickets);
-            qmp.ready(&self.fds[lines_end..], &mut |order| act(order, controller, machine, tickets));
+            qmp.ready(&self.fds[watches_end..], &mut |order| act(order, controller, machine, tickets));
         }
         Ok(())
     }

@@ -92,6 +92,17 @@ fn run_with(
     lines: Lines,
     qmp: Option<QmpServer>,
 ) -> (Exit, Vec<&'static str>) {
+    run_watching(policy, on_start, timers, lines, qmp, Vec::new())
+}
+
+fn run_watching(
+    policy: Policy,
+    on_start: impl FnOnce(&EventSender) + Send + 'static,
+    timers: Vec<Arc<dyn Timed>>,
+    lines: Lines,
+    qmp: Option<QmpServer>,
+    watches: Vec<Arc<dyn Watched>>,
+) -> (Exit, Vec<&'static str>) {
     let inbox = Inbox::new().unwrap();
     let machine = Arc::new(Guest {
         on_start: Mutex::new(Some(Box::new(on_start))),
@@ -99,10 +110,55 @@ fn run_with(
         orders: Mutex::default(),
         unanswered: Mutex::default(),
     });
-    let built = Built { machine: machine.clone(), ports: Vec::new(), timers };
+    let built = Built { machine: machine.clone(), ports: Vec::new(), timers, watches };
     let exit = MainLoop::new(inbox, policy, 1, built, lines, qmp).run();
     let orders = machine.orders.lock().unwrap().clone();
     (exit, orders)
+}
+
+/// Ends the guest when its event has come for the third time.
+struct Third {
+    event: devices_host::Event,
+    times: AtomicU64,
+    sender: Mutex<Option<EventSender>>,
+}
+
+impl AsRawFd for Third {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.event.as_raw_fd()
+    }
+}
+
+impl Watched for Third {
+    fn ready(&self) {
+        self.event.clear();
+        match self.times.fetch_add(1, Ordering::Relaxed) {
+            2 => self.sender.lock().unwrap().as_ref().unwrap().send(MachineEvent::GuestPowerOff),
+            _ => self.event.wake(),
+        }
+    }
+}
+
+#[test]
+fn what_devices_watch_of_the_host_is_looked_at_when_it_is_ready_and_only_then() {
+    let (event, times, sender) = (devices_host::Event::new().unwrap(), AtomicU64::new(0), Mutex::default());
+    let watch = Arc::new(Third { event, times, sender });
+    let quiet = Arc::new(Third {
+        event: devices_host::Event::new().unwrap(),
+        times: AtomicU64::new(0),
+        sender: Mutex::default(),
+    });
+    let dir = tempfile::TempDir::new().unwrap();
+    // Clients' descriptors come behind those of watches.
+    let server = QmpServer::new(crate::control::Listener::bind(&dir.path().join("qmp")).unwrap());
+    let starter = watch.clone();
+    let start = move |events: &EventSender| {
+        *starter.sender.lock().unwrap() = Some(events.clone());
+        starter.event.wake();
+    };
+    let watches: Vec<Arc<dyn Watched>> = vec![quiet.clone(), watch.clone()];
+    let (exit, _) = run_watching(Policy::default(), start, Vec::new(), Lines::default(), Some(server), watches);
+    assert_eq!((exit, watch.times.load(Ordering::Relaxed), quiet.times.load(Ordering::Relaxed)), (Exit::Done, 3, 0));
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub(crate) mod qmp;
 mod signals;
 mod socket;
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 pub use console::{Escape, Typed};
@@ -118,6 +119,12 @@ pub trait Timed: Send + Sync {
     fn tick(&self, now_ns: u64);
 }
 
+/// Something of the host that the main loop waits for: it is ready when its descriptor is readable.
+pub trait Watched: AsRawFd + Send + Sync {
+    /// The descriptor was readable. Afterwards it is not, unless there is more to do.
+    fn ready(&self);
+}
+
 /// A machine that is built and waits for [`Machine::resume`].
 pub struct Built {
     /// The machine.
@@ -127,6 +134,8 @@ pub struct Built {
     pub ports: Vec<(&'static str, Arc<dyn SerialPort>)>,
     /// Devices with timers.
     pub timers: Vec<Arc<dyn Timed>>,
+    /// What devices hear of the host.
+    pub watches: Vec<Arc<dyn Watched>>,
 }
 
 /// What an operator can order.

@@ -35,6 +35,7 @@ use self::virtio::{BuildError, Builder, Device, HostDevices};
 use crate::config::{HugePages, VmConfig, system_text};
 use crate::control::{
     Built, DiskResize, EventSender, LinkChange, Machine as MachineControl, MachineEvent, SerialPort, Ticket, Timed,
+    Watched,
 };
 use crate::exit::Exit;
 use crate::hypervisor::{Hypervisor, HypervisorError, Vcpu, VcpuStart, Vm, VmSpec};
@@ -88,7 +89,7 @@ struct Machine {
     chipset: Chipset,
     devices: Vec<Device>,
     resizer: Arc<Resizer>,
-    links: Links,
+    links: Arc<Links>,
     image: KernelImage,
     tables: image::Tables,
     rsdp: u64,
@@ -111,7 +112,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let model = config.cpu_model().map_err(|error| cpu_error(&error))?;
     let (layout, image) = boot_image(config, model.phys_bits(host.phys_bits))?;
     let (cpuid, topology) = cpuid(hypervisor, config, model, &layout).map_err(|error| cpu_error(&error))?;
-    let host_devices = HostDevices::open(config, hypervisor.sys())?;
+    let mut host_devices = HostDevices::open(config, hypervisor.sys())?;
 
     let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
     let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| cpu_error(&error))?;
@@ -132,8 +133,9 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         resizable: Vec::new(),
         links: Vec::new(),
     };
+    let interfaces = host_devices.interfaces.take();
     let console = builder.all(config, host_devices, &main)?;
-    let (devices, links) = (builder.devices, Links::new(builder.links));
+    let (devices, links) = (builder.devices, Arc::new(Links::new(builder.links, interfaces)));
     let resizer = Arc::new(Resizer::new(builder.resizable, events.clone()));
 
     let acpi_tables = build_acpi(&acpi, layout::ACPI_TABLES);
@@ -154,6 +156,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     }
     let mut timers = chipset.timers.clone();
     timers.push(resizer.clone() as Arc<dyn Timed>);
+    let watches = if links.listen() { vec![links.clone() as Arc<dyn Watched>] } else { Vec::new() };
 
     let machine = Arc::new(Machine {
         gate,
@@ -172,7 +175,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     });
     let boot = machine.place_image(machine.vm.ram_is_used())?;
     machine.start_vcpus(vcpus, boot, cpuid.vendor(), &config.cpus.pin)?;
-    Ok(Built { machine, ports, timers })
+    Ok(Built { machine, ports, timers, watches })
 }
 
 /// Checks that kernel, initrd and command line fit each other and the guest's memory, on a host with `phys_bits` bits of

@@ -19,7 +19,7 @@ use devices_host::disk::Disk;
 use devices_host::engine::Engine;
 use devices_host::event::Event;
 use devices_host::sys::Sys;
-use devices_host::tap::{Tap, TapError};
+use devices_host::tap::{InterfaceEvents, Tap, TapError};
 
 use super::StartError;
 use super::adapters::{
@@ -28,9 +28,9 @@ use super::adapters::{
 use super::chipset::{Chipset, ChipsetError};
 use super::disk;
 use super::limits::Groups;
-use super::link::NetLink;
+use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
-use crate::config::{DiskConfig, DiskEngine, Duplex, NetConfig, Profile, Slot, VmConfig};
+use crate::config::{DiskConfig, DiskEngine, Duplex, NetConfig, Profile, Slot, VmConfig, system_text};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
@@ -39,6 +39,8 @@ use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 pub struct HostDevices {
     disks: Vec<Arc<Disk>>,
     taps: Vec<Tap>,
+    /// What becomes of the interfaces of those, if there are some.
+    pub interfaces: Option<InterfaceEvents>,
 }
 
 /// A device of the running machine, for pause, stop and statistics.
@@ -98,8 +100,11 @@ impl HostDevices {
     /// as a missing kernel is; anything else is the host's.
     pub fn open(config: &VmConfig, sys: Option<&Arc<dyn Sys>>) -> Result<Self, StartError> {
         let disks = config.disks.iter().map(|config| disk::open(config, sys)).collect::<Result<_, _>>()?;
-        let taps = config.nets.iter().map(open_tap).collect::<Result<_, _>>()?;
-        Ok(Self { disks, taps })
+        let taps: Vec<_> = config.nets.iter().map(open_tap).collect::<Result<_, _>>()?;
+        let interfaces = (!taps.is_empty()).then(InterfaceEvents::listen).transpose().map_err(|error| {
+            StartError::Host(format!("cannot hear of changes to network interfaces: {}", system_text(&error)))
+        })?;
+        Ok(Self { disks, taps, interfaces })
     }
 }
 
@@ -207,7 +212,8 @@ impl Builder<'_> {
             device = device.with_responder(responder, Arc::new(WorkerWake(rx_wake.clone())));
         }
         let counters: Vec<_> = (0..3).map(|_| Arc::new(QueueCounters::default())).collect();
-        let sender = tap.try_clone().map_err(host("cannot open its TAP device twice"))?;
+        let again = |tap: &Tap| tap.try_clone().map_err(host("cannot open its TAP device twice"));
+        let (sender, watched) = (again(&tap)?, again(&tap)?);
         let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
         let specs = vec![
             WorkerSpec {
@@ -233,7 +239,8 @@ impl Builder<'_> {
         if let Some(added) = self.devices.last_mut() {
             added.card = Some(device.clone());
         }
-        self.links.push(NetLink { id: config.id.clone(), device, workers, interrupt });
+        let host = Some(HostSide::new(config.tap.clone(), watched));
+        self.links.push(NetLink { id: config.id.clone(), device, workers, interrupt, host });
         Ok(())
     }
 

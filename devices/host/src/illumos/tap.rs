@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
-use crate::tap::{Offloads, TapError};
+use crate::tap::{Interface, Offloads, TapError};
 
 /// `MAXLINKNAMELEN` counts the NUL.
 pub(crate) const LONGEST_NAME_BYTES: usize = 31;
@@ -28,6 +28,28 @@ impl Device {
 
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
+        match self.0 {}
+    }
+}
+
+/// Without TAP devices there is nothing to hear of.
+#[derive(Debug)]
+pub(crate) struct Events(Infallible);
+
+impl Events {
+    pub(crate) fn listen() -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn clear(&self) {
+        match self.0 {}
+    }
+
+    pub(crate) fn interface_of(&self, _device: &Device) -> io::Result<Interface> {
+        match self.0 {}
+    }
+
+    pub(crate) fn as_raw_fd(&self) -> RawFd {
         match self.0 {}
     }
 }

@@ -3,11 +3,11 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::check;
-use crate::tap::{HEADER_BYTES, Offloads, TapError};
+use crate::tap::{HEADER_BYTES, Interface, Offloads, TapError};
 
 #[derive(Debug)]
 pub(crate) struct Device(File);
@@ -76,6 +76,72 @@ impl AsFd for Device {
     }
 }
 
+/// A netlink socket that is sent every change of an interface (rtnetlink(7)). What the messages say is not read: they may
+/// get lost (`ENOBUFS`), and the interface itself can be asked.
+#[derive(Debug)]
+pub(crate) struct Events(OwnedFd);
+
+/// Messages taken in one go: whoever changes interfaces without a pause must not keep the reader.
+const MOST_MESSAGES: usize = 64;
+
+impl Events {
+    pub(crate) fn listen() -> io::Result<Self> {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: takes numbers.
+        let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
+        // SAFETY: the descriptor is new, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: all-zero is a valid address.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_groups = libc::RTMGRP_LINK as u32;
+        let len = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: the address is whole and has the length given.
+        check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+        Ok(Self(socket))
+    }
+
+    pub(crate) fn clear(&self) {
+        let mut byte = [0u8];
+        for _ in 0..MOST_MESSAGES {
+            // SAFETY: the buffer has the length given; the rest of a message is thrown away.
+            let got = unsafe { libc::recv(self.0.as_raw_fd(), byte.as_mut_ptr().cast(), byte.len(), 0) };
+            match check(got) {
+                Ok(_) => {}
+                // Some were lost: the next ones follow.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+    }
+
+    pub(crate) fn interface_of(&self, device: &Device) -> io::Result<Interface> {
+        // Its name of now: it may have been given another one, or its old one may be another interface's.
+        let mut request = request("");
+        // SAFETY: the request is a valid ifreq, which the call fills in.
+        match check(unsafe { libc::ioctl(device.0.as_raw_fd(), libc::TUNGETIFF, &raw mut request) }) {
+            Ok(_) => {}
+            // The kernel takes the device away from who has it open.
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Ok(Interface::Gone),
+            Err(error) => return Err(error),
+        }
+        // SAFETY: the request is a valid ifreq with a terminated name, and the call fills in its flags.
+        match check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) }) {
+            // SAFETY: the call has filled in the flags.
+            Ok(_) if i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP == 0 => Ok(Interface::Down),
+            Ok(_) => Ok(Interface::Up),
+            // It was moved into another namespace, where it may well be used.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(Interface::Up),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// `IFNAMSIZ` counts the NUL.
 pub(crate) const LONGEST_NAME_BYTES: usize = 15;
 
@@ -91,14 +157,12 @@ fn request(name: &str) -> libc::ifreq {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{FromRawFd, OwnedFd};
-
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
     use crate::iovec::{FrameError, GuestRange};
     use crate::poll::{PollFd, poll};
-    use crate::tap::Tap;
+    use crate::tap::{InterfaceEvents, Tap};
 
     /// Moves the calling thread into a network of its own, with the TAP device `zt0` in it; `false` with the reason
     /// on stderr where the user may not.
@@ -108,6 +172,11 @@ mod tests {
             eprintln!("skipped: a network namespace of its own: {error}");
             return false;
         }
+        make()
+    }
+
+    /// Makes `zt0` in the calling thread's network, and sets it up; `false` as above.
+    fn make() -> bool {
         let file = match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
             Ok(file) => file,
             Err(error) => {
@@ -217,5 +286,86 @@ mod tests {
         Tap::open("zt0").unwrap();
         assert_eq!(message("zt9"), "TAP device zt9 does not exist: create it with `ip tuntap add dev zt9 mode tap`");
         assert_eq!(message("lo"), "lo is not a TAP device with one queue");
+    }
+
+    /// Changes flags of the interface `name`, in the calling thread's network.
+    fn set_up(name: &str, up: bool) {
+        let mut request = request(name);
+        request.ifr_ifru.ifru_flags = if up { libc::IFF_UP as libc::c_short } else { 0 };
+        // SAFETY: a valid request.
+        unsafe {
+            let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)).unwrap());
+            check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request)).unwrap();
+        }
+    }
+
+    /// Deletes `zt0`, as `ip link del` does (rtnetlink(7), RTM_DELLINK): whoever has it open loses it.
+    fn delete() {
+        // SAFETY: valid arguments; the message is a header and an ifinfomsg, 32 bytes in all.
+        unsafe {
+            let fd = check(libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)).unwrap();
+            let socket = OwnedFd::from_raw_fd(fd);
+            let mut message = [0u8; 32];
+            message[0..4].copy_from_slice(&32u32.to_ne_bytes());
+            message[4..6].copy_from_slice(&libc::RTM_DELLINK.to_ne_bytes());
+            message[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+            message[20..24].copy_from_slice(&libc::if_nametoindex(c"zt0".as_ptr()).to_ne_bytes());
+            check(libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), 0)).unwrap();
+            let mut answer = [0u8; 64];
+            check(libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0)).unwrap();
+            assert_eq!(answer[16..20], [0; 4], "the kernel refuses");
+        }
+    }
+
+    fn heard(events: &InterfaceEvents, limit_ns: u64) -> bool {
+        let heard = poll(&mut [PollFd::new(events.as_raw_fd()).readable(true)], Some(limit_ns)).unwrap() > 0;
+        events.clear();
+        heard
+    }
+
+    #[test]
+    fn an_interface_that_goes_down_comes_up_or_is_deleted_is_heard_of() {
+        if !own_network() {
+            return;
+        }
+        let tap = Tap::open("zt0").unwrap();
+        let events = InterfaceEvents::listen().unwrap();
+        let now = || events.interface_of(&tap).unwrap();
+        assert_eq!(now(), Interface::Up);
+        // The kernel still says that it is up, and then nothing more.
+        while heard(&events, 50_000_000) {}
+        for (up, expected) in [(false, Interface::Down), (true, Interface::Up)] {
+            set_up("zt0", up);
+            assert!(heard(&events, 5_000_000_000));
+            assert_eq!(now(), expected);
+        }
+        // More than a socket's buffer holds: what was lost does not matter.
+        for _ in 0..2000 {
+            set_up("zt0", false);
+            set_up("zt0", true);
+        }
+        set_up("zt0", false);
+        assert!(heard(&events, 0));
+        assert_eq!(now(), Interface::Down);
+        while heard(&events, 0) {}
+        delete();
+        assert!(heard(&events, 5_000_000_000));
+        assert_eq!(now(), Interface::Gone);
+        // One of the same name is another one.
+        assert!(make());
+        let other = Tap::open("zt0").unwrap();
+        assert_eq!((now(), events.interface_of(&other).unwrap()), (Interface::Gone, Interface::Up));
+    }
+
+    #[test]
+    fn an_interface_that_was_moved_out_of_sight_is_taken_for_up() {
+        if !own_network() {
+            return;
+        }
+        let tap = Tap::open("zt0").unwrap();
+        assert!(own_network(), "and another one");
+        let events = InterfaceEvents::listen().unwrap();
+        delete();
+        assert_eq!(events.interface_of(&tap).unwrap(), Interface::Up);
     }
 }
