@@ -1,6 +1,7 @@
 #[allow(dead_code)]
 #[path = "../../tests/p0/interface.rs"]
 mod interface;
+#[allow(dead_code)]
 #[path = "../../tests/p0/tap.rs"]
 mod tap;
 

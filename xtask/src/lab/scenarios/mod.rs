@@ -5,6 +5,7 @@ mod boots;
 mod demo;
 mod devices;
 mod life_cycle;
+mod link;
 mod network;
 mod script;
 mod shapes;
@@ -100,10 +101,19 @@ impl Scenario {
 /// All scenarios that take seconds, in the order they run; [`long`] has the others.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
-    [boots::all(), shapes::all(), devices::all(), network::all(), storage::all(), life_cycle::all(), attacker::all()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        boots::all(),
+        shapes::all(),
+        devices::all(),
+        network::all(),
+        link::all(),
+        storage::all(),
+        life_cycle::all(),
+        attacker::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// For scenarios whose steps prove everything.
