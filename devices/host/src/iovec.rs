@@ -229,7 +229,11 @@ impl<'a> Vectors<'a> {
 }
 
 /// How many of these vectors one call takes.
+#[inline]
 pub(crate) fn vectors_of_a_call(vectors: &[libc::iovec]) -> libc::c_int {
+    if vectors.len() <= 1 {
+        return vectors.len() as libc::c_int;
+    }
     let mut bytes = 0usize;
     let mut count = 0;
     for vector in vectors.iter().take(MAX_VECTORS) {

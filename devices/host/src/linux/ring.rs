@@ -53,7 +53,7 @@ pub(crate) struct Ring {
     backlog: VecDeque<squeue::Entry>,
     /// Ended without the kernel.
     over: Vec<(u64, Result<(), EngineError>)>,
-    /// Kept for its room: completions as they were taken from the kernel.
+    /// Kept for its room: the kernel's completions that take a closer look.
     come: Vec<(u64, i32)>,
     in_flight: usize,
     depth: usize,
@@ -73,6 +73,8 @@ struct Slot {
     vectors: VectorBuffer,
     /// Vectors that are done.
     first: usize,
+    /// Bytes of the one call that is to do all of it, straight from or to guest memory; 0 for every other request.
+    whole_bytes: usize,
     /// Calls in a row that have come to nothing.
     retries: u8,
     /// To end as soon as the kernel is done with the call it has.
@@ -131,7 +133,14 @@ impl Slot {
         self.vectors.vectors[self.first..].iter().map(|vector| vector.iov_len).sum()
     }
 
+    /// Whether a call that came to `result` has done all there was to do.
+    #[inline]
+    fn is_done_by(&self, result: i32) -> bool {
+        result > 0 && result as usize == self.whole_bytes
+    }
+
     /// What the next call moves.
+    #[inline]
     fn vectors(&self) -> &[libc::iovec] {
         if self.chunks.is_empty() { &self.vectors.vectors[self.first..] } else { &self.bounced.vectors }
     }
@@ -141,7 +150,7 @@ impl Slot {
         if matches!(self.op, Op::Read) && !self.chunks.is_empty() {
             bounce::copy(&self.bounced.vectors, &self.vectors.vectors[self.first..], moved);
         }
-        self.retries = 0;
+        (self.retries, self.whole_bytes) = (0, 0);
         self.offset_bytes += moved as u64;
         self.first += iovec::take_off(&mut self.vectors.vectors[self.first..], moved);
     }
@@ -212,7 +221,7 @@ impl Ring {
         });
         let slot = &mut self.slots[number];
         (slot.token, slot.op, slot.offset_bytes, slot.first) = (token, op, offset_bytes, 0);
-        (slot.retries, slot.cancelled) = (0, false);
+        (slot.retries, slot.cancelled, slot.whole_bytes) = (0, false, 0);
         slot.vectors.vectors.clear();
         if op == Op::Flush {
             return self.call(number);
@@ -222,16 +231,22 @@ impl Ring {
             Ok(0) => self.end(number, Ok(())),
             // No file has such a place, and the ring takes -1 for wherever the file was left.
             Ok(_) if i64::try_from(offset_bytes).is_err() => self.end(number, Err(EngineError::Host(libc::EIO))),
-            Ok(_) => self.begin(number),
+            Ok(len_bytes) => {
+                let bounces = self.bouncing.as_ref().is_some_and(|it| !it.alignment.is_met_by(&slot.vectors.vectors));
+                if bounces {
+                    return self.bounce(number);
+                }
+                slot.whole_bytes = len_bytes;
+                self.call(number);
+            }
         }
     }
 
-    /// Stages the first call of a read or write, or has it wait for a bounce buffer.
-    fn begin(&mut self, number: usize) {
+    /// Stages the first call of a read or write that needs bounce buffers, or has it wait for some.
+    #[cold]
+    fn bounce(&mut self, number: usize) {
         let slot = &mut self.slots[number];
-        if let Some(bouncing) = &mut self.bouncing
-            && !bouncing.alignment.is_met_by(&slot.vectors.vectors)
-        {
+        if let Some(bouncing) = &mut self.bouncing {
             if !bouncing.waiting.is_empty() || !bouncing.give_chunks(slot) {
                 return bouncing.waiting.push_back(number);
             }
@@ -252,11 +267,17 @@ impl Ring {
     }
 
     /// Stages a call of a request.
+    #[inline]
     fn call(&mut self, number: usize) {
         let slot = &self.slots[number];
         let vectors = slot.vectors();
         let count = iovec::vectors_of_a_call(vectors) as u32;
         let entry = match slot.op {
+            Op::Read if vectors.len() == 1 => {
+                // Without a vector for the kernel to fetch. A length is a descriptor's, or less.
+                let libc::iovec { iov_base, iov_len } = vectors[0];
+                opcode::Read::new(DISK, iov_base.cast(), iov_len as u32).offset(slot.offset_bytes).build()
+            }
             Op::Read => opcode::Readv::new(DISK, vectors.as_ptr(), count).offset(slot.offset_bytes).build(),
             Op::Write { durable } => opcode::Writev::new(DISK, vectors.as_ptr(), count)
                 .offset(slot.offset_bytes)
@@ -267,6 +288,7 @@ impl Ring {
         self.push(&entry.user_data(number as u64));
     }
 
+    #[inline]
     fn push(&mut self, entry: &squeue::Entry) {
         self.calls += 1;
         self.staged = true;
@@ -276,6 +298,7 @@ impl Ring {
     }
 
     /// Whether the ring had room for a call.
+    #[inline]
     fn has_taken(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: the vectors are a slot's, which leaves them alone until the call's completion has been taken; the memory
         // they point to is guest memory or bounce buffers, mapped for as long as `mem` and `bouncing` are, and `drop`
@@ -327,7 +350,7 @@ impl Ring {
                 self.ring.completion().enable_eventfd();
                 std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             }
-            self.reap();
+            self.reap(&mut done);
             self.in_flight -= self.over.len();
             self.over.drain(..).for_each(|(token, result)| done(token, result));
             // Completions beyond the ring's room wait in the kernel to be asked for.
@@ -342,29 +365,49 @@ impl Ring {
                 break;
             }
         }
-        self.eraser.poll(done);
+        // Rarely: it has a lock.
+        if self.eraser.in_flight() > 0 {
+            self.eraser.poll(done);
+        }
     }
 
-    /// Takes the kernel's completions.
-    fn reap(&mut self) {
-        let mut come = std::mem::take(&mut self.come);
+    /// Takes the kernel's completions. What is done with its only call is reported here, without a way round.
+    #[inline]
+    fn reap(&mut self, mut done: impl FnMut(u64, Result<(), EngineError>)) {
         loop {
-            // All that are there at once: each look at the ring reads what the kernel writes.
-            come.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
-            if come.is_empty() {
-                break;
-            }
-            for (number, result) in come.drain(..) {
-                self.calls -= 1;
-                if number != CANCEL {
-                    self.take(number as usize, result);
+            let (mut taken, mut ended) = (0, 0);
+            for entry in self.ring.completion() {
+                taken += 1;
+                let (number, result) = (entry.user_data(), entry.result());
+                match self.slots.get(number as usize) {
+                    Some(slot) if slot.is_done_by(result) => {
+                        ended += 1;
+                        self.free.push(number as usize);
+                        done(slot.token, Ok(()));
+                    }
+                    _ => self.come.push((number, result)),
                 }
             }
+            if taken == 0 {
+                break;
+            }
+            self.calls -= taken;
+            self.in_flight -= ended;
+            self.look_closer();
         }
-        self.come = come;
+    }
+
+    /// Goes on with requests whose calls have come to something else than all of them.
+    fn look_closer(&mut self) {
+        while let Some((number, result)) = self.come.pop() {
+            if number != CANCEL {
+                self.take(number as usize, result);
+            }
+        }
     }
 
     /// Takes what a request's call has come to.
+    #[cold]
     fn take(&mut self, number: usize, result: i32) {
         let slot = &mut self.slots[number];
         let result = match (slot.op, result) {
