@@ -73,6 +73,13 @@ pub(super) struct Work {
     pub len_bytes: u64,
 }
 
+impl Default for Work {
+    /// Nothing, as a place for it.
+    fn default() -> Self {
+        Self { op: BlkOp::Read, offset_bytes: 0, len_bytes: 0 }
+    }
+}
+
 impl Work {
     /// Whether the disk still reaches as far as it did when the request was decoded.
     pub fn is_inside(&self, shared: &Shared) -> bool {
@@ -90,6 +97,7 @@ impl From<ChainError> for Status {
 /// Decodes and checks the request in `chain`. The last writable byte is the status and is not touched here. A request of
 /// several segments is several operations: those after the first are put into `rest`, the last one first. An error is the
 /// status the request ends with.
+#[inline]
 pub(super) fn parse<M: GuestMemory + ?Sized>(
     mem: &M,
     chain: &Chain,
@@ -101,6 +109,33 @@ pub(super) fn parse<M: GuestMemory + ?Sized>(
     let [first, sector] = out_data.read_pair()?;
     // The upper half is reserved.
     let kind = first as u32;
+    let data_bytes = chain.writable_bytes().checked_sub(1).ok_or(Status::IoErr)?;
+    match kind {
+        kind::IN => {
+            let offset_bytes = extent(shared, sector, data_bytes)?;
+            Ok(submit(BlkOp::Read, offset_bytes, data_bytes))
+        }
+        kind::OUT => {
+            writable(shared)?;
+            let len_bytes = out_data.remaining();
+            let offset_bytes = extent(shared, sector, len_bytes)?;
+            Ok(submit(BlkOp::Write { durable: mode.durable(shared) }, offset_bytes, len_bytes))
+        }
+        _ => parse_rare(mem, chain, shared, mode, kind, rest),
+    }
+}
+
+/// As [`parse`], of a request of any other `kind`, so that those which are common stay small.
+#[inline(never)]
+fn parse_rare<M: GuestMemory + ?Sized>(
+    mem: &M,
+    chain: &Chain,
+    shared: &Shared,
+    mode: Mode,
+    kind: u32,
+    rest: &mut Vec<Work>,
+) -> Result<Outcome, Status> {
+    let (_, out_data) = chain.reader(mem).split_at(HEADER_BYTES)?;
     let data_bytes = chain.writable_bytes().checked_sub(1).ok_or(Status::IoErr)?;
 
     let mut erase = |limits: Option<EraseLimits>, bit: u64, op: fn(u32, bool) -> Option<BlkOp>| {
@@ -131,16 +166,6 @@ pub(super) fn parse<M: GuestMemory + ?Sized>(
     };
 
     match kind {
-        kind::IN => {
-            let offset_bytes = extent(shared, sector, data_bytes)?;
-            Ok(submit(BlkOp::Read, offset_bytes, data_bytes))
-        }
-        kind::OUT => {
-            writable(shared)?;
-            let len_bytes = out_data.remaining();
-            let offset_bytes = extent(shared, sector, len_bytes)?;
-            Ok(submit(BlkOp::Write { durable: mode.durable(shared) }, offset_bytes, len_bytes))
-        }
         kind::FLUSH => Ok(flush()),
         kind::FLUSH_OUT if mode.legacy => Ok(flush()),
         kind::GET_ID => {
@@ -166,6 +191,7 @@ pub(super) fn parse<M: GuestMemory + ?Sized>(
 
 /// The guest memory that holds the data of a request for `work`, which [`parse`] found in `chain`. `room` is for a list
 /// where the chain has none.
+#[inline]
 pub(super) fn data_ranges<'r, M: GuestMemory + ?Sized>(
     mem: &M,
     chain: &'r Chain,
@@ -174,11 +200,19 @@ pub(super) fn data_ranges<'r, M: GuestMemory + ?Sized>(
 ) -> Result<&'r [GuestRange], ChainError> {
     // As drivers do it: header and status are buffers of their own, and the data is what lies between.
     match (work.op, chain.readable().split_first(), chain.writable().split_last()) {
-        (BlkOp::Read, _, Some((status, data))) if status.len == 1 => return Ok(data),
-        (BlkOp::Write { .. }, Some((header, data)), _) if u64::from(header.len) == HEADER_BYTES => return Ok(data),
-        _ => {}
+        (BlkOp::Read, _, Some((status, data))) if status.len == 1 => Ok(data),
+        (BlkOp::Write { .. }, Some((header, data)), _) if u64::from(header.len) == HEADER_BYTES => Ok(data),
+        _ => data_ranges_anywhere(mem, chain, work, room),
     }
-    let ranges = room;
+}
+
+#[cold]
+fn data_ranges_anywhere<'r, M: GuestMemory + ?Sized>(
+    mem: &M,
+    chain: &Chain,
+    work: &Work,
+    ranges: &'r mut Vec<GuestRange>,
+) -> Result<&'r [GuestRange], ChainError> {
     ranges.clear();
     match work.op {
         BlkOp::Read => chain.writer(mem).first(work.len_bytes).append_ranges(ranges),
@@ -205,6 +239,7 @@ fn writable(shared: &Shared) -> Result<(), Status> {
 }
 
 /// The byte offset of `sector`, where `len_bytes` bytes from there are whole sectors inside the disk.
+#[inline]
 fn extent(shared: &Shared, sector: u64, len_bytes: u64) -> Result<u64, Status> {
     let sectors = len_bytes.checked_div(SECTOR_BYTES).unwrap_or_default();
     let whole = sectors.checked_mul(SECTOR_BYTES) == Some(len_bytes);

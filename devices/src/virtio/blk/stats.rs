@@ -252,14 +252,26 @@ impl Recorder {
         }
     }
 
-    /// The request at `head` has ended.
-    pub(super) fn completed(&mut self, head: u16, result: Result<(), BlkError>) {
-        match result {
-            Ok(()) | Err(BlkError::Cancelled) => {}
-            Err(error) if error.is_of_disk() => self.stats.disk_errors.count(),
-            Err(_) => self.stats.guest_errors.count(),
-        }
+    /// The request at `head` has ended well.
+    #[inline]
+    pub(super) fn completed(&mut self, head: u16) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if self.clock.is_some() {
+            self.take_time(head);
+        }
+    }
+
+    /// The request at `head` has ended with an error.
+    pub(super) fn failed(&mut self, head: u16, error: BlkError) {
+        match error {
+            BlkError::Cancelled => {}
+            error if error.is_of_disk() => self.stats.disk_errors.count(),
+            _ => self.stats.guest_errors.count(),
+        }
+        self.completed(head);
+    }
+
+    fn take_time(&mut self, head: u16) {
         let Some(times) = self.times.get_mut(usize::from(head)).and_then(Option::take) else { return };
         let completed_ns = self.now_ns();
         match self.done.last_mut() {

@@ -6,7 +6,7 @@ use vm_memory::GuestMemory;
 
 use super::backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
 use super::device::Shared;
-use super::durability::Moment;
+use super::durability::{Durability, Moment};
 use super::failure::Failure;
 use super::request::{Mode, Outcome, Status, Work, data_ranges, parse};
 use super::stats::{BlkStats, Recorder};
@@ -39,8 +39,8 @@ pub struct BlkWorker<B> {
     backend: B,
     throttle: Throttle,
     recorder: Recorder,
-    /// Requests in flight, by head. As long as the queue.
-    in_flight: Vec<Option<InFlight>>,
+    /// Places for requests, by head. As long as the queue.
+    in_flight: Vec<InFlight>,
     /// How many of them are kept after a failure.
     held: usize,
     /// Counts starts, so that no completion is taken for a request of an earlier life of the queue.
@@ -55,8 +55,11 @@ pub struct BlkWorker<B> {
     spare: Vec<Vec<Work>>,
 }
 
+/// A request, in one place from its submission to its end, or room for one.
+#[derive(Debug, Default)]
 struct InFlight {
-    chain: Chain,
+    /// `None`: there is none, and the rest means nothing, but that `rest` is empty.
+    chain: Option<Chain>,
     work: Work,
     /// What is to be done after it, the last one first.
     rest: Vec<Work>,
@@ -65,9 +68,10 @@ struct InFlight {
     asked: Moment,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
     /// The disk works on it.
+    #[default]
     Asked,
     /// It is done, and counts as durable when the flush that the disk works on has succeeded.
     Settling,
@@ -116,10 +120,6 @@ impl<B> BlkWorker<B> {
     /// The disk.
     pub fn backend(&mut self) -> &mut B {
         &mut self.backend
-    }
-
-    fn token(&self, head: u16) -> RequestToken {
-        RequestToken(u64::from(self.life) << 16 | u64::from(head))
     }
 
     /// Takes chains while there are some, the disk has room, no rate limit is reached and the step's budget lasts. Says
@@ -171,93 +171,75 @@ impl<B> BlkWorker<B> {
         Step { again: !held_back && (drained || self.backend.has_room()), wake_at_ns, ..Step::default() }
     }
 
+    #[inline]
     fn begin<M: GuestMemory>(&mut self, mem: &M, chain: Chain)
     where
         B: BlkBackend<M>,
     {
-        let mut rest = std::mem::take(&mut self.segments);
-        let outcome = parse(mem, &chain, &self.shared, self.mode, &mut rest);
-        self.throttle.charge(data_bytes(&outcome, &rest));
+        let outcome = parse(mem, &chain, &self.shared, self.mode, &mut self.segments);
+        self.throttle.charge(data_bytes(&outcome, &self.segments));
         self.recorder.taken(&outcome);
         match outcome {
             Ok(Outcome::Submit(work)) => {
-                self.recorder.submitted(chain.head());
-                let asked = Moment::default();
+                let head = chain.head();
+                self.recorder.submitted(head);
+                // The table is as long as the queue and the queue refuses heads beyond its size, and those in flight.
+                let Some(place) = self.in_flight.get_mut(usize::from(head)) else { return chain.abandon() };
+                place.work = work;
+                place.chain = Some(chain);
                 // Nearly no request has more than one segment: the list stays here for the next one then.
-                let rest = match rest.is_empty() {
-                    true => std::mem::replace(&mut self.segments, rest),
-                    false => {
-                        self.segments = self.spare.pop().unwrap_or_default();
-                        rest
-                    }
-                };
-                return self.ask(mem, InFlight { chain, work, rest, stage: Stage::Asked, asked });
+                if !self.segments.is_empty() {
+                    place.rest = std::mem::replace(&mut self.segments, self.spare.pop().unwrap_or_default());
+                }
+                return self.ask(mem, head);
             }
             Ok(Outcome::Done { filled_bytes }) => finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes),
             Err(status) => finish(&mut self.queue, mem, chain, status, 0),
         }
-        rest.clear();
-        self.segments = rest;
+        self.segments.clear();
     }
 
-    /// Keeps the room of a list of segments, if it has any.
+    /// Has the disk do what the request at `head` is for.
     #[inline]
-    fn recycle(&mut self, mut rest: Vec<Work>) {
-        if rest.capacity() > 0 {
-            rest.clear();
-            self.spare.push(rest);
-        }
-    }
-
-    /// Has the disk do what a request is for.
-    fn ask<M: GuestMemory>(&mut self, mem: &M, mut request: InFlight)
+    fn ask<M: GuestMemory>(&mut self, mem: &M, head: u16)
     where
         B: BlkBackend<M>,
     {
         let durability = &self.shared.durability;
-        let (work, token) = (request.work, self.token(request.chain.head()));
-        if work.op.is_durable() && durability.is_lost() {
-            return self.fail(mem, request, BlkError::Lost);
+        let token = token(self.life, head);
+        let Some(request) = self.in_flight.get_mut(usize::from(head)) else { return };
+        let Some(chain) = &request.chain else { return };
+        let Work { op, offset_bytes, len_bytes } = request.work;
+        if op.is_durable() && durability.is_lost() {
+            return self.fail(mem, head, BlkError::Lost);
         }
         request.stage = Stage::Asked;
         request.asked = durability.now();
-        let Work { op, offset_bytes, len_bytes } = work;
-        let submitted = match data_ranges(mem, &request.chain, &work, &mut self.ranges) {
+        let submitted = match data_ranges(mem, chain, &request.work, &mut self.ranges) {
             Ok(ranges) => self.backend.submit(mem, BlkRequest { token, op, offset_bytes, len_bytes, ranges }),
             Err(_) => Err(BlkError::Memory),
         };
-        match submitted {
-            Ok(()) => self.keep(request),
-            Err(error) => {
-                self.remember(&request, Err(error));
-                self.fail(mem, request, error);
-            }
+        if let Err(error) = submitted {
+            remember(durability, request, Err(error));
+            self.fail(mem, head, error);
         }
     }
 
-    /// Has the disk flush, so that a write that is done counts as durable.
-    fn settle<M: GuestMemory>(&mut self, mem: &M, mut request: InFlight)
+    /// Has the disk flush, so that the write at `head`, which is done, counts as durable.
+    #[cold]
+    fn settle<M: GuestMemory>(&mut self, mem: &M, head: u16)
     where
         B: BlkBackend<M>,
     {
+        let durability = &self.shared.durability;
+        let token = token(self.life, head);
+        let Some(request) = request_at(&mut self.in_flight, head) else { return };
         request.stage = Stage::Settling;
-        request.asked = self.shared.durability.now();
-        let token = self.token(request.chain.head());
+        request.asked = durability.now();
         let flush = BlkRequest { token, op: BlkOp::Flush, offset_bytes: 0, len_bytes: 0, ranges: &[] };
-        match self.backend.submit(mem, flush) {
-            Ok(()) => self.keep(request),
-            Err(error) => {
-                self.remember(&request, Err(error));
-                self.fail(mem, request, error);
-            }
-        }
-    }
-
-    fn keep(&mut self, request: InFlight) {
-        match self.in_flight.get_mut(usize::from(request.chain.head())) {
-            Some(slot) => *slot = Some(request),
-            // The table is as long as the queue and the queue refuses heads beyond its size.
-            None => request.chain.abandon(),
+        if let Err(error) = self.backend.submit(mem, flush) {
+            remember(durability, request, Err(error));
+            self.fail(mem, head, error);
         }
     }
 
@@ -281,101 +263,97 @@ impl<B> BlkWorker<B> {
         self.backend.poll(mem, &mut |token, result| ended.push((token, result)));
         let mut asked = false;
         for (token, result) in ended.drain(..) {
-            let (life, head) = (token.0 >> 16, token.0 & 0xffff);
-            let slot = self.in_flight.get_mut(head as usize).filter(|_| life == u64::from(self.life));
-            let Some(request) = slot.and_then(|slot| slot.take_if(|request| request.stage != Stage::Held)) else {
+            let (life, head) = (token.0 >> 16, token.0 as u16);
+            let request = request_at(&mut self.in_flight, head).filter(|_| life == u64::from(self.life));
+            let Some(request) = request.filter(|request| request.stage != Stage::Held) else {
                 debug_assert!(false, "the disk completed {token:?}, which is not in flight");
                 continue;
             };
-            self.remember(&request, result);
-            if abandon {
-                request.chain.abandon();
-                self.recycle(request.rest);
-            } else {
-                asked |= self.answered(mem, request, result);
+            remember(&self.shared.durability, request, result);
+            if !abandon {
+                asked |= self.answered(mem, head, result);
+            } else if let Some((chain, _)) = self.take(head) {
+                chain.abandon();
             }
         }
         self.ended = ended;
         asked
     }
 
-    /// What the disk's answer means for what is durable.
-    fn remember(&self, request: &InFlight, result: Result<(), BlkError>) {
-        let durability = &self.shared.durability;
-        let flush = request.work.op == BlkOp::Flush || request.stage == Stage::Settling;
-        match result {
-            Ok(()) if flush => durability.flushed(request.asked),
-            Err(BlkError::Cancelled) if flush => {}
-            Err(_) if flush => durability.flush_failed(),
-            Err(error) if request.work.op.writes() => {
-                if error.is_of_disk() || error == BlkError::Cancelled {
-                    durability.write_failed();
-                }
-                // It may have been the part that makes it durable, whose failure the system reports once, and of other
-                // writes as well. Without space nothing was taken in the first place.
-                if request.work.op.is_durable() && error.is_of_disk() && error != BlkError::NoSpace {
-                    durability.flush_failed();
-                }
-            }
-            _ => {}
+    /// Takes the request at `head` out: its chain, and what was to be done.
+    #[inline]
+    fn take(&mut self, head: u16) -> Option<(Chain, Work)> {
+        let request = self.in_flight.get_mut(usize::from(head))?;
+        let chain = request.chain.take()?;
+        // Keeps the room of a list of segments, if it has any.
+        if request.rest.capacity() > 0 {
+            let mut rest = std::mem::take(&mut request.rest);
+            rest.clear();
+            self.spare.push(rest);
         }
+        Some((chain, request.work))
     }
 
-    /// The disk has answered. Says whether it was asked for something else.
-    fn answered<M: GuestMemory>(&mut self, mem: &M, mut request: InFlight, result: Result<(), BlkError>) -> bool
+    /// The disk has answered the request at `head`. Says whether it was asked for something else.
+    #[inline]
+    fn answered<M: GuestMemory>(&mut self, mem: &M, head: u16, result: Result<(), BlkError>) -> bool
     where
         B: BlkBackend<M>,
     {
         let durability = &self.shared.durability;
+        let Some(request) = request_at(&mut self.in_flight, head) else { return false };
         let op = request.work.op;
         match result {
-            Err(error) => self.fail(mem, request, error),
+            Err(error) => self.fail(mem, head, error),
             // A flush of another queue failed meanwhile, and may have had this one's error.
-            Ok(()) if op.is_durable() && durability.is_lost() => self.fail(mem, request, BlkError::Lost),
+            Ok(()) if op.is_durable() && durability.is_lost() => self.fail(mem, head, BlkError::Lost),
             Ok(()) if op.is_durable() && op != BlkOp::Flush && !durability.is_settled() => {
-                self.settle(mem, request);
+                self.settle(mem, head);
                 return true;
             }
             Ok(()) => match request.rest.pop() {
                 Some(next) => {
                     request.work = next;
-                    self.ask(mem, request);
+                    self.ask(mem, head);
                     return true;
                 }
-                None => self.succeed(mem, request),
+                None => self.succeed(mem, head),
             },
         }
         false
     }
 
-    fn succeed<M: GuestMemory>(&mut self, mem: &M, request: InFlight) {
-        let InFlight { chain, work, rest, .. } = request;
+    #[inline]
+    fn succeed<M: GuestMemory>(&mut self, mem: &M, head: u16) {
+        let Some((chain, work)) = self.take(head) else { return };
         let counters = self.queue.counters();
         let filled_bytes = match work.op {
-            BlkOp::Read => work.len_bytes,
+            BlkOp::Read => {
+                counters.bytes_to_guest.add(work.len_bytes);
+                work.len_bytes
+            }
+            BlkOp::Write { .. } => {
+                counters.bytes_from_guest.add(work.len_bytes);
+                0
+            }
             _ => 0,
         };
-        counters.bytes_to_guest.add(filled_bytes);
-        if let BlkOp::Write { .. } = work.op {
-            counters.bytes_from_guest.add(work.len_bytes);
-        }
-        self.recorder.completed(chain.head(), Ok(()));
+        self.recorder.completed(head);
         finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes);
-        self.recycle(rest);
     }
 
-    /// Ends a request with an error, or keeps it for the operator.
-    fn fail<M: GuestMemory>(&mut self, mem: &M, mut request: InFlight, error: BlkError) {
+    /// Ends the request at `head` with an error, or keeps it for the operator.
+    #[cold]
+    fn fail<M: GuestMemory>(&mut self, mem: &M, head: u16, error: BlkError) {
+        let Some(request) = request_at(&mut self.in_flight, head) else { return };
         let op = request.work.op;
         let held = self.shared.config.on_error(op).holds(error);
         if held {
             request.stage = Stage::Held;
             self.held = self.held.saturating_add(1);
-            self.keep(request);
-        } else {
-            self.recorder.completed(request.chain.head(), Err(error));
-            finish(&mut self.queue, mem, request.chain, status(error), 0);
-            self.recycle(request.rest);
+        } else if let Some((chain, _)) = self.take(head) {
+            self.recorder.failed(head, error);
+            finish(&mut self.queue, mem, chain, status(error), 0);
         }
         if error.is_of_disk() {
             self.shared.failures.failed(Failure { op, error, held });
@@ -385,19 +363,20 @@ impl<B> BlkWorker<B> {
     /// Asks the disk again for what it failed, unless the disk ends before that by now: a write would bring its end back.
     /// It begins here: a queue that is paused again at once, or whose driver has broken it, commits nothing of its own, and
     /// a pause would wait for these requests for ever.
+    #[cold]
     fn retry<M: GuestMemory>(&mut self, mem: &M)
     where
         B: BlkBackend<M>,
     {
         self.held = 0;
         self.recorder.begin_step();
-        for head in 0..self.in_flight.len() {
-            if let Some(request) = self.in_flight.get_mut(head).and_then(Option::take) {
+        for head in 0..self.queue.size() {
+            if let Some(request) = request_at(&mut self.in_flight, head) {
                 debug_assert_eq!(request.stage, Stage::Held, "nothing else outlasts a pause");
                 let inside = request.rest.iter().chain([&request.work]).all(|work| work.is_inside(&self.shared));
                 match inside {
-                    true => self.ask(mem, request),
-                    false => self.fail(mem, request, BlkError::Cancelled),
+                    true => self.ask(mem, head),
+                    false => self.fail(mem, head, BlkError::Cancelled),
                 }
             }
         }
@@ -420,8 +399,11 @@ impl<B> BlkWorker<B> {
     fn abandon_all(&mut self) {
         self.recorder.forget_all();
         self.held = 0;
-        for request in self.in_flight.iter_mut().filter_map(Option::take) {
-            request.chain.abandon();
+        for request in &mut self.in_flight {
+            request.rest.clear();
+            if let Some(chain) = request.chain.take() {
+                chain.abandon();
+            }
         }
     }
 }
@@ -429,6 +411,48 @@ impl<B> BlkWorker<B> {
 impl<B> Drop for BlkWorker<B> {
     fn drop(&mut self) {
         self.abandon_all();
+    }
+}
+
+/// What the disk is to call the request at `head`.
+#[inline]
+fn token(life: u32, head: u16) -> RequestToken {
+    RequestToken(u64::from(life) << 16 | u64::from(head))
+}
+
+/// The request at `head`, where there is one.
+#[inline]
+fn request_at(in_flight: &mut [InFlight], head: u16) -> Option<&mut InFlight> {
+    in_flight.get_mut(usize::from(head)).filter(|place| place.chain.is_some())
+}
+
+/// What the disk's answer means for what is durable.
+#[inline]
+fn remember(durability: &Durability, request: &InFlight, result: Result<(), BlkError>) {
+    let flush = request.work.op == BlkOp::Flush || request.stage == Stage::Settling;
+    match result {
+        Ok(()) if flush => durability.flushed(request.asked),
+        Ok(()) => {}
+        Err(error) => remember_failure(durability, request, flush, error),
+    }
+}
+
+#[cold]
+fn remember_failure(durability: &Durability, request: &InFlight, flush: bool, error: BlkError) {
+    match error {
+        BlkError::Cancelled if flush => {}
+        _ if flush => durability.flush_failed(),
+        error if request.work.op.writes() => {
+            if error.is_of_disk() || error == BlkError::Cancelled {
+                durability.write_failed();
+            }
+            // It may have been the part that makes it durable, whose failure the system reports once, and of other
+            // writes as well. Without space nothing was taken in the first place.
+            if request.work.op.is_durable() && error.is_of_disk() && error != BlkError::NoSpace {
+                durability.flush_failed();
+            }
+        }
+        _ => {}
     }
 }
 
@@ -497,7 +521,7 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
         self.life = self.life.wrapping_add(1);
         self.queue.start(mem, &state, activation);
         self.in_flight.clear();
-        self.in_flight.resize_with(usize::from(self.queue.size()), || None);
+        self.in_flight.resize_with(usize::from(self.queue.size()), InFlight::default);
         self.recorder.start(self.queue.size());
         self.ended.reserve(usize::from(self.queue.size()));
         self.spare.reserve(usize::from(self.queue.size()));
