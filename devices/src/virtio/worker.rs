@@ -106,6 +106,7 @@ impl WorkerQueue {
 
     /// Returns a chain with `written_bytes` bytes written to it; the driver sees it at the next
     /// [`publish`](Self::publish).
+    #[inline]
     pub fn push<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Chain, written_bytes: u64) {
         self.counters.completions.count();
         match &mut self.running {
@@ -169,6 +170,7 @@ impl WorkerQueue {
         }
     }
 
+    #[cold]
     fn fail(&mut self, error: &QueueError) {
         self.counters.malformed.count();
         if let Some(running) = &mut self.running

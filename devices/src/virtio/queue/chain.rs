@@ -35,10 +35,6 @@ pub(super) struct Body {
     pub(super) turn: u16,
     /// Descriptors of the ring it takes; an indirect table is one.
     pub(super) slots: u16,
-    /// Direct descriptors, those without bytes included.
-    pub(super) descriptors: u16,
-    /// A device-writable descriptor was among them.
-    pub(super) writable_seen: bool,
     /// It is a request in flight: to be settled before it is dropped.
     pub(super) claimed: bool,
     pub(super) ranges: Vec<GuestRange>,
@@ -60,7 +56,7 @@ impl Chain {
     pub(super) fn clear(&mut self) {
         let body = &mut *self.body;
         body.ranges.clear();
-        (body.descriptors, body.slots, body.writable_seen, body.claimed) = (0, 0, false, false);
+        (body.slots, body.claimed) = (0, false);
         (body.readable, body.readable_bytes, body.writable_bytes) = (0, 0, 0);
     }
 

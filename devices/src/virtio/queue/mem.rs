@@ -4,7 +4,6 @@
 //! same queue run over guest memory, over a model checker's atomics and over an adversarial memory that answers
 //! differently when it is asked twice.
 
-use std::ops::ControlFlow;
 use std::sync::atomic::{self, Ordering};
 
 use vm_memory::bitmap::{BS, BitmapSlice};
@@ -86,23 +85,12 @@ pub trait RingMem {
     /// Reads one descriptor, once. Needs no ordering of its own: the acquiring load of the available index orders it.
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory>;
 
-    /// Reads descriptors of a table of `entries` at `addr`, each once, as by [`read_descriptor`](Self::read_descriptor): the
-    /// one at index `first`, and as long as `each` names another one of the table, that. Gives what `each` ends with.
-    fn follow<R>(
-        &self,
-        addr: u64,
-        entries: u16,
-        first: u16,
-        mut each: impl FnMut(Descriptor) -> ControlFlow<R, u16>,
-    ) -> Result<R, OutsideMemory> {
-        let _ = entries;
-        let mut index = first;
-        loop {
-            match each(self.read_descriptor(entry_of(addr, index))?) {
-                ControlFlow::Break(end) => return Ok(end),
-                ControlFlow::Continue(next) => index = next,
-            }
-        }
+    /// A table of `entries` descriptors at `addr` to read from by index, each as by
+    /// [`read_descriptor`](Self::read_descriptor), where that is cheaper and all of it is guest memory. An index outside the
+    /// table gives `None`.
+    fn table(&self, addr: u64, entries: u16) -> Option<impl Fn(u16) -> Option<Descriptor>> {
+        let _ = (addr, entries);
+        None::<fn(u16) -> Option<Descriptor>>
     }
 
     /// Writes one used element. Needs no ordering of its own: the releasing store of the used index orders it.
@@ -134,7 +122,7 @@ type Marks<M> = <<<M as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R a
 #[inline(always)]
 fn slice<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<VolatileSlice<'_, BS<'_, Marks<M>>>> {
     mem.physical_memory()?.iter().find_map(|region| {
-        let offset = addr.checked_sub(region.start_addr().0).filter(|offset| *offset < region.len())?;
+        let offset = addr.checked_sub(region.start_addr().0)?;
         region.get_slice(MemoryRegionAddress(offset), len).ok()
     })
 }
@@ -144,7 +132,8 @@ fn slice<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<Vola
 #[inline]
 fn window<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<VolatileSlice<'_, BS<'_, Marks<M>>>> {
     mem.physical_memory()?.iter().find_map(|region| {
-        let offset = addr.checked_sub(region.start_addr().0).filter(|offset| *offset < region.len())?;
+        let offset = addr.checked_sub(region.start_addr().0)?;
+        // First, as one that wants to know takes a slice for an access.
         region.get_host_address(MemoryRegionAddress(offset)).ok()?;
         region.get_slice(MemoryRegionAddress(offset), len).ok()
     })
@@ -176,15 +165,11 @@ pub(super) fn load_pair<M: GuestMemory + ?Sized>(mem: &M, addr: u64) -> Result<[
 /// Two little-endian words of `slice`, each read once and atomically, where they are aligned in memory.
 #[inline(always)]
 fn load_two<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, offset: usize) -> Option<[u64; 2]> {
-    let low = load(slice, offset, Ordering::Relaxed)?;
-    let high = load(slice, offset.wrapping_add(8), Ordering::Relaxed)?;
+    // One check of the bounds for both.
+    let pair = slice.subslice(offset, 16).ok()?;
+    let low = load(&pair, 0, Ordering::Relaxed)?;
+    let high = load(&pair, 8, Ordering::Relaxed)?;
     Some([u64::from_le(low), u64::from_le(high)])
-}
-
-/// [`load_pair`] out of the way of those who have a [`window`].
-#[inline(never)]
-fn load_pair_outside<M: GuestMemory + ?Sized>(mem: &M, addr: u64) -> Result<[u64; 2], OutsideMemory> {
-    load_pair(mem, addr)
 }
 
 #[cold]
@@ -258,28 +243,15 @@ impl<M: GuestMemory + ?Sized> RingMem for M {
         Ok(Descriptor::from_words(low, high))
     }
 
-    #[inline]
-    fn follow<R>(
-        &self,
-        addr: u64,
-        entries: u16,
-        first: u16,
-        mut each: impl FnMut(Descriptor) -> ControlFlow<R, u16>,
-    ) -> Result<R, OutsideMemory> {
-        let table = window(self, addr, usize::from(entries).wrapping_mul(Descriptor::SIZE as usize));
-        let mut index = first;
-        // One loop for both ways, and so one copy of `each`, which the compiler then puts into it.
-        loop {
-            let offset = usize::from(index).wrapping_mul(Descriptor::SIZE as usize);
-            let [low, high] = match table.as_ref().and_then(|table| load_two(table, offset)) {
-                Some(words) => words,
-                None => load_pair_outside(self, entry_of(addr, index))?,
-            };
-            match each(Descriptor::from_words(low, high)) {
-                ControlFlow::Break(end) => return Ok(end),
-                ControlFlow::Continue(next) => index = next,
-            }
-        }
+    #[inline(always)]
+    fn table(&self, addr: u64, entries: u16) -> Option<impl Fn(u16) -> Option<Descriptor>> {
+        let table = window(self, addr, usize::from(entries).wrapping_mul(Descriptor::SIZE as usize))?;
+        // Two words of an entry are read at once only where they are aligned: then they are in every entry.
+        let aligned = table.ptr_guard().as_ptr().addr().is_multiple_of(align_of::<u64>());
+        aligned.then_some(move |index: u16| {
+            let [low, high] = load_two(&table, usize::from(index).wrapping_mul(Descriptor::SIZE as usize))?;
+            Some(Descriptor::from_words(low, high))
+        })
     }
 
     #[inline]
@@ -333,29 +305,34 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_followed_wherever_it_lies_and_no_further_than_memory() {
+    fn a_table_is_read_where_all_of_it_is_guest_memory_and_no_further() {
         let regions = [(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)];
         let mem = GuestMemoryMmap::<()>::from_ranges(&regions).unwrap();
         let entry = |index: u16| Descriptor { addr: 7 * u64::from(index), len: 9, flags: 3, next: (index + 3) % 8 };
         // In one region, at addresses that no word may have, and across regions at either.
-        for addr in [0x100, 0x108, 0x101, 0xfc0, 0xfb8, 0xfb3, 0x1f80] {
-            for index in 0..8 {
+        for (addr, is_one) in [
+            (0x100, true),
+            (0x108, true),
+            (0x101, false),
+            (0xf80, true),
+            (0xfc0, false),
+            (0xfb8, false),
+            (0xfb3, false),
+            (0x1f80, true),
+            (0x1f88, false),
+            (0x3000, false),
+        ] {
+            for index in (0..8).filter(|_| addr < 0x1f88) {
                 mem.write_slice(&entry(index).to_bytes(), GuestAddress(entry_of(addr, index))).unwrap();
+                assert_eq!(mem.read_descriptor(entry_of(addr, index)), Ok(entry(index)), "at {addr:#x}");
             }
-            let mut seen = Vec::new();
-            let end = mem.follow(addr, 8, 2, |desc| {
-                seen.push(desc);
-                if seen.len() < 8 { ControlFlow::Continue(desc.next) } else { ControlFlow::Break("end") }
-            });
-            assert_eq!(end, Ok("end"));
-            assert_eq!(seen, [2, 5, 0, 3, 6, 1, 4, 7].map(entry), "at {addr:#x}");
+            let table = mem.table(addr, 8);
+            assert_eq!(table.is_some(), is_one, "at {addr:#x}");
+            if let Some(read) = table {
+                assert_eq!([0, 7, 3].map(&read), [0, 7, 3].map(|index| Some(entry(index))), "at {addr:#x}");
+                assert_eq!([8, u16::MAX].map(&read), [None, None], "at {addr:#x}");
+            }
         }
-        let mut left = 4;
-        let end = mem.follow(0x1fd0, 8, 0, |_| {
-            left -= 1;
-            if left > 0 { ControlFlow::Continue(4 - left) } else { ControlFlow::Break(()) }
-        });
-        assert_eq!(end, Err(OutsideMemory { addr: 0x2000, len: 16 }));
     }
 
     #[test]

@@ -10,14 +10,13 @@
 //! with every lap. Half a descriptor (length, id, flags) is therefore loaded and stored as one 64-bit word: flags that
 //! were checked belong to the length and the id that are used.
 
-use std::ops::ControlFlow::{Break, Continue};
 use std::sync::atomic::Ordering;
 
 use super::chain::{Body, Chain, Returned};
 use super::error::QueueError;
-use super::mem::{Descriptor, OutsideMemory, RingMem};
+use super::mem::{Descriptor, OutsideMemory, RingMem, entry_of};
 use super::ring::{F_EVENT_IDX, F_INDIRECT_DESC};
-use super::walk::{InFlight, Parser};
+use super::walk::{Buffer, InFlight, Parser, Sum};
 use crate::virtio::QueueState;
 
 /// `VIRTQ_DESC_F_AVAIL` and `VIRTQ_DESC_F_USED` (virtio 1.3 §2.8.1).
@@ -242,7 +241,7 @@ impl Packed {
     }
 
     /// Writes the used descriptor of a chain; it is shown with the next [`publish`](Self::publish).
-    #[inline]
+    #[inline(always)]
     pub(super) fn give_back<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Returned) -> Result<(), QueueError> {
         let Returned { head, id, slots, len } = chain;
         if !self.in_flight.contains(id) {
@@ -333,15 +332,16 @@ impl Packed {
         // have seen it back, and the used descriptor that waits would be written over its next one.
         let unshown = self.next_used.since(self.published, self.size);
         let free = self.size.saturating_sub(self.in_flight.slots().saturating_add(unshown) as u16);
-        let (mut at, mut tail) = (self.next_avail, tail);
+        let (mut at, mut tail, mut sum) = (self.next_avail, tail, Sum::default());
         self.take_slot(walked, free)?;
         loop {
             let addr = mem.load_u64(self.slot(at), Ordering::Relaxed)?;
             if tail.flags & Descriptor::INDIRECT != 0 {
-                self.walk_table(mem, addr, tail, walked)?;
+                self.walk_table(mem, addr, tail, walked, &mut sum)?;
                 break;
             }
-            self.parser.add(mem, walked, addr, tail.len, tail.flags & Descriptor::WRITE != 0)?;
+            let write = tail.flags & Descriptor::WRITE != 0;
+            self.parser.add(mem, &mut sum, walked, Buffer { addr, len: tail.len, write })?;
             if tail.flags & Descriptor::NEXT == 0 {
                 break;
             }
@@ -355,6 +355,7 @@ impl Packed {
         if self.in_flight.contains(tail.id) {
             return Err(QueueError::HeadInFlight { head: tail.id });
         }
+        sum.close(walked);
         Ok(tail.id)
     }
 
@@ -378,6 +379,7 @@ impl Packed {
         addr: u64,
         tail: Tail,
         walked: &mut Body,
+        sum: &mut Sum,
     ) -> Result<(), QueueError> {
         if !self.parser.indirect() {
             return Err(QueueError::IndirectNotNegotiated);
@@ -386,13 +388,18 @@ impl Packed {
             return Err(QueueError::IndirectLinked);
         }
         let entries = self.parser.table_entries(mem, addr, tail.len)?;
-        let mut index = 0u16;
-        mem.follow(addr, entries, index, |desc| {
+        let outside = |index| OutsideMemory { addr: entry_of(addr, index), len: Descriptor::SIZE };
+        let table = mem.table(addr, entries);
+        for index in 0..entries {
+            let desc = match &table {
+                Some(read) => read(index).ok_or(outside(index))?,
+                None => mem.read_descriptor(entry_of(addr, index))?,
+            };
+            let Descriptor { addr, len, next, .. } = desc;
             // The flags stand where a split ring has the next index.
-            let added = self.parser.add(mem, walked, desc.addr, desc.len, desc.next & Descriptor::WRITE != 0);
-            index = index.wrapping_add(1);
-            if added.is_ok() && index < entries { Continue(index) } else { Break(added) }
-        })?
+            self.parser.add(mem, sum, walked, Buffer { addr, len, write: next & Descriptor::WRITE != 0 })?;
+        }
+        Ok(())
     }
 
     #[inline]

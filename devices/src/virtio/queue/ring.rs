@@ -133,9 +133,21 @@ impl Queue {
         let Body { turn, head, id, slots, .. } = *chain.body;
         let back = Returned { head, id, slots, len };
         either!(mut self, ring => ring.settle(chain));
-        let Some(order) = &mut self.order else {
-            return either!(mut self, ring => ring.give_back(mem, back));
-        };
+        if self.order.is_some() {
+            return self.give_back_in_order(mem, turn, back);
+        }
+        either!(mut self, ring => ring.give_back(mem, back))
+    }
+
+    /// Gives back what may go now that the chain of `turn` is done.
+    #[inline(never)]
+    fn give_back_in_order<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        turn: u16,
+        back: Returned,
+    ) -> Result<(), QueueError> {
+        let Some(order) = &mut self.order else { return Ok(()) };
         order.finish(turn, back)?;
         while let Some(next) = order.next() {
             either!(mut self, ring => ring.give_back(mem, next))?;

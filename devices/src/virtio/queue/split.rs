@@ -5,7 +5,6 @@
 //! the part before the fault), walks a chain twice (the guest can change it in between), stores the used index once an
 //! element instead of once a batch, and ignores `VIRTQ_AVAIL_F_NO_INTERRUPT`.
 
-use std::ops::ControlFlow::{Break, Continue};
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue as Ring, QueueT};
@@ -15,7 +14,7 @@ use super::chain::{Body, Chain, Returned};
 use super::error::QueueError;
 use super::mem::{Descriptor, OutsideMemory, RingMem, entry_of};
 use super::ring::{F_EVENT_IDX, F_INDIRECT_DESC};
-use super::walk::{InFlight, Parser};
+use super::walk::{Buffer, InFlight, Parser, Sum};
 use crate::planted::{Defect, is_planted, panic_if_planted};
 use crate::virtio::QueueState;
 
@@ -29,6 +28,8 @@ const RING_HEADER: u64 = 4;
 const RING_INDEX: u64 = 2;
 const AVAIL_ENTRY: u64 = 2;
 const USED_ENTRY: u64 = 8;
+/// A place beyond every index.
+const OUT_OF_ORDER: u32 = u32::MAX;
 /// Bytes of the event index behind the entries of either ring.
 const RING_EVENT: u64 = 2;
 
@@ -47,9 +48,42 @@ pub(super) struct Split {
     /// `flags` of the used ring as the device last wrote them.
     used_flags: Option<u16>,
     in_flight: InFlight,
-    /// For each table index, the walk that last visited it: finds cycles without clearing anything between chains.
-    visited: Box<[u32]>,
+    visits: Visits,
+}
+
+/// Which entries of a table a walk has visited: finds cycles without clearing anything between chains.
+#[derive(Debug)]
+struct Visits {
+    /// For each index, the walk that last visited it.
+    marks: Box<[u32]>,
     walk: u32,
+}
+
+impl Visits {
+    /// For tables of at most `entries`.
+    fn new(entries: u16) -> Self {
+        Self { marks: vec![0; usize::from(entries)].into_boxed_slice(), walk: 0 }
+    }
+
+    /// Another walk, which has visited the entries from `first` to `last` so far.
+    #[cold]
+    fn begin(&mut self, first: u16, last: u16) {
+        self.walk = self.walk.wrapping_add(1);
+        if self.walk == 0 {
+            // After 2³² walks the marks of old walks would look current.
+            self.marks.fill(0);
+            self.walk = 1;
+        }
+        if let Some(marks) = self.marks.get_mut(usize::from(first)..=usize::from(last)) {
+            marks.fill(self.walk);
+        }
+    }
+
+    /// Visits an entry; whether it is for the first time.
+    fn is_first(&mut self, index: u16) -> bool {
+        let walk = self.walk;
+        self.marks.get_mut(usize::from(index)).is_some_and(|mark| std::mem::replace(mark, walk) != walk)
+    }
 }
 
 /// A table of descriptors, and where a chain enters it.
@@ -111,8 +145,7 @@ impl Split {
             published: state.next_used,
             used_flags: None,
             in_flight: InFlight::new(usize::from(state.size)),
-            visited: vec![0; usize::from(state.size)].into_boxed_slice(),
-            walk: 0,
+            visits: Visits::new(state.size),
         })
     }
 
@@ -195,7 +228,7 @@ impl Split {
     }
 
     /// Writes the used element of a chain; it is shown with the next [`publish`](Self::publish).
-    #[inline]
+    #[inline(always)]
     pub(super) fn give_back<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Returned) -> Result<(), QueueError> {
         let Returned { head, slots, len, .. } = chain;
         if !self.in_flight.contains(head) {
@@ -266,71 +299,115 @@ impl Split {
     }
 
     /// Walks the chain at `head`.
-    fn parse<M: RingMem + ?Sized>(&mut self, mem: &M, head: u16, walked: &mut Body) -> Result<(), QueueError> {
-        let size = self.ring.size();
-        let ring = Table { addr: self.ring.desc_table(), entries: size, first: head, indirect: false };
-        let indirect = self.walk(mem, ring, walked)?;
-        walked.slots = walked.descriptors.saturating_add(u16::from(indirect.is_some()));
-        let Some(Descriptor { addr, len, .. }) = indirect else { return Ok(()) };
-        let entries = self.parser.table_entries(mem, addr, len)?;
-        self.walk(mem, Table { addr, entries, first: 0, indirect: true }, walked)?;
+    fn parse<M: RingMem + ?Sized>(&mut self, mem: &M, head: u16, body: &mut Body) -> Result<(), QueueError> {
+        let mut sum = Sum::default();
+        let (addr, entries) = (self.ring.desc_table(), self.ring.size());
+        let mut last = mem.read_descriptor(entry_of(addr, head))?;
+        body.slots = 1;
+        if last.flags & Descriptor::INDIRECT == 0 {
+            let ring = Table { addr, entries, first: head, indirect: false };
+            (sum, last) = self.walk(mem, ring, Some(last), sum, body)?;
+            body.slots = sum.descriptors;
+        }
+        if last.flags & Descriptor::INDIRECT != 0 {
+            check_indirect(self.parser.indirect(), last)?;
+            body.slots = sum.descriptors.saturating_add(1);
+            let entries = self.parser.table_entries(mem, last.addr, last.len)?;
+            let table = Table { addr: last.addr, entries, first: 0, indirect: true };
+            (sum, _) = self.walk(mem, table, None, sum, body)?;
+        }
+        sum.close(body);
         Ok(())
     }
 
-    /// Follows the descriptors of one table. Returns the indirect descriptor that ends the walk, if one does.
+    /// Follows the descriptors of one table; the first one may have been read. Returns what the chain comes to by then, and
+    /// the descriptor that ends the walk, which is an indirect one or the last.
+    #[inline(never)]
     fn walk<M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
         table: Table,
-        walked: &mut Body,
-    ) -> Result<Option<Descriptor>, QueueError> {
-        let Table { addr, entries, first, indirect } = table;
-        self.walk = self.walk.wrapping_add(1);
-        if self.walk == 0 {
-            // After 2³² walks the marks of old walks would look current.
-            self.visited.fill(0);
-            self.walk = 1;
+        first: Option<Descriptor>,
+        sum: Sum,
+        body: &mut Body,
+    ) -> Result<(Sum, Descriptor), QueueError> {
+        match mem.table(table.addr, table.entries) {
+            Some(read) => self.walk_by(mem, table, read, first, sum, body),
+            None => self.walk_anywhere(mem, table, first, sum, body),
         }
-        let Self { visited, walk, parser, .. } = self;
-        let mut visit = |index: u16| {
-            let mark = visited.get_mut(usize::from(index)).ok_or(QueueError::BadNext { next: index, entries })?;
-            match std::mem::replace(mark, *walk) == *walk {
-                true => Err(QueueError::Cycle { index }),
-                false => Ok(()),
-            }
+    }
+
+    /// As [`walk`](Self::walk), of a table that cannot be had as one.
+    #[cold]
+    #[inline(never)]
+    fn walk_anywhere<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        table: Table,
+        first: Option<Descriptor>,
+        sum: Sum,
+        body: &mut Body,
+    ) -> Result<(Sum, Descriptor), QueueError> {
+        let read = |index| mem.read_descriptor(entry_of(table.addr, index)).ok();
+        self.walk_by(mem, table, read, first, sum, body)
+    }
+
+    /// As [`walk`](Self::walk), with each descriptor by `read`.
+    #[inline(always)]
+    fn walk_by<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        table: Table,
+        read: impl Fn(u16) -> Option<Descriptor>,
+        first: Option<Descriptor>,
+        mut sum: Sum,
+        body: &mut Body,
+    ) -> Result<(Sum, Descriptor), QueueError> {
+        let Table { addr, entries, first: start, indirect } = table;
+        let read = |index| {
+            let addr = entry_of(addr, index);
+            read(index).ok_or(QueueError::OutsideMemory(OutsideMemory { addr, len: Descriptor::SIZE }))
         };
-        visit(first)?;
-        let mut index = first;
-        mem.follow(addr, entries, first, |desc| {
+        let mut index = start;
+        let mut desc = match first {
+            Some(desc) => desc,
+            None => read(index)?,
+        };
+        // The descriptor behind this one, as long as each was the one behind the last, as in nearly every chain: none can
+        // have come twice then. Beyond every index from the first jump on.
+        let mut in_order = u32::from(index).wrapping_add(1);
+        loop {
             if desc.flags & Descriptor::INDIRECT != 0 {
-                return Break(check_indirect(parser.indirect(), indirect, desc).map(Some));
+                return if indirect { Err(QueueError::IndirectNested) } else { Ok((sum, desc)) };
             }
-            let write = desc.flags & Descriptor::WRITE != 0;
-            let desc = match is_planted(Defect::DescriptorReadTwice) {
-                true => match mem.read_descriptor(entry_of(addr, index)) {
-                    Ok(desc) => desc,
-                    Err(error) => return Break(Err(error.into())),
-                },
-                false => desc,
-            };
-            if let Err(error) = parser.add(mem, walked, desc.addr, desc.len, write) {
-                return Break(Err(error));
+            if is_planted(Defect::DescriptorReadTwice) {
+                desc = mem.read_descriptor(entry_of(addr, index))?;
             }
-            if desc.flags & Descriptor::NEXT == 0 {
-                return Break(Ok(None));
+            let Descriptor { addr, len, flags, next } = desc;
+            self.parser.add(mem, &mut sum, body, Buffer { addr, len, write: flags & Descriptor::WRITE != 0 })?;
+            if flags & Descriptor::NEXT == 0 {
+                return Ok((sum, desc));
             }
-            if desc.next >= entries && is_planted(Defect::ChainCutShort) {
-                return Break(Ok(None));
+            if next >= entries && is_planted(Defect::ChainCutShort) {
+                return Ok((sum, desc));
             }
-            if desc.next >= entries {
-                return Break(Err(QueueError::BadNext { next: desc.next, entries }));
+            if next >= entries {
+                return Err(QueueError::BadNext { next, entries });
             }
-            index = desc.next;
-            match visit(index) {
-                Ok(()) => Continue(index),
-                Err(error) => Break(Err(error)),
+            if u32::from(next) == in_order {
+                in_order = in_order.wrapping_add(1);
+            } else {
+                if in_order != OUT_OF_ORDER {
+                    self.visits.begin(start, index);
+                    in_order = OUT_OF_ORDER;
+                }
+                if !self.visits.is_first(next) {
+                    return Err(QueueError::Cycle { index: next });
+                }
             }
-        })?
+            index = next;
+            desc = read(index)?;
+        }
     }
 
     /// Guest address of the ring entry that free-running `index` falls on.
@@ -345,15 +422,13 @@ impl Split {
     }
 }
 
-/// Whether an indirect descriptor may stand where it was found (virtio 1.3 §2.7.5.3.1).
-fn check_indirect(negotiated: bool, in_table: bool, desc: Descriptor) -> Result<Descriptor, QueueError> {
+/// Whether an indirect descriptor may stand in the ring (virtio 1.3 §2.7.5.3.1).
+fn check_indirect(negotiated: bool, desc: Descriptor) -> Result<(), QueueError> {
     if !negotiated {
         Err(QueueError::IndirectNotNegotiated)
-    } else if in_table {
-        Err(QueueError::IndirectNested)
     } else if desc.flags & Descriptor::NEXT != 0 {
         Err(QueueError::IndirectWithNext)
     } else {
-        Ok(desc)
+        Ok(())
     }
 }

@@ -36,41 +36,37 @@ impl Parser {
         self.spare.pop().unwrap_or_else(Chain::blank)
     }
 
-    /// Adds one direct descriptor to the chain.
+    /// Adds one direct descriptor to a chain whose descriptors come to `sum` so far.
     #[inline(always)]
     pub(super) fn add<M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
-        walked: &mut Body,
-        addr: u64,
-        len: u32,
-        write: bool,
+        sum: &mut Sum,
+        body: &mut Body,
+        Buffer { addr, len, write }: Buffer,
     ) -> Result<(), QueueError> {
         // Direct descriptors before an indirect table count too: the whole chain is bounded by the queue.
-        walked.descriptors = walked.descriptors.wrapping_add(1);
-        if walked.descriptors > self.size {
+        if sum.descriptors >= self.size {
             return Err(QueueError::ChainTooLong { size: self.size });
         }
-        let bytes = u64::from(len);
-        if write {
-            walked.writable_seen = true;
-            walked.writable_bytes = walked.writable_bytes.saturating_add(bytes);
-        } else if walked.writable_seen && is_planted(Defect::OrderUnchecked) {
-            walked.writable_bytes = walked.writable_bytes.saturating_add(bytes);
-        } else if walked.writable_seen {
-            return Err(QueueError::ReadableAfterWritable);
-        } else {
-            walked.readable_bytes = walked.readable_bytes.saturating_add(bytes);
+        sum.descriptors = sum.descriptors.wrapping_add(1);
+        if write != sum.writable_seen {
+            if !write && !is_planted(Defect::OrderUnchecked) {
+                return Err(QueueError::ReadableAfterWritable);
+            }
+            if write {
+                sum.writable_seen = true;
+                (body.readable, body.readable_bytes) = (body.ranges.len(), sum.bytes);
+            }
         }
-        if walked.readable_bytes.saturating_add(walked.writable_bytes) > MAX_CHAIN_BYTES {
+        let bytes = u64::from(len);
+        sum.bytes = sum.bytes.saturating_add(bytes);
+        if sum.bytes > MAX_CHAIN_BYTES {
             return Err(QueueError::TooManyBytes);
         }
         if len > 0 {
             self.check_buffer(mem, addr, bytes)?;
-            walked.ranges.push(GuestRange { addr, len });
-            if !walked.writable_seen {
-                walked.readable = walked.ranges.len();
-            }
+            body.ranges.push(GuestRange { addr, len });
         }
         Ok(())
     }
@@ -133,6 +129,36 @@ impl Parser {
         let [first, _] = self.stretches;
         self.stretches = [mem.stretch(addr).unwrap_or(NOWHERE), first];
         Ok(())
+    }
+}
+
+/// What a direct descriptor says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Buffer {
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    /// It is device-writable.
+    pub(super) write: bool,
+}
+
+/// What the descriptors of a chain come to while it is walked. Apart from its [`Body`], so that it lives in registers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sum {
+    /// Direct descriptors, those without bytes included.
+    pub(super) descriptors: u16,
+    /// A device-writable one was among them.
+    writable_seen: bool,
+    bytes: u64,
+}
+
+impl Sum {
+    /// The chain is complete.
+    #[inline]
+    pub(super) fn close(self, body: &mut Body) {
+        if !self.writable_seen {
+            (body.readable, body.readable_bytes) = (body.ranges.len(), self.bytes);
+        }
+        body.writable_bytes = self.bytes.wrapping_sub(body.readable_bytes);
     }
 }
 
