@@ -106,7 +106,7 @@ impl WorkerQueue {
 
     /// Returns a chain with `written_bytes` bytes written to it; the driver sees it at the next
     /// [`publish`](Self::publish).
-    #[inline]
+    #[inline(always)]
     pub fn push<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Chain, written_bytes: u64) {
         self.counters.completions.count();
         match &mut self.running {

@@ -1,5 +1,7 @@
 //! A descriptor chain, parsed once and owned.
 
+use super::walk::Sum;
+
 /// A piece of guest memory that was inside guest memory when its chain was popped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuestRange {
@@ -35,6 +37,8 @@ pub(super) struct Body {
     pub(super) turn: u16,
     /// Descriptors of the ring it takes; an indirect table is one.
     pub(super) slots: u16,
+    /// What its descriptors come to, while it is walked in parts.
+    pub(super) sum: Sum,
     /// It is a request in flight: to be settled before it is dropped.
     pub(super) claimed: bool,
     pub(super) ranges: Vec<GuestRange>,
@@ -56,7 +60,7 @@ impl Chain {
     pub(super) fn clear(&mut self) {
         let body = &mut *self.body;
         body.ranges.clear();
-        (body.slots, body.claimed) = (0, false);
+        (body.slots, body.sum, body.claimed) = (0, Sum::default(), false);
         (body.readable, body.readable_bytes, body.writable_bytes) = (0, 0, 0);
     }
 

@@ -214,6 +214,20 @@ impl Chain {
         store_byte(mem, addr, byte).map_err(|_| ChainError::Memory { addr })
     }
 
+    /// The first sixteen bytes of the device-readable part, as two little-endian words: where many devices have a header.
+    #[inline(always)]
+    pub fn read_header<M: GuestMemory + ?Sized>(&self, mem: &M) -> Result<[u64; 2], ChainError> {
+        match self.readable().first() {
+            Some(&GuestRange { addr, len: 16.. }) => load_pair(mem, addr).map_err(|_| ChainError::Memory { addr }),
+            _ => self.read_header_in_pieces(mem),
+        }
+    }
+
+    #[cold]
+    fn read_header_in_pieces<M: GuestMemory + ?Sized>(&self, mem: &M) -> Result<[u64; 2], ChainError> {
+        self.reader(mem).read_pair()
+    }
+
     /// The device-readable part as a stream over `mem`, the memory the chain was popped from.
     pub fn reader<'c, M: GuestMemory + ?Sized>(&'c self, mem: &'c M) -> Reader<'c, M> {
         Reader { mem, cursor: Cursor { ranges: self.readable(), skip: 0, left: self.readable_bytes() } }

@@ -254,7 +254,7 @@ impl<M: GuestMemory + ?Sized> RingMem for M {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_used(&self, addr: u64, id: u32, len: u32) -> Result<(), OutsideMemory> {
         // An element is aligned to four bytes, so as two words.
         if slice(self, addr, 8).is_some_and(|slice| {

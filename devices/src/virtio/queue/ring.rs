@@ -126,7 +126,7 @@ impl Queue {
     /// Returns a chain to the driver, with the number of bytes written from the start of its writable part
     /// (virtio 1.3 §2.7.8.2, §2.8.4). The driver sees it after the next [`publish`](Self::publish), and with
     /// `VIRTIO_F_IN_ORDER` not before all chains popped earlier have been pushed as well.
-    #[inline]
+    #[inline(always)]
     pub fn push<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Chain, written_bytes: u64) -> Result<(), QueueError> {
         debug_assert!(written_bytes <= chain.writable_bytes(), "more written than the chain has room for");
         let len = u32::try_from(written_bytes.min(chain.writable_bytes())).unwrap_or(u32::MAX);

@@ -14,7 +14,7 @@ use super::chain::{Body, Chain, Returned};
 use super::error::QueueError;
 use super::mem::{Descriptor, OutsideMemory, RingMem, entry_of};
 use super::ring::{F_EVENT_IDX, F_INDIRECT_DESC};
-use super::walk::{Buffer, InFlight, Parser, Sum};
+use super::walk::{Buffer, InFlight, Parser};
 use crate::planted::{Defect, is_planted, panic_if_planted};
 use crate::virtio::QueueState;
 
@@ -231,12 +231,15 @@ impl Split {
     #[inline(always)]
     pub(super) fn give_back<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Returned) -> Result<(), QueueError> {
         let Returned { head, slots, len, .. } = chain;
-        if !self.in_flight.contains(head) {
+        if !self.in_flight.take(head, slots) {
             return Err(QueueError::NotInFlight { head });
         }
         let next = self.ring.next_used();
-        mem.write_used(self.entry(self.ring.used_ring(), next, USED_ENTRY), u32::from(head), len)?;
-        self.in_flight.remove(head, slots);
+        let written = mem.write_used(self.entry(self.ring.used_ring(), next, USED_ENTRY), u32::from(head), len);
+        if written.is_err() {
+            self.in_flight.insert(head, slots);
+        }
+        written?;
         self.ring.set_next_used(next.wrapping_add(1));
         Ok(())
     }
@@ -299,42 +302,55 @@ impl Split {
     }
 
     /// Walks the chain at `head`.
+    #[inline(always)]
     fn parse<M: RingMem + ?Sized>(&mut self, mem: &M, head: u16, body: &mut Body) -> Result<(), QueueError> {
-        let mut sum = Sum::default();
-        let (addr, entries) = (self.ring.desc_table(), self.ring.size());
-        let mut last = mem.read_descriptor(entry_of(addr, head))?;
+        let first = mem.read_descriptor(entry_of(self.ring.desc_table(), head))?;
         body.slots = 1;
-        if last.flags & Descriptor::INDIRECT == 0 {
-            let ring = Table { addr, entries, first: head, indirect: false };
-            (sum, last) = self.walk(mem, ring, Some(last), sum, body)?;
-            body.slots = sum.descriptors;
+        if first.flags & Descriptor::INDIRECT != 0 {
+            return self.walk_indirect(mem, first, body);
         }
-        if last.flags & Descriptor::INDIRECT != 0 {
-            check_indirect(self.parser.indirect(), last)?;
-            body.slots = sum.descriptors.saturating_add(1);
-            let entries = self.parser.table_entries(mem, last.addr, last.len)?;
-            let table = Table { addr: last.addr, entries, first: 0, indirect: true };
-            (sum, _) = self.walk(mem, table, None, sum, body)?;
+        match self.walk_ring(mem, head, first, body)? {
+            Some(last) => self.walk_indirect(mem, last, body),
+            None => Ok(()),
         }
-        sum.close(body);
-        Ok(())
     }
 
-    /// Follows the descriptors of one table; the first one may have been read. Returns what the chain comes to by then, and
-    /// the descriptor that ends the walk, which is an indirect one or the last.
+    /// Walks a chain through the ring, from its `first` descriptor, which has been read. The indirect descriptor that ends
+    /// the walk, if one does.
     #[inline(never)]
-    fn walk<M: RingMem + ?Sized>(
+    fn walk_ring<M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
-        table: Table,
-        first: Option<Descriptor>,
-        sum: Sum,
+        head: u16,
+        first: Descriptor,
         body: &mut Body,
-    ) -> Result<(Sum, Descriptor), QueueError> {
+    ) -> Result<Option<Descriptor>, QueueError> {
+        let table = Table { addr: self.ring.desc_table(), entries: self.ring.size(), first: head, indirect: false };
+        let last = match mem.table(table.addr, table.entries) {
+            Some(read) => self.walk(mem, table, read, Some(first), body)?,
+            None => self.walk_anywhere(mem, table, Some(first), body)?,
+        };
+        // As many as the queue has entries, at most.
+        body.slots = body.sum.descriptors.saturating_add(u32::from(last.is_some())) as u16;
+        Ok(last)
+    }
+
+    /// Walks the table that `desc` names.
+    #[inline(never)]
+    fn walk_indirect<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        desc: Descriptor,
+        body: &mut Body,
+    ) -> Result<(), QueueError> {
+        check_indirect(self.parser.indirect(), desc)?;
+        let entries = self.parser.table_entries(mem, desc.addr, desc.len)?;
+        let table = Table { addr: desc.addr, entries, first: 0, indirect: true };
         match mem.table(table.addr, table.entries) {
-            Some(read) => self.walk_by(mem, table, read, first, sum, body),
-            None => self.walk_anywhere(mem, table, first, sum, body),
-        }
+            Some(read) => self.walk(mem, table, read, None, body)?,
+            None => self.walk_anywhere(mem, table, None, body)?,
+        };
+        Ok(())
     }
 
     /// As [`walk`](Self::walk), of a table that cannot be had as one.
@@ -345,24 +361,24 @@ impl Split {
         mem: &M,
         table: Table,
         first: Option<Descriptor>,
-        sum: Sum,
         body: &mut Body,
-    ) -> Result<(Sum, Descriptor), QueueError> {
+    ) -> Result<Option<Descriptor>, QueueError> {
         let read = |index| mem.read_descriptor(entry_of(table.addr, index)).ok();
-        self.walk_by(mem, table, read, first, sum, body)
+        self.walk(mem, table, read, first, body)
     }
 
-    /// As [`walk`](Self::walk), with each descriptor by `read`.
+    /// Follows the descriptors of one table, each by `read`; the first one may have been read. Returns the indirect
+    /// descriptor that ends the walk, if one does.
     #[inline(always)]
-    fn walk_by<M: RingMem + ?Sized>(
+    fn walk<M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
         table: Table,
         read: impl Fn(u16) -> Option<Descriptor>,
         first: Option<Descriptor>,
-        mut sum: Sum,
         body: &mut Body,
-    ) -> Result<(Sum, Descriptor), QueueError> {
+    ) -> Result<Option<Descriptor>, QueueError> {
+        let mut sum = body.sum;
         let Table { addr, entries, first: start, indirect } = table;
         let read = |index| {
             let addr = entry_of(addr, index);
@@ -376,9 +392,12 @@ impl Split {
         // The descriptor behind this one, as long as each was the one behind the last, as in nearly every chain: none can
         // have come twice then. Beyond every index from the first jump on.
         let mut in_order = u32::from(index).wrapping_add(1);
-        loop {
+        let end = loop {
             if desc.flags & Descriptor::INDIRECT != 0 {
-                return if indirect { Err(QueueError::IndirectNested) } else { Ok((sum, desc)) };
+                if indirect {
+                    return Err(QueueError::IndirectNested);
+                }
+                break Some(desc);
             }
             if is_planted(Defect::DescriptorReadTwice) {
                 desc = mem.read_descriptor(entry_of(addr, index))?;
@@ -386,10 +405,10 @@ impl Split {
             let Descriptor { addr, len, flags, next } = desc;
             self.parser.add(mem, &mut sum, body, Buffer { addr, len, write: flags & Descriptor::WRITE != 0 })?;
             if flags & Descriptor::NEXT == 0 {
-                return Ok((sum, desc));
+                break None;
             }
             if next >= entries && is_planted(Defect::ChainCutShort) {
-                return Ok((sum, desc));
+                break None;
             }
             if next >= entries {
                 return Err(QueueError::BadNext { next, entries });
@@ -407,7 +426,10 @@ impl Split {
             }
             index = next;
             desc = read(index)?;
-        }
+        };
+        body.sum = sum;
+        sum.close(body);
+        Ok(end)
     }
 
     /// Guest address of the ring entry that free-running `index` falls on.

@@ -506,6 +506,7 @@ fn a_pair_of_words_and_the_last_byte_are_the_same_however_their_bytes_are_cut() 
         let posted = driver.post(&bufs);
         driver.publish();
         let chain = queue.pop(&mem).unwrap().unwrap();
+        assert_eq!(chain.read_header(&mem), Ok([0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09]), "cut at {cut}");
         let mut reader = chain.reader(&mem);
         assert_eq!(reader.read_pair(), Ok([0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09]), "cut at {cut}");
         assert_eq!(reader.remaining(), 8);

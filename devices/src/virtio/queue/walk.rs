@@ -46,18 +46,17 @@ impl Parser {
         Buffer { addr, len, write }: Buffer,
     ) -> Result<(), QueueError> {
         // Direct descriptors before an indirect table count too: the whole chain is bounded by the queue.
-        if sum.descriptors >= self.size {
+        if sum.descriptors >= u32::from(self.size) {
             return Err(QueueError::ChainTooLong { size: self.size });
         }
         sum.descriptors = sum.descriptors.wrapping_add(1);
-        if write != sum.writable_seen {
-            if !write && !is_planted(Defect::OrderUnchecked) {
-                return Err(QueueError::ReadableAfterWritable);
-            }
-            if write {
-                sum.writable_seen = true;
+        if write {
+            if sum.writable == 0 {
                 (body.readable, body.readable_bytes) = (body.ranges.len(), sum.bytes);
             }
+            sum.writable = sum.writable.wrapping_add(1);
+        } else if sum.writable > 0 && !is_planted(Defect::OrderUnchecked) {
+            return Err(QueueError::ReadableAfterWritable);
         }
         let bytes = u64::from(len);
         sum.bytes = sum.bytes.saturating_add(bytes);
@@ -141,13 +140,14 @@ pub(super) struct Buffer {
     pub(super) write: bool,
 }
 
-/// What the descriptors of a chain come to while it is walked. Apart from its [`Body`], so that it lives in registers.
+/// What the descriptors of a chain come to while it is walked: apart from its [`Body`] meanwhile, so that it lives in
+/// registers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sum {
     /// Direct descriptors, those without bytes included.
-    pub(super) descriptors: u16,
-    /// A device-writable one was among them.
-    writable_seen: bool,
+    pub(super) descriptors: u32,
+    /// Device-writable ones among them.
+    writable: u32,
     bytes: u64,
 }
 
@@ -155,7 +155,7 @@ impl Sum {
     /// The chain is complete.
     #[inline]
     pub(super) fn close(self, body: &mut Body) {
-        if !self.writable_seen {
+        if self.writable == 0 {
             (body.readable, body.readable_bytes) = (body.ranges.len(), self.bytes);
         }
         body.writable_bytes = self.bytes.wrapping_sub(body.readable_bytes);
@@ -192,6 +192,18 @@ impl InFlight {
             self.count = self.count.wrapping_add(1);
             self.slots = self.slots.saturating_add(slots.into());
         }
+    }
+
+    /// Takes out a number, where it is in it.
+    #[inline]
+    pub(super) fn take(&mut self, number: u16, slots: u16) -> bool {
+        let Some(word) = self.bits.get_mut(usize::from(number >> 6)).filter(|word| **word & bit(number) != 0) else {
+            return false;
+        };
+        *word &= !bit(number);
+        self.count = self.count.wrapping_sub(1);
+        self.slots = self.slots.saturating_sub(slots.into());
+        true
     }
 
     /// Takes out a number that is in it.
