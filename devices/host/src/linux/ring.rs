@@ -224,7 +224,7 @@ impl Ring {
         (slot.retries, slot.cancelled, slot.whole_bytes) = (0, false, 0);
         slot.vectors.vectors.clear();
         if op == Op::Flush {
-            return self.call(number);
+            return self.call_again(number);
         }
         match slot.vectors.extend(&self.mem, ranges) {
             Err(_) => self.end(number, Err(EngineError::Memory)),
@@ -252,7 +252,7 @@ impl Ring {
             }
             bouncing.fill(slot);
         }
-        self.call(number);
+        self.call_again(number);
     }
 
     /// Stages the next call of a read or write that was done in part.
@@ -263,21 +263,27 @@ impl Ring {
         {
             bouncing.fill(slot);
         }
+        self.call_again(number);
+    }
+
+    /// Stages a call of a request that is not its first, or not a plain one.
+    #[inline(never)]
+    fn call_again(&mut self, number: usize) {
         self.call(number);
     }
 
     /// Stages a call of a request.
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, number: usize) {
         let slot = &self.slots[number];
         let vectors = slot.vectors();
+        if let (Op::Read, [libc::iovec { iov_base, iov_len }]) = (slot.op, vectors) {
+            // Without a vector for the kernel to fetch. A length is a descriptor's, or less.
+            let entry = opcode::Read::new(DISK, iov_base.cast(), *iov_len as u32).offset(slot.offset_bytes).build();
+            return self.push(&entry.user_data(number as u64));
+        }
         let count = iovec::vectors_of_a_call(vectors) as u32;
         let entry = match slot.op {
-            Op::Read if vectors.len() == 1 => {
-                // Without a vector for the kernel to fetch. A length is a descriptor's, or less.
-                let libc::iovec { iov_base, iov_len } = vectors[0];
-                opcode::Read::new(DISK, iov_base.cast(), iov_len as u32).offset(slot.offset_bytes).build()
-            }
             Op::Read => opcode::Readv::new(DISK, vectors.as_ptr(), count).offset(slot.offset_bytes).build(),
             Op::Write { durable } => opcode::Writev::new(DISK, vectors.as_ptr(), count)
                 .offset(slot.offset_bytes)
@@ -288,7 +294,7 @@ impl Ring {
         self.push(&entry.user_data(number as u64));
     }
 
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, entry: &squeue::Entry) {
         self.calls += 1;
         self.staged = true;
@@ -414,7 +420,7 @@ impl Ring {
             (_, errno) if [-libc::EINTR, -libc::EAGAIN].contains(&errno) && slot.retries < MAX_RETRIES => {
                 slot.retries += 1;
                 if !slot.cancelled {
-                    return self.call(number);
+                    return self.call_again(number);
                 }
                 Err(EngineError::Cancelled)
             }
@@ -453,7 +459,7 @@ impl Ring {
             bouncing.free.append(&mut self.slots[number].chunks);
         }
         while let Some(next) = self.next_of_waiting() {
-            self.call(next);
+            self.call_again(next);
         }
     }
 

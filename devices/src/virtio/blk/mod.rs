@@ -7,6 +7,7 @@ mod backend;
 mod device;
 mod durability;
 mod failure;
+mod flight;
 #[cfg(test)]
 mod proptests;
 mod request;

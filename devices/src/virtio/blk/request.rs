@@ -97,7 +97,7 @@ impl From<ChainError> for Status {
 /// Decodes and checks the request in `chain`. The last writable byte is the status and is not touched here. A request of
 /// several segments is several operations: those after the first are put into `rest`, the last one first. An error is the
 /// status the request ends with.
-#[inline]
+#[inline(always)]
 pub(super) fn parse<M: GuestMemory + ?Sized>(
     mem: &M,
     chain: &Chain,
@@ -105,8 +105,7 @@ pub(super) fn parse<M: GuestMemory + ?Sized>(
     mode: Mode,
     rest: &mut Vec<Work>,
 ) -> Result<Outcome, Status> {
-    let mut out_data = chain.reader(mem);
-    let [first, sector] = out_data.read_pair()?;
+    let [first, sector] = chain.read_header(mem)?;
     // The upper half is reserved.
     let kind = first as u32;
     let data_bytes = chain.writable_bytes().checked_sub(1).ok_or(Status::IoErr)?;
@@ -117,7 +116,7 @@ pub(super) fn parse<M: GuestMemory + ?Sized>(
         }
         kind::OUT => {
             writable(shared)?;
-            let len_bytes = out_data.remaining();
+            let len_bytes = chain.readable_bytes().saturating_sub(HEADER_BYTES);
             let offset_bytes = extent(shared, sector, len_bytes)?;
             Ok(submit(BlkOp::Write { durable: mode.durable(shared) }, offset_bytes, len_bytes))
         }
@@ -191,7 +190,7 @@ fn parse_rare<M: GuestMemory + ?Sized>(
 
 /// The guest memory that holds the data of a request for `work`, which [`parse`] found in `chain`. `room` is for a list
 /// where the chain has none.
-#[inline]
+#[inline(always)]
 pub(super) fn data_ranges<'r, M: GuestMemory + ?Sized>(
     mem: &M,
     chain: &'r Chain,

@@ -199,6 +199,12 @@ impl Recorder {
         *now_ns.get_or_insert_with(|| clock.monotonic_ns())
     }
 
+    /// A read was taken from the ring.
+    #[inline]
+    pub(super) fn taken_read(&mut self) {
+        self.stats.read.count();
+    }
+
     /// A request was taken from the ring and understood, or not.
     pub(super) fn taken(&mut self, outcome: &Result<Outcome, Status>) {
         let stats = &self.stats;

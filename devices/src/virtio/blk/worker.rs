@@ -6,8 +6,8 @@ use vm_memory::GuestMemory;
 
 use super::backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
 use super::device::Shared;
-use super::durability::{Durability, Moment};
 use super::failure::Failure;
+use super::flight::{InFlight, Stage, remember, request_at, token};
 use super::request::{Mode, Outcome, Status, Work, data_ranges, parse};
 use super::stats::{BlkStats, Recorder};
 use crate::legacy::clock::Clock;
@@ -53,30 +53,6 @@ pub struct BlkWorker<B> {
     ended: Vec<(RequestToken, Result<(), BlkError>)>,
     segments: Vec<Work>,
     spare: Vec<Vec<Work>>,
-}
-
-/// A request, in one place from its submission to its end, or room for one.
-#[derive(Debug, Default)]
-struct InFlight {
-    /// `None`: there is none, and the rest means nothing, but that `rest` is empty.
-    chain: Option<Chain>,
-    work: Work,
-    /// What is to be done after it, the last one first.
-    rest: Vec<Work>,
-    stage: Stage,
-    /// When the disk was asked.
-    asked: Moment,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
-    /// The disk works on it.
-    #[default]
-    Asked,
-    /// It is done, and counts as durable when the flush that the disk works on has succeeded.
-    Settling,
-    /// The disk failed it; it waits for the operator.
-    Held,
 }
 
 impl<B> BlkWorker<B> {
@@ -177,31 +153,64 @@ impl<B> BlkWorker<B> {
         B: BlkBackend<M>,
     {
         let outcome = parse(mem, &chain, &self.shared, self.mode, &mut self.segments);
+        // Apart, so that what is known of a read does not have to be found out again.
+        if let Ok(Outcome::Submit(Work { op: BlkOp::Read, offset_bytes, len_bytes })) = outcome {
+            self.throttle.charge(len_bytes);
+            self.recorder.taken_read();
+            return self.start_request(mem, chain, Work { op: BlkOp::Read, offset_bytes, len_bytes });
+        }
+        self.begin_other(mem, chain, outcome);
+    }
+
+    /// As [`begin`](Self::begin), of anything but a read.
+    #[inline(never)]
+    fn begin_other<M: GuestMemory>(&mut self, mem: &M, chain: Chain, outcome: Result<Outcome, Status>)
+    where
+        B: BlkBackend<M>,
+    {
         self.throttle.charge(data_bytes(&outcome, &self.segments));
         self.recorder.taken(&outcome);
         match outcome {
-            Ok(Outcome::Submit(work)) => {
-                let head = chain.head();
-                self.recorder.submitted(head);
-                // The table is as long as the queue and the queue refuses heads beyond its size, and those in flight.
-                let Some(place) = self.in_flight.get_mut(usize::from(head)) else { return chain.abandon() };
-                place.work = work;
-                place.chain = Some(chain);
-                // Nearly no request has more than one segment: the list stays here for the next one then.
-                if !self.segments.is_empty() {
-                    place.rest = std::mem::replace(&mut self.segments, self.spare.pop().unwrap_or_default());
-                }
-                return self.ask(mem, head);
-            }
+            Ok(Outcome::Submit(work)) => return self.start_request(mem, chain, work),
             Ok(Outcome::Done { filled_bytes }) => finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes),
             Err(status) => finish(&mut self.queue, mem, chain, status, 0),
         }
         self.segments.clear();
     }
 
-    /// Has the disk do what the request at `head` is for.
-    #[inline]
-    fn ask<M: GuestMemory>(&mut self, mem: &M, head: u16)
+    #[inline(always)]
+    fn start_request<M: GuestMemory>(&mut self, mem: &M, chain: Chain, work: Work)
+    where
+        B: BlkBackend<M>,
+    {
+        let head = chain.head();
+        self.recorder.submitted(head);
+        // The table is as long as the queue and the queue refuses heads beyond its size, and those in flight.
+        let Some(place) = self.in_flight.get_mut(usize::from(head)) else { return chain.abandon() };
+        place.work = work;
+        place.chain = Some(chain);
+        // Nearly no request has more than one segment: the list stays here for the next one then.
+        if !self.segments.is_empty() {
+            place.rest = std::mem::replace(&mut self.segments, self.spare.pop().unwrap_or_default());
+        }
+        self.ask(mem, head, work);
+    }
+
+    /// Has the disk do what the request at `head` is for, after something else was done for it.
+    #[inline(never)]
+    fn ask_again<M: GuestMemory>(&mut self, mem: &M, head: u16)
+    where
+        B: BlkBackend<M>,
+    {
+        if let Some(InFlight { work, .. }) = request_at(&mut self.in_flight, head) {
+            let work = *work;
+            self.ask(mem, head, work);
+        }
+    }
+
+    /// Has the disk do what the request at `head` is for, which is `work`.
+    #[inline(always)]
+    fn ask<M: GuestMemory>(&mut self, mem: &M, head: u16, work: Work)
     where
         B: BlkBackend<M>,
     {
@@ -209,13 +218,13 @@ impl<B> BlkWorker<B> {
         let token = token(self.life, head);
         let Some(request) = self.in_flight.get_mut(usize::from(head)) else { return };
         let Some(chain) = &request.chain else { return };
-        let Work { op, offset_bytes, len_bytes } = request.work;
-        if op.is_durable() && durability.is_lost() {
+        let Work { op, offset_bytes, len_bytes } = work;
+        if !matches!(op, BlkOp::Read) && op.is_durable() && durability.is_lost() {
             return self.fail(mem, head, BlkError::Lost);
         }
         request.stage = Stage::Asked;
         request.asked = durability.now();
-        let submitted = match data_ranges(mem, chain, &request.work, &mut self.ranges) {
+        let submitted = match data_ranges(mem, chain, &work, &mut self.ranges) {
             Ok(ranges) => self.backend.submit(mem, BlkRequest { token, op, offset_bytes, len_bytes, ranges }),
             Err(_) => Err(BlkError::Memory),
         };
@@ -261,7 +270,7 @@ impl<B> BlkWorker<B> {
     {
         let mut ended = std::mem::take(&mut self.ended);
         self.backend.poll(mem, &mut |token, result| ended.push((token, result)));
-        let mut asked = false;
+        let (mut asked, mut read_bytes) = (false, 0u64);
         for (token, result) in ended.drain(..) {
             let (life, head) = (token.0 >> 16, token.0 as u16);
             let request = request_at(&mut self.in_flight, head).filter(|_| life == u64::from(self.life));
@@ -269,6 +278,15 @@ impl<B> BlkWorker<B> {
                 debug_assert!(false, "the disk completed {token:?}, which is not in flight");
                 continue;
             };
+            // A read that went well leaves nothing to be looked into.
+            if result.is_ok() && matches!(request.work.op, BlkOp::Read) && !abandon {
+                let Some(chain) = request.chain.take() else { continue };
+                let len_bytes = request.work.len_bytes;
+                read_bytes = read_bytes.saturating_add(len_bytes);
+                self.recorder.completed(head);
+                finish(&mut self.queue, mem, chain, Status::Ok, len_bytes);
+                continue;
+            }
             remember(&self.shared.durability, request, result);
             if !abandon {
                 asked |= self.answered(mem, head, result);
@@ -277,6 +295,9 @@ impl<B> BlkWorker<B> {
             }
         }
         self.ended = ended;
+        if read_bytes > 0 {
+            self.queue.counters().bytes_to_guest.add(read_bytes);
+        }
         asked
     }
 
@@ -295,7 +316,7 @@ impl<B> BlkWorker<B> {
     }
 
     /// The disk has answered the request at `head`. Says whether it was asked for something else.
-    #[inline]
+    #[inline(never)]
     fn answered<M: GuestMemory>(&mut self, mem: &M, head: u16, result: Result<(), BlkError>) -> bool
     where
         B: BlkBackend<M>,
@@ -314,7 +335,7 @@ impl<B> BlkWorker<B> {
             Ok(()) => match request.rest.pop() {
                 Some(next) => {
                     request.work = next;
-                    self.ask(mem, head);
+                    self.ask_again(mem, head);
                     return true;
                 }
                 None => self.succeed(mem, head),
@@ -328,16 +349,13 @@ impl<B> BlkWorker<B> {
         let Some((chain, work)) = self.take(head) else { return };
         let counters = self.queue.counters();
         let filled_bytes = match work.op {
-            BlkOp::Read => {
-                counters.bytes_to_guest.add(work.len_bytes);
-                work.len_bytes
-            }
-            BlkOp::Write { .. } => {
-                counters.bytes_from_guest.add(work.len_bytes);
-                0
-            }
+            BlkOp::Read => work.len_bytes,
             _ => 0,
         };
+        counters.bytes_to_guest.add(filled_bytes);
+        if let BlkOp::Write { .. } = work.op {
+            counters.bytes_from_guest.add(work.len_bytes);
+        }
         self.recorder.completed(head);
         finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes);
     }
@@ -375,7 +393,7 @@ impl<B> BlkWorker<B> {
                 debug_assert_eq!(request.stage, Stage::Held, "nothing else outlasts a pause");
                 let inside = request.rest.iter().chain([&request.work]).all(|work| work.is_inside(&self.shared));
                 match inside {
-                    true => self.ask(mem, head),
+                    true => self.ask_again(mem, head),
                     false => self.fail(mem, head, BlkError::Cancelled),
                 }
             }
@@ -411,48 +429,6 @@ impl<B> BlkWorker<B> {
 impl<B> Drop for BlkWorker<B> {
     fn drop(&mut self) {
         self.abandon_all();
-    }
-}
-
-/// What the disk is to call the request at `head`.
-#[inline]
-fn token(life: u32, head: u16) -> RequestToken {
-    RequestToken(u64::from(life) << 16 | u64::from(head))
-}
-
-/// The request at `head`, where there is one.
-#[inline]
-fn request_at(in_flight: &mut [InFlight], head: u16) -> Option<&mut InFlight> {
-    in_flight.get_mut(usize::from(head)).filter(|place| place.chain.is_some())
-}
-
-/// What the disk's answer means for what is durable.
-#[inline]
-fn remember(durability: &Durability, request: &InFlight, result: Result<(), BlkError>) {
-    let flush = request.work.op == BlkOp::Flush || request.stage == Stage::Settling;
-    match result {
-        Ok(()) if flush => durability.flushed(request.asked),
-        Ok(()) => {}
-        Err(error) => remember_failure(durability, request, flush, error),
-    }
-}
-
-#[cold]
-fn remember_failure(durability: &Durability, request: &InFlight, flush: bool, error: BlkError) {
-    match error {
-        BlkError::Cancelled if flush => {}
-        _ if flush => durability.flush_failed(),
-        error if request.work.op.writes() => {
-            if error.is_of_disk() || error == BlkError::Cancelled {
-                durability.write_failed();
-            }
-            // It may have been the part that makes it durable, whose failure the system reports once, and of other
-            // writes as well. Without space nothing was taken in the first place.
-            if request.work.op.is_durable() && error.is_of_disk() && error != BlkError::NoSpace {
-                durability.flush_failed();
-            }
-        }
-        _ => {}
     }
 }
 

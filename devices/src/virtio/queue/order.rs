@@ -21,7 +21,8 @@ impl Order {
         Self { waiting: VecDeque::with_capacity(usize::from(size)), first: 0 }
     }
 
-    /// A chain was popped: its turn.
+    /// A chain was popped: its turn. Apart from popping, as few drivers have this feature.
+    #[inline(never)]
     pub(super) fn begin(&mut self) -> u16 {
         let turn = self.first.wrapping_add(self.waiting.len() as u16);
         self.waiting.push_back(None);
