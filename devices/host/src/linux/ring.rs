@@ -21,7 +21,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::types::{CancelBuilder, Fixed, FsyncFlags};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, Probe, opcode, squeue};
 
 use crate::Event;
 use crate::bounce::{self, Alignment, Bounce, CHUNK_BYTES};
@@ -166,6 +166,8 @@ impl Ring {
     ) -> io::Result<Self> {
         let depth = options.depth.max(1);
         let ring = IoUring::new(u32::try_from(depth.next_power_of_two()).unwrap_or(u32::MAX))?;
+        // A kernel before 5.6 knows neither the probe nor a read without vectors, and would fail every one of them.
+        ring.submitter().register_probe(&mut Probe::new())?;
         ring.submitter().register_files(&[disk.file()?.as_raw_fd()])?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
         let eraser = Pool::start(
