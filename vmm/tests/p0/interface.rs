@@ -17,7 +17,7 @@ pub fn set_up(up: bool) -> io::Result<()> {
     // SAFETY: takes numbers; then the request lives through the call, and the descriptor is this function's own.
     unsafe {
         let socket = check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
-        let result = check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw mut request));
+        let result = check(libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &raw mut request));
         libc::close(socket);
         result.map(drop)
     }

@@ -24,7 +24,7 @@ pub fn enter() -> io::Result<()> {
 
     // SAFETY: takes numbers.
     let socket = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    for (call, address) in [(libc::SIOCSIFADDR, [192, 0, 2, 1]), (libc::SIOCSIFNETMASK, [255, 255, 255, 0])] {
+    for (call, address) in [(libc::SIOCSIFADDR as _, [192, 0, 2, 1]), (libc::SIOCSIFNETMASK as _, [255, 255, 255, 0])] {
         let mut request = self::request();
         // SAFETY: all bits zero is a valid address structure.
         let mut inet: libc::sockaddr_in = unsafe { mem::zeroed() };
@@ -38,7 +38,7 @@ pub fn enter() -> io::Result<()> {
     let mut request = self::request();
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: the request lives through the call.
-    check(unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw mut request) })?;
+    check(unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &raw mut request) })?;
     // The device is free for the program.
     // SAFETY: both descriptors are this function's own.
     unsafe {

@@ -127,7 +127,7 @@ impl Events {
             Err(error) => return Err(error),
         }
         // SAFETY: the request is a valid ifreq with a terminated name, and the call fills in its flags.
-        match check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) }) {
+        match check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) }) {
             // SAFETY: the call has filled in the flags.
             Ok(_) if i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP == 0 => Ok(Interface::Down),
             Ok(_) => Ok(Interface::Up),
@@ -192,7 +192,7 @@ mod tests {
             check(libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1)).unwrap();
             let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)).unwrap());
             request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-            check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request)).unwrap();
+            check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request)).unwrap();
         }
         true
     }
@@ -295,7 +295,7 @@ mod tests {
         // SAFETY: a valid request.
         unsafe {
             let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)).unwrap());
-            check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request)).unwrap();
+            check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request)).unwrap();
         }
     }
 
