@@ -101,6 +101,8 @@ const NO_ERROR_INFORMATION: u16 = 0xfffe;
 ///
 /// # Errors
 /// A string that cannot be stored.
+// By itself it is built for size, as this package is; as a part of its caller it is not.
+#[inline(never)]
 pub fn build_smbios(config: &SmbiosConfig<'_>, entry_gpa: u64) -> Result<SmbiosTables, SmbiosError> {
     config.system.check()?;
     let mut structures = bios();

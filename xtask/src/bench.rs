@@ -57,7 +57,7 @@ impl Programs {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
             .current_dir(paths::workspace())
-            .args(["build", "--quiet", "--profile", "dist", "--target", TARGET])
+            .args(["build", "--quiet", "--profile", "dist", "--target", TARGET, "--config", ".cargo/dist.toml"])
             .args(["--package", "zvmm", "--package", "benches", "--bins"])
             .status()
             .context("cannot start cargo")?;

@@ -254,6 +254,7 @@ pub struct AcpiTables {
 
 /// Builds all tables from `base_gpa` (64-byte aligned, below 4 GiB) upwards; the RSDP comes first. At most
 /// [`layout::ACPI_TABLES_MAX`] bytes for any machine.
+#[inline(never)]
 pub fn build_acpi(config: &AcpiConfig, base_gpa: u64) -> AcpiTables {
     let mut placer = Placer { next: base_gpa + RSDP_ROOM, blobs: Vec::new() };
     let facs = placer.put(&FACS::new());

@@ -175,6 +175,8 @@ pub struct GuestArgs {
 
 impl GuestArgs {
     /// The configuration: the file first, the options on top of it.
+    // Cold, as what runs once is to be small: its pages stay in the process.
+    #[cold]
     pub fn into_config(self) -> Result<VmConfig, ConfigError> {
         let mut config = match &self.config {
             Some(file) => VmConfig::read_json(file)?,
@@ -229,6 +231,7 @@ impl GuestArgs {
         Ok(())
     }
 
+    #[cold]
     fn put_devices(&self, config: &mut VmConfig) -> Result<(), ConfigError> {
         for text in &self.disk {
             config.disks.push(disk(text)?);

@@ -87,6 +87,7 @@ impl VmConfig {
     }
 
     /// Every problem that [`VmConfig::check`] can see.
+    #[cold]
     pub fn problems(&self) -> Vec<ConfigError> {
         let mut found = Problems(Vec::new());
         found.text("name (--name)", &self.name);

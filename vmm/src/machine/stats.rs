@@ -8,6 +8,7 @@ use super::virtio::Device;
 use crate::vcpu::VcpuCounters;
 
 /// All counters now: returns to the process by vCPU and kind, and each queue's by device.
+#[cold]
 pub fn snapshot(vcpus: &[Arc<VcpuCounters>], devices: &[Device], resets: u64) -> Value {
     let exits = |counters: &VcpuCounters| -> Value {
         counters.snapshot().map(|(kind, count)| (kind.to_owned(), Value::from(count))).collect::<Map<_, _>>().into()

@@ -329,7 +329,8 @@ where
 }
 
 fn zero<M: GuestMemory + ?Sized>(mem: &M, gpa: u64, bytes: u64) -> Result<(), BootError> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    // They are bytes of the program: a longer run of them is in memory as long as the process.
+    static ZEROS: [u8; 4 << 10] = [0; 4 << 10];
     let mut done = 0;
     while done < bytes {
         let count = (bytes - done).min(ZEROS.len() as u64);
