@@ -131,7 +131,7 @@ fn execute(request: &mut Request, ram: &Ram, oracles: &mut Oracles) -> Result<()
         BlkOp::Flush => {}
         BlkOp::Discard | BlkOp::WriteZeroes { .. } => area.fill(0),
         BlkOp::Read | BlkOp::Write { .. } => {
-            request.content = (if request.ask.op == BlkOp::Read { digest(0, area) } else { 0 }, *moment);
+            request.content = (if request.ask.op == BlkOp::Read { digest(area) } else { 0 }, *moment);
             let mut rest = area;
             for range in &request.ranges {
                 let (here, after) = rest.split_at_mut(range.len as usize);

@@ -16,12 +16,11 @@ pub(super) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// that there are no magic numbers to be guessed, text has dictionaries, and the reports took two fifths of the time. Nor do
 /// they bring a table of the counters' addresses, by which libFuzzer looks up every counter of each new input to count edges:
 /// it is guided by the counters alone.
-const COVERAGE_GUIDED: [&str; 4] = [
-    "--cfg=fuzzing",
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cforce-frame-pointers=yes",
-];
+const COVERAGE_GUIDED: [&str; 3] =
+    ["--cfg=fuzzing", "-Cpasses=sancov-module", "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters"];
+
+/// Beside it: AddressSanitizer keeps the stack of each allocation, and walks it by frame pointers.
+const ADDRESS_SANITIZER: [&str; 2] = ["-Zsanitizer=address", "-Cforce-frame-pointers=yes"];
 
 /// Which packages get counters: all but the models, which judge what others do. Without a level the pass above adds none.
 const COUNTED: [&str; 5] = [
@@ -51,7 +50,7 @@ impl Build {
     pub fn programs(self, targets: &[&Target]) -> anyhow::Result<PathBuf> {
         let (name, flags): (_, Vec<&str>) = match self {
             Self::Fuzz => ("fuzz", COVERAGE_GUIDED.to_vec()),
-            Self::Asan => ("asan", COVERAGE_GUIDED.into_iter().chain(["-Zsanitizer=address"]).collect()),
+            Self::Asan => ("asan", COVERAGE_GUIDED.into_iter().chain(ADDRESS_SANITIZER).collect()),
             Self::Coverage => ("coverage", vec!["-Cinstrument-coverage"]),
         };
         let into = folder().join("build").join(name);

@@ -2,7 +2,7 @@
 
 use super::ring::{Flying, Range};
 use crate::finding;
-use crate::ram::Ram;
+use crate::ram::{Ram, Stream};
 use devices::virtio::blk::{BlkConfig, BlkError, BlkOp, Failure, OnError};
 
 /// Sectors of a disk.
@@ -438,18 +438,18 @@ impl Blk {
             }
         }
         let Some(content) = content else { return };
-        let mut found = 0;
+        let mut found = Stream::default();
         pieces(&chain.writable, 0, filled, |addr, len| {
             let mut here = [0; 512];
             let mut done = 0;
             while done < len as usize {
                 let count = (len as usize - done).min(512);
                 ram.peek(addr + done as u64, &mut here[..count]);
-                found = digest(found, &here[..count]);
+                found.add(&here[..count]);
                 done += count;
             }
         });
-        if found != content {
+        if found.digest() != content {
             finding!("spec", "a read is acknowledged whose buffer does not hold what the disk gave");
         }
     }
@@ -464,8 +464,10 @@ fn is_durable(op: BlkOp) -> bool {
     matches!(op, BlkOp::Flush | BlkOp::Write { durable: true } | BlkOp::WriteZeroes { durable: true, .. })
 }
 
-/// Digest of bytes after others.
+/// Digest of what a read gives.
 #[must_use]
-pub fn digest(before: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(before, |hash, byte| hash.wrapping_mul(0x100_0000_01b3).wrapping_add(u64::from(*byte) + 1))
+pub fn digest(bytes: &[u8]) -> u64 {
+    let mut stream = Stream::default();
+    stream.add(bytes);
+    stream.digest()
 }
