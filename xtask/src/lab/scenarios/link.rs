@@ -17,7 +17,9 @@ const CARRIER: &str = "cat /sys/class/net/eth0/carrier";
 const TRAFFIC: &str =
     "{ (while [ ! -e /tmp/stop ]; do ping -c 1 -W 1 10.0.0.1; sleep 0.05; done) > /tmp/pings 2>&1 & }";
 const WAITS_FOR_DOWN: &str = "timeout 20 sh -c 'until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.1; done'";
-const WAITS_FOR_UP: &str = "timeout 20 sh -c 'until grep -q 1 /sys/class/net/eth0/carrier; do sleep 0.1; done'";
+/// The carrier is there at once, but Linux starts its queues by looking at carriers once a second, and drops what is sent
+/// before.
+const WAITS_FOR_UP: &str = "timeout 20 sh -c 'until grep -q up /sys/class/net/eth0/operstate; do sleep 0.1; done'";
 /// Linux sends nothing itself without a carrier: what is lost comes from the other side.
 const FRAMES: u64 = 40;
 const ARRIVING: &str = "lab-peer frames tap0 52:54:00:12:34:56 0 40";
