@@ -72,11 +72,14 @@ impl Drop for Rig {
     }
 }
 
+/// What a loaded host may need for what takes a millisecond, and no limit of these tests is as short.
+const LONG: Duration = Duration::from_secs(60);
+
 #[track_caller]
-fn within_a_second(mut reached: impl FnMut() -> bool) {
+fn in_the_end(mut reached: impl FnMut() -> bool) {
     let start = Instant::now();
     while !reached() {
-        assert!(start.elapsed() < Duration::from_secs(1), "it takes more than a second");
+        assert!(start.elapsed() < LONG, "it takes more than {LONG:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -84,7 +87,7 @@ fn within_a_second(mut reached: impl FnMut() -> bool) {
 #[test]
 fn a_worker_is_woken_when_its_limit_is_over_not_before_and_then_sleeps_for_good() {
     let rig = Rig::running(vec![20_000_000, 30_000_000, 0]);
-    within_a_second(|| rig.steps_ns().len() == 4);
+    in_the_end(|| rig.steps_ns().len() == 4);
     std::thread::sleep(Duration::from_millis(100));
     let steps_ns = rig.steps_ns();
     assert_eq!(steps_ns.len(), 4, "nothing wakes it any more");
@@ -97,24 +100,24 @@ fn pause_reset_and_exit_do_not_wait_for_a_limit() {
     const HOUR_NS: u64 = 3_600_000_000_000;
     for way in ["pause", "reset", "exit"] {
         let rig = Rig::running(vec![HOUR_NS; 8]);
-        within_a_second(|| !rig.steps_ns().is_empty());
+        in_the_end(|| !rig.steps_ns().is_empty());
         let done = Parked::new();
         match way {
             "pause" => rig.workers.pause(Holder::Machine, done.clone()),
             "reset" => rig.workers.reset(done.clone()),
             _ => done.complete(),
         }
-        within_a_second(|| done.is_complete());
+        in_the_end(|| done.is_complete());
         let start = Instant::now();
         drop(rig);
-        assert!(start.elapsed() < Duration::from_secs(1), "{way}");
+        assert!(start.elapsed() < LONG, "{way}");
     }
 }
 
 #[test]
 fn a_kick_reaches_a_worker_that_waits_for_its_limit() {
     let rig = Rig::running(vec![3_600_000_000_000; 8]);
-    within_a_second(|| rig.steps_ns().len() == 1);
+    in_the_end(|| rig.steps_ns().len() == 1);
     rig.workers.kick(0);
-    within_a_second(|| rig.steps_ns().len() == 2);
+    in_the_end(|| rig.steps_ns().len() == 2);
 }

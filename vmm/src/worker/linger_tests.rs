@@ -149,11 +149,12 @@ fn a_worker_that_looked_in_vain_asks_for_kicks_and_sleeps() {
         rig.lingers() > 0
     });
     // Twice as many looks as its patience has halvings end in sleep: nothing looks and nothing steps any more.
-    std::thread::sleep(Duration::from_millis(100));
-    let (steps, looks) = (rig.steps(), rig.looks());
-    assert!(steps > 0 && looks > 0);
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!((rig.steps(), rig.looks()), (steps, looks));
+    assert!(rig.looks() > 0);
+    rig.until(|rig| {
+        let before = (rig.steps(), rig.looks());
+        std::thread::sleep(Duration::from_millis(100));
+        (rig.steps(), rig.looks()) == before
+    });
 }
 
 #[test]

@@ -147,8 +147,11 @@ fn asking_for_a_register_takes_the_vcpu_out_of_the_guest() {
     let rig = Rig::with_code(FOR_EVER);
     std::thread::scope(|scope| {
         let runner = scope.spawn(|| rig.run().exitcode);
-        std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(rig.registered(VM_REG_GUEST_RIP), CODE);
+        // One that is not in the guest yet is not taken out of it.
+        while !runner.is_finished() {
+            assert_eq!(rig.registered(VM_REG_GUEST_RIP), CODE);
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert_eq!(runner.join().unwrap(), VM_EXITCODE_BOGUS);
     });
     clean(&rig);

@@ -1,6 +1,9 @@
 //! Rules that the backend has no call to break by: broken by hand.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use devices_host::sys::{
     DeviceNumber, Errno, Handle, IoctlArg, MapRequest, Mapping, OpenAccess, OpenFlags, RawHandle, SysResult,
@@ -442,11 +445,17 @@ fn a_kick_that_could_get_lost_is_noticed() {
     // Unblocked in the thread, one that comes before KVM_RUN would be gone: with the mask alone, it interrupts.
     raw.sys.block_kick_signal(false).unwrap();
     let (kick, thread) = (raw.process.clone(), raw.sys.current_thread());
+    let out = Arc::new(AtomicBool::new(false));
+    let is_out = out.clone();
+    // Again and again, as the first may be such a one.
     let kicker = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        kick.signal_thread(thread);
+        while !is_out.load(Ordering::SeqCst) {
+            kick.signal_thread(thread);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     });
     let _ = raw.none(&vcpu, KVM_RUN);
+    out.store(true, Ordering::SeqCst);
     kicker.join().unwrap();
     assert!(raw.broken().contains(rules::KICK_BLOCKED.name));
 }
@@ -512,12 +521,19 @@ fn a_vcpu_that_two_threads_run_or_that_one_asks_while_another_runs_it_is_noticed
             let _ = raw.none(&second, KVM_RUN);
         });
         let thread = receiver.recv().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        let mut regs: kvm_regs = zeroed();
-        // SAFETY: the command's structure.
-        let asked = unsafe { raw.sys.ioctl(second_number, KVM_GET_REGS, IoctlArg::Buffer(bytes_of_mut(&mut regs))) };
-        assert_eq!(asked, Err(Errno::EBUSY));
+        let ask = || {
+            let mut regs: kvm_regs = zeroed();
+            // SAFETY: the command's structure.
+            unsafe { raw.sys.ioctl(second_number, KVM_GET_REGS, IoctlArg::Buffer(bytes_of_mut(&mut regs))) }
+        };
+        // It may not be in KVM_RUN yet.
+        let end = Instant::now() + Duration::from_secs(60);
+        while ask() != Err(Errno::EBUSY) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let asked = ask();
         raw.sys.signal_thread(thread);
+        assert_eq!(asked, Err(Errno::EBUSY));
     });
     raw.expect(&rules::ONE_THREAD);
     drop(boot);
