@@ -180,6 +180,7 @@ impl Runner {
                     let oracles = &mut *self.oracles.open();
                     oracles.rings.step_ended(&slot.queues, slot.last.again);
                     oracles.device.step_ended(oracles.rings.blind());
+                    oracles.device.published();
                     self.rests(slot, oracles);
                 }
                 Mode::Resetting(_) | Mode::Pausing(_) => self.drain(slot),
@@ -333,7 +334,11 @@ impl Runner {
 
     fn drain(&self, slot: &mut Slot) {
         let abandon = matches!(slot.mode, Mode::Resetting(_));
-        if !slot.worker.poll_stopped(&self.ram, abandon) {
+        let stopped = slot.worker.poll_stopped(&self.ram, abandon);
+        if !abandon {
+            self.oracles.open().device.published();
+        }
+        if !stopped {
             return;
         }
         let mut states = Vec::new();

@@ -173,10 +173,21 @@ impl Device {
         }
     }
 
+    /// Drivers are shown all that was given back to them.
+    pub fn published(&mut self) {
+        if let Self::Blk(blk) = self
+            && let Some(times) = &mut blk.times
+        {
+            times.told();
+        }
+    }
+
     /// `queue` was reset.
     pub fn stopped(&mut self, queue: u16) {
-        if let (Self::Net(net), 0) = (self, queue) {
-            net.reset();
+        match (self, queue) {
+            (Self::Net(net), 0) => net.reset(),
+            (Self::Blk(blk), _) => blk.times.iter_mut().for_each(|times| times.reset(queue)),
+            _ => {}
         }
     }
 }

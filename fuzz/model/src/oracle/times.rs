@@ -1,7 +1,8 @@
 //! What the queues of a disk say they did, and how long it took: nothing is counted twice or lost.
 //!
-//! Time passes between two operations of a program alone. So a request takes no time from the ring to the disk and none from
-//! the disk to its driver, and all that it takes is from the step it was taken in to the one it was answered in.
+//! Time passes between two operations of a program alone. So a request takes no time from the ring to the disk, and what it
+//! takes at the disk is from the step it was taken in to the one it was answered in. Its driver is told in the same step,
+//! but where a request that was kept ends as its queue goes on: then in the next step, if a reset does not come before.
 
 use std::sync::Arc;
 
@@ -15,24 +16,49 @@ use crate::finding;
 pub struct Times {
     clock: Arc<ManualClock>,
     queues: Vec<Counted>,
+    /// What is answered, and not told yet.
+    owed: Vec<Answer>,
     /// Requests were taken that no model saw.
     unknown: bool,
+}
+
+/// A request that the disk is through with.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    queue: u16,
+    taken_ns: u64,
+    answered_ns: u64,
 }
 
 /// What one queue has to say.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counted {
     taken: u64,
-    answered: u64,
+    told: u64,
+    disk: Durations,
+    injected: Durations,
+    total: Durations,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Durations {
     sum_ns: u64,
     longest_ns: u64,
+}
+
+impl Durations {
+    fn add(&mut self, ns: u64) {
+        self.sum_ns = self.sum_ns.saturating_add(ns);
+        self.longest_ns = self.longest_ns.max(ns);
+    }
 }
 
 impl Times {
     /// Of a disk with so many queues that have done nothing.
     #[must_use]
     pub fn new(clock: &Arc<ManualClock>, queues: u16) -> Self {
-        Self { clock: clock.clone(), queues: vec![Counted::default(); queues.into()], unknown: false }
+        let queues = vec![Counted::default(); queues.into()];
+        Self { clock: clock.clone(), queues, owed: Vec::new(), unknown: false }
     }
 
     /// A request for the disk is taken from a ring. When.
@@ -45,11 +71,24 @@ impl Times {
 
     /// A request for the disk that was taken at `taken_ns` is answered.
     pub fn answered(&mut self, queue: u16, taken_ns: u64) {
-        let Some(counted) = self.queues.get_mut(usize::from(queue)) else { return };
-        let took_ns = self.clock.monotonic_ns() - taken_ns;
-        counted.answered += 1;
-        counted.sum_ns = counted.sum_ns.saturating_add(took_ns);
-        counted.longest_ns = counted.longest_ns.max(took_ns);
+        self.owed.push(Answer { queue, taken_ns, answered_ns: self.clock.monotonic_ns() });
+    }
+
+    /// Drivers are told what of theirs is answered.
+    pub fn told(&mut self) {
+        let now_ns = self.clock.monotonic_ns();
+        for Answer { queue, taken_ns, answered_ns } in self.owed.drain(..) {
+            let Some(counted) = self.queues.get_mut(usize::from(queue)) else { continue };
+            counted.told += 1;
+            counted.disk.add(answered_ns - taken_ns);
+            counted.injected.add(now_ns - answered_ns);
+            counted.total.add(now_ns - taken_ns);
+        }
+    }
+
+    /// A queue is reset: what is answered in it nobody is told.
+    pub fn reset(&mut self, queue: u16) {
+        self.owed.retain(|answer| answer.queue != queue);
     }
 
     /// The models do not see what is taken.
@@ -60,6 +99,7 @@ impl Times {
     /// The disk goes on in another process, which has counted nothing yet; requests are not saved.
     pub fn start_over(&mut self) {
         self.queues.fill(Counted::default());
+        self.owed.clear();
     }
 
     /// Its queues are at rest, and have counted this.
@@ -75,7 +115,7 @@ impl Times {
 
 impl Counted {
     fn judge(&self, queue: usize, stats: &BlkStats) {
-        let Self { taken, answered, sum_ns, longest_ns } = *self;
+        let Self { taken, told, .. } = *self;
         let found = stats.snapshot();
         let ops = found.ops;
         let asked = ops.read + ops.write + ops.flush + ops.discard + ops.write_zeroes;
@@ -83,22 +123,20 @@ impl Counted {
             finding!("spec", "queue {queue} is to measure times and has none")
         };
         let counts = [asked, queued.count, disk.count, injected.count, total.count];
-        if counts != [taken, taken, answered, answered, answered] {
-            finding!("spec", "queue {queue} counts {counts:?} of {taken} requests, {answered} of them answered");
+        if counts != [taken, taken, told, told, told] {
+            finding!("spec", "queue {queue} counts {counts:?} of {taken} requests, {told} of them answered");
         }
         // A duration beyond the last bucket is one of its own; a sum that has no room stays the greatest there is.
-        let mean_ns = sum_ns.checked_div(answered).unwrap_or(0);
-        let took = [(disk.mean_ns, disk.max_ns), (total.mean_ns, total.max_ns)];
-        if took != [(mean_ns, longest_ns); 2] || (queued.max_ns, injected.max_ns) != (0, 0) {
+        let right = [Durations::default(), self.disk, self.injected, self.total]
+            .map(|Durations { sum_ns, longest_ns }| (sum_ns.checked_div(told).unwrap_or(0), longest_ns));
+        let measured = [queued, disk, injected, total].map(|phase| (phase.mean_ns, phase.max_ns));
+        if measured != right {
             finding!(
                 "spec",
-                "queue {queue} measured {took:?} at the disk and in all, {} before and {} after, where {:?} is right",
-                queued.max_ns,
-                injected.max_ns,
-                (mean_ns, longest_ns)
+                "queue {queue} measured {measured:?} from its ring to its driver, where {right:?} is right"
             );
         }
-        if found.in_flight > taken - answered || found.in_flight_max > taken {
+        if found.in_flight > taken - told || found.in_flight_max > taken {
             finding!("spec", "queue {queue} has {} requests in flight of {taken}", found.in_flight);
         }
     }
