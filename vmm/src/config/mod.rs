@@ -14,7 +14,6 @@ pub(crate) mod nearest;
 pub(crate) mod options;
 mod ports;
 mod slots;
-mod translation;
 mod values;
 
 use std::path::PathBuf;
@@ -34,7 +33,6 @@ pub(crate) use host::system_text;
 pub(crate) use json::reword;
 pub use limits::{LimitConfig, LimitGroupConfig};
 pub use slots::SlotPlan;
-pub use translation::{Fate, Note, Translation};
 pub use values::{BadValue, Ip, LogRule, Mac, Size, Slot, Uuid, format_size, parse_size};
 
 /// The most vCPUs a guest may have: APIC id 255 is the broadcast id of the xAPIC (Intel SDM vol. 3 §12.6.1).
