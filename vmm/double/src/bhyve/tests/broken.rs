@@ -470,6 +470,10 @@ static SYSTEM: &[Breaker] = breakers! {
     system::KICK_ALIVE: BARE(|rig| {
         let sys = rig.sys.clone();
         let gone = std::thread::spawn(move || sys.current_thread()).join().unwrap();
+        // Linux says that a thread has ended a moment before it is gone.
+        while std::fs::exists(format!("/proc/self/task/{}", gone.0)).unwrap() {
+            std::thread::yield_now();
+        }
         rig.sys.signal_thread(gone);
     });
     system::NODE_IN_ZONE: BARE(|rig| { refused(rig.sys.open("/dev/kvm", OpenFlags::READ_WRITE), Errno::ENOENT) });
