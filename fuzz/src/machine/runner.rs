@@ -180,7 +180,7 @@ impl Runner {
                     let oracles = &mut *self.oracles.open();
                     oracles.rings.step_ended(&slot.queues, slot.last.again);
                     oracles.device.step_ended(oracles.rings.blind());
-                    oracles.device.published();
+                    oracles.device.published(&slot.queues);
                     self.rests(slot, oracles);
                 }
                 Mode::Resetting(_) | Mode::Pausing(_) => self.drain(slot),
@@ -336,7 +336,7 @@ impl Runner {
         let abandon = matches!(slot.mode, Mode::Resetting(_));
         let stopped = slot.worker.poll_stopped(&self.ram, abandon);
         if !abandon {
-            self.oracles.open().device.published();
+            self.oracles.open().device.published(&slot.queues);
         }
         if !stopped {
             return;

@@ -173,12 +173,12 @@ impl Device {
         }
     }
 
-    /// Drivers are shown all that was given back to them.
-    pub fn published(&mut self) {
+    /// The drivers of `queues` are shown all that was given back to them.
+    pub fn published(&mut self, queues: &[u16]) {
         if let Self::Blk(blk) = self
             && let Some(times) = &mut blk.times
         {
-            times.told();
+            times.told(queues);
         }
     }
 

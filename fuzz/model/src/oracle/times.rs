@@ -74,10 +74,10 @@ impl Times {
         self.owed.push(Answer { queue, taken_ns, answered_ns: self.clock.monotonic_ns() });
     }
 
-    /// Drivers are told what of theirs is answered.
-    pub fn told(&mut self) {
+    /// The drivers of `queues` are told what is answered in them.
+    pub fn told(&mut self, queues: &[u16]) {
         let now_ns = self.clock.monotonic_ns();
-        for Answer { queue, taken_ns, answered_ns } in self.owed.drain(..) {
+        for Answer { queue, taken_ns, answered_ns } in self.owed.extract_if(.., |it| queues.contains(&it.queue)) {
             let Some(counted) = self.queues.get_mut(usize::from(queue)) else { continue };
             counted.told += 1;
             counted.disk.add(answered_ns - taken_ns);
