@@ -139,6 +139,10 @@ impl Net {
     /// Another card goes on, whose counters begin again.
     pub fn count_anew(&mut self) {
         (self.lost_to_link, self.uncounted) = Default::default();
+        if self.down {
+            // A ring that its driver broke lost nothing of what waits; the new card takes it up again, and does.
+            self.lost_to_link[RX as usize].1 = self.taken.len() as u64;
+        }
     }
 
     /// Nobody sees for now what the driver says and sends.
