@@ -99,7 +99,8 @@ pub struct GuestArgs {
     /// after a pause (limit_ops_burst=N, limit_bytes_burst=SIZE; a tenth of a second's worth), limit_group=NAME (shares
     /// the limits of a --limit-group, beside its own). latency=off measures no times of requests for query-stats (on).
     /// poll_us=N: microseconds that a queue's thread looks for the next request at most before it sleeps, as long as
-    /// that has been worth it lately (0 to 1000; 50, and 0 where there is one CPU).
+    /// that has been worth it lately (0 to 1000; 50, and 0 where there is one CPU). discard=off: the guest cannot give
+    /// space back (on, where the disk can).
     #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Devices")]
     pub disk: Vec<String>,
     /// Rate limits that disks share: those with limit_group=NAME. Again for more groups
@@ -118,7 +119,7 @@ pub struct GuestArgs {
     /// one), hostname=NAME, lease_time=SECONDS (86400), server_ip=ADDRESS (169.254.169.254: who answers).
     #[arg(long, value_name = "tap=NAME,mac=ADDRESS[,KEY=VALUE…]", help_heading = "Devices")]
     pub net: Vec<String>,
-    /// COM port on stdio, file:PATH, socket:PATH, pty or null. Again for COM2 to COM4; com3=… names one
+    /// COM port on stdio, file:PATH, socket:PATH, device:PATH (a terminal of the host), pty or null. Again for COM2 to COM4; com3=… names one
     #[arg(long, value_name = "[comN=]BACKEND", help_heading = "Devices")]
     pub serial: Vec<String>,
     /// Console (virtio-console, /dev/hvc0) on a back end as for --serial
@@ -351,6 +352,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         "limit_group",
         "latency",
         "poll_us",
+        "discard",
     ];
     let keys = [&keys[..], &LIMIT_KEYS].concat();
     let given = Options::read("--disk", text, Some("path"), &keys)?;
@@ -373,6 +375,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         rerror: named("--disk: rerror", &given.text("rerror")?)?.unwrap_or_default(),
         latency: switch("--disk: latency", &given.text("latency")?)?.unwrap_or(defaults.latency),
         poll_us: given.number("poll_us")?,
+        discard: switch("--disk: discard", &given.text("discard")?)?.unwrap_or(defaults.discard),
         cache: named("--disk: cache", &given.text("cache")?)?,
         path: defaults.path,
     })
@@ -397,10 +400,10 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
     let tap = given.required("tap", example)?;
     given.required("mac", example)?;
-    let mac = given.value("mac")?.ok_or_else(|| given.problem("mac is missing"))?;
     Ok(NetConfig {
         tap,
-        mac,
+        // A TAP interface is usually made anew, with another address, so that its own is not a good one by default.
+        mac: given.value("mac")?,
         id: given.text("id")?.unwrap_or_default(),
         slot: given.value("slot")?,
         queue_size: given.number("queue_size")?.unwrap_or(NetConfig::DEFAULT_QUEUE_SIZE),

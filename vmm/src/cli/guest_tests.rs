@@ -128,7 +128,10 @@ fn the_entropy_source_takes_a_slot_or_nothing() {
 #[test]
 fn a_network_interface_has_its_tap_and_address() {
     let config = read(&["--net", "tap=tap0,mac=52:54:00:12:34:56"]).unwrap();
-    assert_eq!((config.nets[0].tap.as_str(), config.nets[0].mac), ("tap0", Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
+    assert_eq!(
+        (config.nets[0].tap.as_str(), config.nets[0].mac),
+        ("tap0", Some(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])))
+    );
 }
 
 #[test]

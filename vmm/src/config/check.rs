@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::values::format_size;
 use super::{
     DEFAULT_LOW_SPLIT, DebugPortConfig, DiskConfig, MAX_BLOCK_BYTES, MAX_DISK_QUEUES, MAX_DISK_SERIAL,
-    MAX_PHYSICAL_BLOCK_BYTES, MAX_VCPUS, NetConfig, PAGE_SIZE, SerialBackend, VmConfig,
+    MAX_PHYSICAL_BLOCK_BYTES, MAX_VCPUS, Mac, NetConfig, PAGE_SIZE, SerialBackend, VmConfig,
 };
 
 /// Why there is no guest: the configuration is wrong. One line, naming the setting.
@@ -208,12 +208,8 @@ impl VmConfig {
                 found
                     .add(id, format!("tap '{tap}' is not a link name; it has 1 to {longest} letters, no blank or '/'"));
             }
-            if net.mac.0 == [0; 6] {
-                found.add(id, "mac 00:00:00:00:00:00 is no address; use for example 52:54:00:12:34:56");
-            } else if net.mac.is_multicast() {
-                let mut own = net.mac;
-                own.0[0] &= !1;
-                found.add(id, format!("mac {} is multicast (the first octet is odd); use for example {own}", net.mac));
+            if let Some(mac) = net.mac {
+                check_mac(id, mac, found);
             }
             check_queue_size(id, net.queue_size, 2, found);
             if let Some(dhcp) = &net.dhcp {
@@ -227,8 +223,8 @@ impl VmConfig {
                 if other.tap == net.tap {
                     found.add(id, format!("tap {tap} is already taken by {}", other.id));
                 }
-                if other.mac == net.mac {
-                    found.add(id, format!("mac {} is already taken by {}", net.mac, other.id));
+                if let Some(mac) = net.mac.filter(|mac| other.mac == Some(*mac)) {
+                    found.add(id, format!("mac {mac} is already taken by {}", other.id));
                 }
             }
         }
@@ -335,6 +331,16 @@ fn check_disk(disk: &DiskConfig, found: &mut Problems) {
     check_block_size(id, "block_size", disk.block_size, 512, MAX_BLOCK_BYTES, found);
     let least = disk.block_size.unwrap_or(512);
     check_block_size(id, "physical_block_size", disk.physical_block_size, least, MAX_PHYSICAL_BLOCK_BYTES, found);
+}
+
+fn check_mac(id: &str, mac: Mac, found: &mut Problems) {
+    if mac.0 == [0; 6] {
+        found.add(id, "mac 00:00:00:00:00:00 is no address; use for example 52:54:00:12:34:56");
+    } else if mac.is_multicast() {
+        let mut own = mac;
+        own.0[0] &= !1;
+        found.add(id, format!("mac {mac} is multicast (the first octet is odd); use for example {own}"));
+    }
 }
 
 fn check_queue_size(id: &str, size: u16, least: u16, found: &mut Problems) {

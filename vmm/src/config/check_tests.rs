@@ -18,18 +18,7 @@ fn with_memory(size_bytes: u64) -> VmConfig {
 }
 
 fn with_nets(nets: &[(&str, [u8; 6])]) -> VmConfig {
-    let net = |(tap, mac): &(&str, [u8; 6])| NetConfig {
-        tap: (*tap).into(),
-        mac: Mac(*mac),
-        id: String::new(),
-        slot: None,
-        queue_size: 256,
-        packed: false,
-        in_order: false,
-        dhcp: None,
-        speed: None,
-        duplex: None,
-    };
+    let net = |(tap, mac): &(&str, [u8; 6])| NetConfig { mac: Some(Mac(*mac)), ..NetConfig::new(*tap) };
     let mut config = VmConfig { nets: nets.iter().map(net).collect(), ..good() };
     config.name_devices();
     config

@@ -84,6 +84,9 @@ pub struct DiskConfig {
     /// and not at all where the process may use one CPU only: the guest would need that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_us: Option<u16>,
+    /// Let the guest give space back (DISCARD), where the disk can.
+    #[serde(default = "yes")]
+    pub discard: bool,
     /// Whether it goes through the host's page cache; around it, where the disk can and the guest's blocks suit it, when
     /// not given (on illumos: where there is none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -162,6 +165,7 @@ impl DiskConfig {
             rerror: ReadError::default(),
             latency: true,
             poll_us: None,
+            discard: true,
             cache: None,
         }
     }
@@ -193,8 +197,10 @@ pub(super) fn default_serial(id: &str, path: &Path, nth: usize) -> String {
 pub struct NetConfig {
     /// Name of the host's TAP interface.
     pub tap: String,
-    /// The guest's own address.
-    pub mac: Mac,
+    /// The guest's own address. When not given: the link's, where the link is the guest's end (a VNIC); the address of a TAP
+    /// interface is that of the host's end, and the guest has it with [another bit](Mac::of_other_end).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
     /// Name in logs, counters and on the control socket; `net0`, `net1`, … by position when not given.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub id: String,
@@ -237,6 +243,22 @@ impl NetConfig {
     pub const DEFAULT_QUEUE_SIZE: u16 = DEFAULT_QUEUE_SIZE;
     /// The fastest link there is a number for (virtio 1.3 §5.1.4.1).
     pub const MOST_SPEED_MBITS: u32 = 0x7fff_ffff;
+
+    /// An interface with the address of its link and default settings.
+    pub fn new(tap: impl Into<String>) -> Self {
+        Self {
+            tap: tap.into(),
+            mac: None,
+            id: String::new(),
+            slot: None,
+            queue_size: Self::DEFAULT_QUEUE_SIZE,
+            packed: false,
+            in_order: false,
+            dhcp: None,
+            speed: None,
+            duplex: None,
+        }
+    }
 }
 
 /// What qemu offers by default, so drivers are well used to it; a power of two as the split ring asks
@@ -300,6 +322,8 @@ pub enum SerialBackend {
     File(PathBuf),
     /// A listening unix socket that serves one client at a time.
     Socket(PathBuf),
+    /// A terminal or serial line of the host, such as the console of a zone, in raw mode: both ways.
+    Device(PathBuf),
     /// A new pseudo terminal, whose name is logged.
     Pty,
     /// Nothing: output is discarded, there is no input.
@@ -319,10 +343,11 @@ impl FromStr for SerialBackend {
             ("null", None) => Ok(Self::Null),
             ("file", Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
             ("socket", Some(path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
-            ("file" | "socket", _) => Err(BadValue(format!("'{text}' has no path; write {kind}:PATH"))),
+            ("device", Some(path)) if !path.is_empty() => Ok(Self::Device(path.into())),
+            ("file" | "socket" | "device", _) => Err(BadValue(format!("'{text}' has no path; write {kind}:PATH"))),
             ("stdio" | "pty" | "null", Some(_)) => Err(BadValue(format!("'{kind}' takes no path"))),
             _ => Err(BadValue(format!(
-                "'{text}' is not a serial back end; they are stdio, file:PATH, socket:PATH, pty and null"
+                "'{text}' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, pty and null"
             ))),
         }
     }
@@ -334,13 +359,17 @@ impl fmt::Display for SerialBackend {
             Self::Stdio => formatter.write_str("stdio"),
             Self::File(path) => write!(formatter, "file:{}", path.display()),
             Self::Socket(path) => write!(formatter, "socket:{}", path.display()),
+            Self::Device(path) => write!(formatter, "device:{}", path.display()),
             Self::Pty => formatter.write_str("pty"),
             Self::Null => formatter.write_str("null"),
         }
     }
 }
 
-as_text!(SerialBackend, "a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"pty\" or \"null\"");
+as_text!(
+    SerialBackend,
+    "a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"device:PATH\", \"pty\" or \"null\""
+);
 
 /// `#[serde(with)]` for the four COM ports: in JSON an object with the keys `com1` to `com4`.
 pub mod com_ports {

@@ -113,6 +113,7 @@ impl VmConfig {
             match backend {
                 SerialBackend::Socket(path) => socket_place(name, path)?,
                 SerialBackend::File(path) => file_place(name, path)?,
+                SerialBackend::Device(path) => device(name, path)?,
                 SerialBackend::Stdio | SerialBackend::Pty | SerialBackend::Null => {}
             }
         }
@@ -205,6 +206,15 @@ fn socket_place(setting: &str, path: &Path) -> Result<(), ConfigError> {
         }
         Err(_) => parent_place(setting, path),
     }
+}
+
+fn device(setting: &str, path: &Path) -> Result<(), ConfigError> {
+    let metadata = look(setting, path)?;
+    if metadata.file_type().is_char_device() {
+        return Ok(());
+    }
+    let problem = format!("{} is {}, not a terminal or serial line", path.display(), kind_of(&metadata));
+    Err(ConfigError::setting(setting, problem))
 }
 
 fn file_place(setting: &str, path: &Path) -> Result<(), ConfigError> {

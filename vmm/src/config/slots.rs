@@ -103,18 +103,7 @@ mod tests {
     use crate::config::{ConsoleConfig, DiskConfig, Mac, NetConfig, RngConfig, SerialBackend};
 
     fn net(tap: &str) -> NetConfig {
-        NetConfig {
-            tap: tap.into(),
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            id: tap.into(),
-            slot: None,
-            queue_size: 256,
-            packed: false,
-            in_order: false,
-            dhcp: None,
-            speed: None,
-            duplex: None,
-        }
+        NetConfig { mac: Some(Mac([2, 0, 0, 0, 0, 1])), id: tap.into(), ..NetConfig::new(tap) }
     }
 
     fn with_disks(slots: &[Option<&str>]) -> VmConfig {

@@ -144,6 +144,14 @@ impl Mac {
     pub fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
     }
+
+    /// An address for the other end of a link with this address at the host's end: the same but for one bit of the first
+    /// octet. Two ends with one address would each take the other's frames for their own, and a bridge keeps them.
+    pub fn of_other_end(self) -> Self {
+        let [first, rest @ ..] = self.0;
+        let [b, c, d, e, f] = rest;
+        Self([first ^ 0x04, b, c, d, e, f])
+    }
 }
 
 impl FromStr for Mac {

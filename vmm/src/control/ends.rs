@@ -11,6 +11,7 @@ use devices_host::tty::{Pty, RawMode, reopen_stdout};
 use crate::config::{SerialBackend, VmConfig, system_text};
 use crate::exit::Exit;
 
+use super::device;
 use super::line::{End, Line, Lines};
 use super::socket::{BindError, Listener, exit_for_path};
 use super::{Built, SerialPort};
@@ -115,6 +116,11 @@ fn open(name: &'static str, backend: &SerialBackend) -> Result<End, LineError> {
         }
         SerialBackend::File(path) => {
             Ok(End::file(file(path).map_err(|error| LineError::File { name, path: path.clone(), error })?))
+        }
+        SerialBackend::Device(path) => {
+            let failed = |error| LineError::File { name, path: path.clone(), error };
+            let (input, output) = device::open(path).map_err(failed)?;
+            Ok(End::terminal(input, output, false, false))
         }
         SerialBackend::Pty => {
             let open = || -> io::Result<End> {

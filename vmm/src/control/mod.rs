@@ -6,6 +6,7 @@
 
 mod console;
 mod controller;
+mod device;
 mod ends;
 mod inbox;
 mod line;

@@ -102,7 +102,7 @@ pub fn seen(config: &DiskConfig, disk: &Disk, vcpus: u8) -> BlkConfig {
         serial: config.serial.clone().unwrap_or_else(|| config.id.clone()),
         queue_size: config.queue_size,
         queues: config.queue_count(vcpus),
-        discard: disk.can_discard().then_some(discarded),
+        discard: (config.discard && disk.can_discard()).then_some(discarded),
         write_zeroes: (!disk.is_read_only()).then_some(zeroed),
         config_wce: true,
         on_write_error: match config.werror {

@@ -1,6 +1,7 @@
 //! Assembles memory, chipset, devices and vCPUs from a [`VmConfig`], and drives them together.
 
 mod adapters;
+mod address;
 mod chipset;
 mod collected;
 pub(crate) mod disk;

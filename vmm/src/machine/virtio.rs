@@ -21,16 +21,15 @@ use devices_host::event::Event;
 use devices_host::sys::Sys;
 use devices_host::tap::{InterfaceEvents, Tap, TapError};
 
-use super::StartError;
 use super::adapters::{
     ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink, WorkerWake,
 };
 use super::chipset::{Chipset, ChipsetError};
-use super::disk;
 use super::limits::Groups;
 use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
-use crate::config::{DiskConfig, DiskEngine, Duplex, NetConfig, Profile, Slot, VmConfig, system_text};
+use super::{StartError, address, disk};
+use crate::config::{DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
@@ -38,7 +37,8 @@ use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 /// What a device needs of the host, opened before any guest memory exists.
 pub struct HostDevices {
     disks: Vec<Arc<Disk>>,
-    taps: Vec<Tap>,
+    /// With the address that its guest's interface has.
+    taps: Vec<(Tap, Mac)>,
     /// What becomes of the interfaces of those, if there are some.
     pub interfaces: Option<InterfaceEvents>,
 }
@@ -108,15 +108,16 @@ impl HostDevices {
     }
 }
 
-fn open_tap(config: &NetConfig) -> Result<Tap, StartError> {
-    Tap::open(&config.tap).map_err(|error| {
+fn open_tap(config: &NetConfig) -> Result<(Tap, Mac), StartError> {
+    let tap = Tap::open(&config.tap).map_err(|error| {
         let line = format!("{}: {error}", config.id);
         match error {
             TapError::NoTun(_) => StartError::HostLacks(line),
             TapError::Call { .. } => StartError::Host(line),
             _ => StartError::Config(line),
         }
-    })
+    })?;
+    Ok((tap, address::of(config)?))
 }
 
 /// Puts devices on the PCI bus of a machine.
@@ -191,12 +192,12 @@ impl Builder<'_> {
 
     /// A network interface: one worker to send and one to receive, as two directions of one link never wait for each
     /// other. What the driver says on the control queue is about received frames, and their worker carries it out.
-    pub fn net(&mut self, config: &NetConfig, tap: Tap, slot: Slot) -> Result<(), DeviceError> {
+    pub fn net(&mut self, config: &NetConfig, (tap, mac): (Tap, Mac), slot: Slot) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
         let rx_wake = event()?;
         let mut device = NetDevice::new(LinkConfig {
-            mac: config.mac.0,
+            mac: mac.0,
             mtu: None,
             offloads: true,
             queue_size: config.queue_size,

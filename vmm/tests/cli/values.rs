@@ -124,6 +124,7 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "disk0: poll_us 1001 is not possible; it is 0 to 1000, and 0 sleeps at once",
     ),
     ("--disk poll_us", "--disk=@root.img,poll_us=70000", "--disk: poll_us=70000 is too large"),
+    ("--disk discard", "--disk=@root.img,discard=no", "--disk: discard: 'no' is neither on nor off"),
     ("--disk latency", "--disk=@root.img,latency=maybe", "--disk: latency: 'maybe' is neither on nor off"),
     (
         "--disk limit_ops",
@@ -286,7 +287,7 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     (
         "--serial",
         "--serial=stdoi",
-        "--serial: 'stdoi' is not a serial back end; they are stdio, file:PATH, socket:PATH, pty and null",
+        "--serial: 'stdoi' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, pty and null",
     ),
     ("--serial", "--serial=com5=pty", "--serial: 'com5' is not one of com1 to com4"),
     ("--console backend", "--console=slot=4", "--console: backend is missing; write for example stdio"),
@@ -412,6 +413,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("disks[].in_order", r#""on""#, "disks[0].in_order: invalid type: string \"on\", expected a boolean"),
     ("disks[].engine", r#""aio""#, "disks[0].engine: unknown value 'aio'; the valid ones are threads, io_uring"),
     ("disks[].cache", r#""drect""#, "disks[0].cache: unknown value 'drect'; did you mean 'direct'?"),
+    ("disks[].discard", "1", "disks[0].discard: invalid type: integer '1', expected a boolean"),
     ("disks[].poll_us", "1001", "disk0: poll_us 1001 is not possible; it is 0 to 1000, and 0 sleeps at once"),
     ("disks[].poll_us", "-1", "disks[0].poll_us: invalid value: integer '-1', expected u16"),
     ("disks[].latency", "1", "disks[0].latency: invalid type: integer '1', expected a boolean"),
@@ -502,7 +504,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     (
         "console.backend",
         r#""tty""#,
-        "console.backend: 'tty' is not a serial back end; they are stdio, file:PATH, socket:PATH, pty and null",
+        "console.backend: 'tty' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, pty and null",
     ),
     ("console.slot", "-4", "console.slot: invalid type: integer '-4', expected a PCI slot such as 4 or \"4.1\""),
     ("serial.com1", r#""pty:0""#, "serial.com1: 'pty' takes no path"),
@@ -511,12 +513,12 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     (
         "serial.com4",
         "4",
-        "serial.com4: '4' is not a serial back end; they are stdio, file:PATH, socket:PATH, pty and null",
+        "serial.com4: '4' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, pty and null",
     ),
     (
         "debug_port.backend",
         "true",
-        "debug_port.backend: invalid type: boolean 'true', expected a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"pty\" or \"null\"",
+        "debug_port.backend: invalid type: boolean 'true', expected a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"device:PATH\", \"pty\" or \"null\"",
     ),
     ("debug_port.port", "65536", "debug_port.port: invalid value: integer '65536', expected u16"),
     (
