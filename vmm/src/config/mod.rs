@@ -4,6 +4,7 @@
 //! memory exists: [`VmConfig::check`] says what can be known from the configuration alone, [`VmConfig::check_host`]
 //! what the host makes of it.
 
+pub mod bhyve;
 mod check;
 mod devices;
 mod dhcp;
@@ -14,6 +15,7 @@ pub(crate) mod nearest;
 pub(crate) mod options;
 mod ports;
 mod slots;
+mod translation;
 mod values;
 
 use std::path::PathBuf;
@@ -33,6 +35,7 @@ pub(crate) use host::system_text;
 pub(crate) use json::reword;
 pub use limits::{LimitConfig, LimitGroupConfig};
 pub use slots::SlotPlan;
+pub use translation::{Fate, Note, Translation};
 pub use values::{BadValue, Ip, LogRule, Mac, Size, Slot, Uuid, format_size, parse_size};
 
 /// The most vCPUs a guest may have: APIC id 255 is the broadcast id of the xAPIC (Intel SDM vol. 3 §12.6.1).
