@@ -8,14 +8,17 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{ConfigError, HostFacts, nearest};
-use crate::exit::Exit;
+use crate::exit::{Exit, ExitConvention};
 use crate::hypervisor::OpenHypervisor;
 use crate::logging;
 use crate::machine;
 
+mod brand;
 mod disk_info;
+mod explain;
 mod guest;
 
+use brand::ExplainArgs;
 use disk_info::DiskInfoArgs;
 pub use guest::GuestArgs;
 
@@ -46,6 +49,18 @@ enum Command {
     CheckConfig(CheckArgs),
     /// Say what a guest would see of its disks: size, blocks, serial, features; and how the host would use them
     DiskInfo(DiskInfoArgs),
+    /// Run a guest that bhyve's command line describes, as the bhyve brand of SmartOS starts it; -h explains it
+    #[command(disable_help_flag = true)]
+    Bhyve(BrandArgs),
+    /// Show the machine that another VMM's command line describes, and what of it has no effect, without running it
+    Explain(ExplainArgs),
+}
+
+/// Taken off the command line before the others: their letters are not ours to read.
+#[derive(Debug, Args)]
+struct BrandArgs {
+    #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -63,7 +78,7 @@ struct CheckArgs {
     guest: Box<GuestArgs>,
 }
 
-const COMMANDS: [&str; 3] = ["run", "check-config", "disk-info"];
+const COMMANDS: [&str; 5] = ["run", "check-config", "disk-info", "bhyve", "explain"];
 
 const RUN_ABOUT: &str = "\
 Run a guest until it powers off.
@@ -106,13 +121,16 @@ fn command() -> clap::Command {
 
 /// Runs the process with this command line, the program's name included, and this way to a hypervisor.
 pub fn main_with(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) -> ExitCode {
-    match dispatch(args, open) {
-        Ok(exit) => exit.into(),
-        Err(error) => {
-            logging::say(error);
-            Exit::Config.into()
-        }
-    }
+    let args: Vec<OsString> = args.into_iter().collect();
+    let (convention, outcome) = match brand::started_as(&args) {
+        Some(start) => (start.convention(), start.run(open)),
+        None => (ExitConvention::Own, dispatch(args, open)),
+    };
+    let exit = outcome.unwrap_or_else(|error| {
+        logging::say(error);
+        Exit::Config
+    });
+    convention.status(exit).into()
 }
 
 fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) -> Result<Exit, ConfigError> {
@@ -133,6 +151,8 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) 
         }
         Command::CheckConfig(check) => check_config(check),
         Command::DiskInfo(disks) => disk_info::run(disks),
+        Command::Bhyve(BrandArgs { args }) => brand::Start::bhyve(args).run(open),
+        Command::Explain(args) => brand::explain(args),
     }
 }
 
@@ -150,17 +170,19 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Result<Cli, clap::E
     }
 }
 
-/// The options of a guest in a command line, the program's name included; `None` where help was asked for.
+/// The options of a guest in a command line, the program's name included; `None` where help was asked for, or
+/// a command that has none of them.
 ///
 /// # Errors
 /// As [`main_with`] says them.
 pub fn guest_arguments(args: impl IntoIterator<Item = OsString>) -> Result<Option<GuestArgs>, ConfigError> {
     let Ok(cli) = parse(args)? else { return Ok(None) };
-    Ok(Some(match cli.command {
-        Command::Run { guest } => *guest,
-        Command::CheckConfig(check) => *check.guest,
-        Command::DiskInfo(disks) => *disks.guest,
-    }))
+    Ok(match cli.command {
+        Command::Run { guest } => Some(*guest),
+        Command::CheckConfig(check) => Some(*check.guest),
+        Command::DiskInfo(disks) => Some(*disks.guest),
+        Command::Bhyve(_) | Command::Explain(_) => None,
+    })
 }
 
 fn check_config(check: CheckArgs) -> Result<Exit, ConfigError> {
@@ -213,7 +235,8 @@ fn one_line(error: &clap::Error) -> String {
             nearest::unknown("command", &wrong, COMMANDS.into_iter())
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "no command; the commands are run, check-config and disk-info, and --help explains them".to_owned()
+            "no command; the commands are run, check-config, disk-info, bhyve and explain, and --help explains them"
+                .to_owned()
         }
         ErrorKind::InvalidValue if text(ContextKind::InvalidValue).unwrap_or_default().is_empty() => {
             format!("{}: no value is given", name(&wrong))

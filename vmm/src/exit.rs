@@ -1,7 +1,5 @@
 //! How the process ends.
 
-use std::process::ExitCode;
-
 /// Why the process ended, as its exit status tells.
 ///
 /// Each reason has a status of its own, so that a supervisor never has to read stderr.
@@ -24,12 +22,14 @@ pub enum Exit {
     TripleFault,
     /// The guest reported a panic, and the configuration says to leave then.
     GuestPanic,
+    /// All vCPUs are halted for ever, which ends a guest only where the process was started as bhyve: no way out of ours.
+    Halted,
     /// Stopped at once by an interrupt (SIGINT) that came again.
     Interrupted,
 }
 
 impl Exit {
-    /// Every way out, in the order of the exit status.
+    /// Every way out with a status of our own, in the order of the exit status.
     pub const ALL: [Self; 8] = [
         Self::Done,
         Self::Config,
@@ -51,6 +51,7 @@ impl Exit {
             Self::GuestReset => 5,
             Self::TripleFault => 6,
             Self::GuestPanic => 7,
+            Self::Halted => 8,
             // 128 + SIGINT, as shells report it.
             Self::Interrupted => 130,
         }
@@ -68,6 +69,7 @@ impl Exit {
             Self::GuestReset => "the guest reset itself and --on-reset is exit",
             Self::TripleFault => "a triple fault and --on-triple-fault is exit",
             Self::GuestPanic => "the guest reported a panic and --on-panic is exit",
+            Self::Halted => "all vCPUs are halted for ever",
             Self::Interrupted => "stopped at once by a second SIGINT",
         }
     }
@@ -79,9 +81,40 @@ impl Exit {
     }
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit.status())
+/// Whose exit statuses the process ends with: those of the program that its starter takes it for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ExitConvention {
+    /// Our own: [`Exit::status`].
+    #[default]
+    Own,
+    /// bhyve's, as the bhyve brand of SmartOS reads them: 0 starts the guest again, and everything else halts its zone.
+    Bhyve,
+}
+
+impl ExitConvention {
+    /// The exit status.
+    pub const fn status(self, exit: Exit) -> u8 {
+        match (self, exit) {
+            (Self::Own, exit) => exit.status(),
+            (Self::Bhyve, Exit::GuestReset) => 0,
+            // Without a guest, too: 0 would ask for the help a thousand times a second.
+            (Self::Bhyve, Exit::Done) => 1,
+            (Self::Bhyve, Exit::Halted) => 2,
+            (Self::Bhyve, Exit::TripleFault) => 3,
+            (Self::Bhyve, Exit::Config | Exit::HostLacks | Exit::HostFailed | Exit::GuestPanic) => 4,
+            // What a program that a signal killed shows, as bhyve would be.
+            (Self::Bhyve, Exit::Interrupted) => exit.status(),
+        }
+    }
+
+    /// Whether a guest ends when all its vCPUs are halted for ever.
+    pub const fn ends_halted(self) -> bool {
+        matches!(self, Self::Bhyve)
+    }
+
+    /// Whether whoever started the process starts it again at once when the guest was reset.
+    pub const fn restarts(self) -> bool {
+        matches!(self, Self::Bhyve)
     }
 }
 
@@ -93,6 +126,15 @@ mod tests {
     fn every_reason_has_its_own_status() {
         let statuses = Exit::ALL.map(Exit::status);
         assert_eq!(statuses, [0, 2, 3, 4, 5, 6, 7, 130]);
+    }
+
+    #[test]
+    fn bhyves_statuses_are_those_that_its_brand_reads() {
+        let statuses = Exit::ALL.map(|exit| ExitConvention::Bhyve.status(exit));
+        assert_eq!(statuses, [1, 4, 4, 4, 0, 3, 4, 130]);
+        assert_eq!(ExitConvention::Bhyve.status(Exit::Halted), 2);
+        assert_eq!(Exit::ALL.map(|exit| ExitConvention::Own.status(exit)), Exit::ALL.map(Exit::status));
+        assert!(ExitConvention::Bhyve.restarts() && !ExitConvention::Own.restarts());
     }
 
     #[test]

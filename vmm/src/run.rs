@@ -4,11 +4,11 @@ use std::io;
 
 use devices_host::tty;
 
-use crate::config::{VmConfig, system_text};
+use crate::config::{Note, VmConfig, system_text};
 use crate::control::{
     BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, Policy, QmpServer, Signals,
 };
-use crate::exit::Exit;
+use crate::exit::{Exit, ExitConvention};
 use crate::hypervisor::OpenHypervisor;
 use crate::logging;
 use crate::machine::{self, StartError};
@@ -43,9 +43,20 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
 
 /// Runs the guest of a configuration that was checked, until it ends. Says in one line on stderr why it could not.
 pub fn run(config: &VmConfig, open: OpenHypervisor<'_>) -> Exit {
+    run_as(config, &[], ExitConvention::Own, open)
+}
+
+/// As [`run`], for the front end of a brand: says once in the log what of the command line has no effect, as far as an
+/// operator should know, and leaves as the starter expects it.
+pub fn run_as(config: &VmConfig, notes: &[Note], convention: ExitConvention, open: OpenHypervisor<'_>) -> Exit {
     devices_host::heap::share_one();
     logging::init(&config.log);
-    match start_and_serve(config, open) {
+    for note in notes.iter().filter(|note| note.is_logged()) {
+        log::warn!("{note}");
+    }
+    let policy =
+        Policy { restarted: convention.restarts(), ends_halted: convention.ends_halted(), ..Policy::from(config) };
+    match start_and_serve(config, policy, open) {
         Ok(exit) => exit,
         Err(error) => {
             logging::say(&error);
@@ -56,7 +67,7 @@ pub fn run(config: &VmConfig, open: OpenHypervisor<'_>) -> Exit {
 
 /// The order matters: signals before the first thread; everything that can be refused before there is guest memory; the
 /// terminal last, so that no error is said in raw mode.
-fn start_and_serve(config: &VmConfig, open: OpenHypervisor<'_>) -> Result<Exit, RunError> {
+fn start_and_serve(config: &VmConfig, policy: Policy, open: OpenHypervisor<'_>) -> Result<Exit, RunError> {
     let signals = Signals::block().map_err(system("cannot block signals"))?;
     std::panic::set_hook(Box::new(|bug| {
         tty::restore();
@@ -72,7 +83,7 @@ fn start_and_serve(config: &VmConfig, open: OpenHypervisor<'_>) -> Result<Exit, 
 
     let raw_mode = ends.enter_raw_mode().map_err(system("cannot set up the terminal"))?;
     let lines = ends.join(&built)?;
-    let exit = MainLoop::new(inbox, Policy::from(config), config.cpus.count, built, lines, qmp).run();
+    let exit = MainLoop::new(inbox, policy, config.cpus.count, built, lines, qmp).run();
     drop(raw_mode);
     drop(signals);
     Ok(exit)

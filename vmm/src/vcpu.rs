@@ -23,6 +23,8 @@ pub enum VcpuEvent {
     Reset,
     /// The hypervisor reports a power-off that no device of ours saw.
     PowerOff,
+    /// The hypervisor reports that no vCPU will ever run again. Each vCPU tells.
+    AllHalted,
     /// A CPU cannot go on.
     Failed(HypervisorError),
 }
@@ -398,6 +400,7 @@ impl Thread<'_> {
                     self.shut_down = true;
                     continue;
                 }
+                Stop::AllHalted => VcpuEvent::AllHalted,
                 Stop::TripleFault => VcpuEvent::TripleFault,
                 Stop::Reset => VcpuEvent::Reset,
                 Stop::PowerOff => VcpuEvent::PowerOff,

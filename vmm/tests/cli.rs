@@ -7,6 +7,8 @@
 
 #[path = "cli/audit.rs"]
 mod audit;
+#[path = "cli/bhyve.rs"]
+mod bhyve;
 #[path = "cli/disk_info.rs"]
 mod disk_info;
 #[path = "cli/files.rs"]
@@ -110,7 +112,10 @@ fn an_unknown_option_or_command_is_answered_with_the_nearest_one() {
     refused(&["run", "--xyzzy"], "unknown option '--xyzzy'");
     refused(&["run", "vmlinuz"], "'vmlinuz' belongs to no option");
     refused(&["rnu"], "unknown command 'rnu'; did you mean 'run'?");
-    refused(&[], "no command; the commands are run, check-config and disk-info, and --help explains them");
+    refused(
+        &[],
+        "no command; the commands are run, check-config, disk-info, bhyve and explain, and --help explains them",
+    );
     refused(&["run", "--memory"], "--memory: no value is given");
 }
 

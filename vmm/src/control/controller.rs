@@ -37,12 +37,14 @@ pub struct Policy {
     pub on_panic: OnPanic,
     /// Whoever started the process starts it again when it ends with [`Exit::GuestReset`], as the bhyve brand does.
     pub restarted: bool,
+    /// A guest whose vCPUs are all halted for ever has ended, as the bhyve brand has it. Otherwise it waits for a reset.
+    pub ends_halted: bool,
 }
 
 impl From<&VmConfig> for Policy {
     fn from(config: &VmConfig) -> Self {
         let (on_reset, on_triple_fault, on_panic) = (config.on_reset, config.on_triple_fault, config.on_panic);
-        Self { on_reset, on_triple_fault, on_panic, restarted: false }
+        Self { on_reset, on_triple_fault, on_panic, restarted: false, ends_halted: false }
     }
 }
 
@@ -135,6 +137,11 @@ impl Controller {
                     OnTripleFault::Reset => self.guest_reset(machine),
                     OnTripleFault::Exit => self.stop(Exit::TripleFault, true, "guest-reset", machine),
                 }
+            }
+            (MachineEvent::AllHalted, _) if !self.policy.ends_halted => Vec::new(),
+            (MachineEvent::AllHalted, _) => {
+                log::info!("all vCPUs are halted for ever");
+                self.stop(Exit::Halted, true, "guest-shutdown", machine)
             }
             (MachineEvent::GuestPanicked, _) if self.panicked => Vec::new(),
             (MachineEvent::GuestPanicked, _) => {

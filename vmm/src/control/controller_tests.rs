@@ -57,12 +57,13 @@ fn running(policy: Policy) -> (Controller, Recorder) {
 
 const GUEST_RESET: MachineEvent = MachineEvent::GuestReset { source: "test" };
 
-fn events() -> [MachineEvent; 6] {
+fn events() -> [MachineEvent; 7] {
     [
         MachineEvent::GuestPowerOff,
         GUEST_RESET,
         MachineEvent::TripleFault { vcpu: 0 },
         MachineEvent::GuestPanicked,
+        MachineEvent::AllHalted,
         MachineEvent::ResetDone,
         MachineEvent::HostError { what: "test".into() },
     ]
@@ -100,12 +101,14 @@ fn each_policy_ends_the_process_with_its_own_status() {
         on_reset: OnReset::Exit,
         on_triple_fault: OnTripleFault::Exit,
         on_panic: OnPanic::Exit,
+        ends_halted: true,
         ..Policy::default()
     };
     for (event, exit) in [
         (GUEST_RESET, Exit::GuestReset),
         (MachineEvent::TripleFault { vcpu: 0 }, Exit::TripleFault),
         (MachineEvent::GuestPanicked, Exit::GuestPanic),
+        (MachineEvent::AllHalted, Exit::Halted),
         (MachineEvent::HostError { what: "KVM_RUN: Bad address".into() }, Exit::HostFailed),
     ] {
         let (mut controller, machine) = running(policy);
@@ -119,6 +122,13 @@ fn a_triple_fault_treated_as_a_reset_follows_the_reset_policy() {
     let (mut controller, machine) = running(Policy { on_reset: OnReset::Exit, ..Policy::default() });
     controller.machine_event(MachineEvent::TripleFault { vcpu: 0 }, &machine);
     assert_eq!(controller.state(), State::Stopped(Exit::GuestReset));
+}
+
+#[test]
+fn a_guest_that_is_halted_for_ever_waits_for_a_reset() {
+    let (mut controller, machine) = running(Policy::default());
+    assert_eq!(controller.machine_event(MachineEvent::AllHalted, &machine), []);
+    assert_eq!((controller.state(), machine.take()), (State::Running, vec![]));
 }
 
 #[test]

@@ -174,6 +174,8 @@ pub enum MachineEvent {
         /// Number of the vCPU.
         vcpu: u8,
     },
+    /// All vCPUs are halted for ever.
+    AllHalted,
     /// The guest reported a panic (pvpanic).
     GuestPanicked,
     /// A disk failed a request.

@@ -316,8 +316,10 @@ pub enum Stop {
     Reset,
     /// The hypervisor says the guest powered off.
     PowerOff,
-    /// All vCPUs are halted for ever.
+    /// This vCPU is halted until a reset.
     Halt,
+    /// All vCPUs are halted for ever, with interrupts off.
+    AllHalted,
     /// Triple fault.
     TripleFault,
     /// Somebody kicked this vCPU, or a signal came: look at the control state and run again.

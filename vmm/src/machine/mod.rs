@@ -323,6 +323,7 @@ impl VcpuOwner for Owner<'_> {
             VcpuEvent::TripleFault => MachineEvent::TripleFault { vcpu: self.id },
             VcpuEvent::Reset => MachineEvent::GuestReset { source: "hypervisor" },
             VcpuEvent::PowerOff => MachineEvent::GuestPowerOff,
+            VcpuEvent::AllHalted => MachineEvent::AllHalted,
             VcpuEvent::Failed(error) => MachineEvent::HostError { what: error.to_string() },
         });
     }

@@ -188,7 +188,7 @@ fn a_suspension_says_how_and_a_vcpu_that_did_not_do_it_waits() {
     assert!(matches!(stop, Stop::Reset), "{stop:?}");
     guest.finish(&[]);
     let (guest, stop) = suspended_by_a_neighbour(VM_SUSPEND_HALT);
-    assert!(matches!(stop, Stop::Halt), "{stop:?}");
+    assert!(matches!(stop, Stop::AllHalted), "{stop:?}");
     guest.finish(&[]);
     let (mut guest, stop) = suspended_by_a_neighbour(VM_SUSPEND_POWEROFF);
     assert!(matches!(stop, Stop::PowerOff), "{stop:?}");

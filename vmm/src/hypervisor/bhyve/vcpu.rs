@@ -222,9 +222,8 @@ impl BhyveVcpu {
             abi::VM_SUSPEND_RESET if mine => Ok(Stop::Reset),
             abi::VM_SUSPEND_POWEROFF if mine => Ok(Stop::PowerOff),
             abi::VM_SUSPEND_TRIPLEFAULT if mine => Ok(Stop::TripleFault),
-            abi::VM_SUSPEND_RESET | abi::VM_SUSPEND_POWEROFF | abi::VM_SUSPEND_TRIPLEFAULT | abi::VM_SUSPEND_HALT => {
-                Ok(Stop::Halt)
-            }
+            abi::VM_SUSPEND_HALT => Ok(Stop::AllHalted),
+            abi::VM_SUSPEND_RESET | abi::VM_SUSPEND_POWEROFF | abi::VM_SUSPEND_TRIPLEFAULT => Ok(Stop::Halt),
             how => Err(self.failure(format!("suspended in an unknown way ({how})"))),
         }
     }

@@ -181,7 +181,7 @@ fn a_suspension_is_reported_by_the_vcpu_that_caused_it_and_by_all_where_none_did
     assert!(matches!(stop(1, VM_SUSPEND_POWEROFF, -1), Stop::PowerOff));
     assert!(matches!(stop(1, VM_SUSPEND_TRIPLEFAULT, 1), Stop::TripleFault));
     assert!(matches!(stop(0, VM_SUSPEND_TRIPLEFAULT, 1), Stop::Halt), "the other one tells");
-    assert!(matches!(stop(0, VM_SUSPEND_HALT, -1), Stop::Halt));
+    assert!(matches!(stop(0, VM_SUSPEND_HALT, -1), Stop::AllHalted));
     let error = Bench::new().run([suspended(9, -1)]).unwrap_err().to_string();
     assert_eq!(error, "vcpu0: suspended in an unknown way (9)");
 }
