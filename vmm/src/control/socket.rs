@@ -197,6 +197,34 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_and_a_link_are_refused_and_left_as_they_were() {
+        let dir = TempDir::new().unwrap();
+        let (folder, served, link) = (dir.path().join("folder"), dir.path().join("served"), dir.path().join("link"));
+        fs::create_dir(&folder).unwrap();
+        let _theirs = UnixListener::bind(&served).unwrap();
+        // To a served socket, to a left-over one, to a file, to a directory, to nothing: whoever can make links here could
+        // have files removed or sockets made anywhere.
+        let left_over = dir.path().join("left-over");
+        drop(UnixListener::bind(&left_over).unwrap());
+        let file = dir.path().join("file");
+        fs::write(&file, "data").unwrap();
+        let refused = |path: &Path| match Listener::bind(path) {
+            Err(error @ BindError::NotASocket(_)) => assert_eq!(error.exit(), Exit::Config),
+            other => panic!("{other:?}"),
+        };
+        refused(&folder);
+        assert!(folder.is_dir());
+        for target in [&served, &left_over, &file, &folder, &dir.path().join("nothing")] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            refused(&link);
+            assert_eq!(fs::read_link(&link).unwrap(), *target);
+            fs::remove_file(&link).unwrap();
+        }
+        assert!(left_over.exists() && !dir.path().join("nothing").exists());
+        assert_eq!(fs::read(&file).unwrap(), b"data");
+    }
+
+    #[test]
     fn a_socket_file_that_changed_hands_is_left_alone() {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("s");

@@ -46,7 +46,7 @@ struct Client {
     unsent: Vec<u8>,
     /// The order that is being carried out.
     waiting: Option<(Ticket, Id)>,
-    /// What was read behind it.
+    /// What was read behind it, or behind the command whose answer made too much unread.
     unheard: Vec<u8>,
     /// The client has sent its last byte; what it is still owed is sent, then it is let go.
     finished: bool,
@@ -80,7 +80,7 @@ impl QmpServer {
         if listening.is_readable() {
             self.accept();
         }
-        self.send();
+        self.go_on(act);
     }
 
     /// Tells every client what happened.
@@ -129,7 +129,19 @@ impl QmpServer {
         self.hear(index, bytes.get(..read).unwrap_or_default(), act);
     }
 
-    /// What a client has said, up to an order that takes its time.
+    /// Sends, and hears what clients with room for answers have said before they had it. That no client says more than was
+    /// read of it bounds both what is kept and the time this takes.
+    fn go_on(&mut self, act: &mut dyn FnMut(Order) -> Outcome) {
+        loop {
+            self.send();
+            let has_more = |client: &Client| client.may_be_heard() && !client.unheard.is_empty();
+            let Some(index) = self.clients.iter().position(has_more) else { return };
+            let unheard = std::mem::take(&mut self.clients[index].unheard);
+            self.hear(index, &unheard, act);
+        }
+    }
+
+    /// What a client has said, up to an order that takes its time, or to more answers than it may leave unread.
     fn hear(&mut self, index: usize, bytes: &[u8], act: &mut dyn FnMut(Order) -> Outcome) {
         for (at, byte) in bytes.iter().enumerate() {
             let Some(client) = self.clients.get_mut(index) else { return };
@@ -149,8 +161,11 @@ impl QmpServer {
                     }
                 },
             };
-            if let Some(client) = self.clients.get_mut(index) {
-                client.queue(&answer);
+            let Some(client) = self.clients.get_mut(index) else { return };
+            client.queue(&answer);
+            if client.unsent.len() >= FULL {
+                client.unheard = bytes.get(at + 1..).unwrap_or_default().to_vec();
+                return;
             }
         }
     }
@@ -167,9 +182,7 @@ impl QmpServer {
         let client = &mut self.clients[index];
         let id = client.waiting.take().map(|(_, id)| id).unwrap_or_default();
         client.queue(&answer(id, result));
-        let unheard = std::mem::take(&mut client.unheard);
-        self.hear(index, &unheard, act);
-        self.send();
+        self.go_on(act);
     }
 
     fn send(&mut self) {
@@ -193,7 +206,11 @@ impl Client {
     }
 
     fn wants_input(&self) -> bool {
-        !self.finished && self.waiting.is_none() && self.unsent.len() < FULL
+        !self.finished && self.may_be_heard() && self.unheard.is_empty()
+    }
+
+    fn may_be_heard(&self) -> bool {
+        self.waiting.is_none() && self.unsent.len() < FULL
     }
 
     /// Reads what is there; how much.
@@ -226,7 +243,7 @@ impl Client {
                 Err(_) => self.gone = true,
             }
         }
-        self.gone |= self.finished && self.waiting.is_none();
+        self.gone |= self.finished && self.waiting.is_none() && self.unheard.is_empty() && self.unsent.is_empty();
     }
 }
 

@@ -125,6 +125,28 @@ fn a_client_that_closes_its_sending_side_still_gets_its_answers() {
     assert!(place.server.clients.is_empty());
 }
 
+/// As `socat` does at the end of its input. On illumos, where one has to ask whether there is room, what did not fit into the
+/// socket was lost.
+#[test]
+fn a_client_that_closes_its_sending_side_before_it_reads_gets_every_answer() {
+    let mut place = place();
+    let mut client = place.connect();
+    place.ask(&mut client, "{\"execute\":\"qmp_capabilities\"}");
+    let mut commands = 0;
+    while place.server.clients[0].unsent.len() < FULL / 4 {
+        place.ask(&mut client, &"{\"execute\":\"query-version\"}\n".repeat(10));
+        commands += 10;
+    }
+    client.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    (0..3).for_each(|_| place.turn());
+    let reader = std::thread::spawn(move || client.lines().map_while(Result::ok).count());
+    place.server.flush(30_000_000_000);
+    place.turn();
+    assert!(place.server.clients.is_empty());
+    // The greeting and the negotiation come first.
+    assert_eq!(reader.join().unwrap(), 2 + commands);
+}
+
 #[test]
 fn a_client_that_never_reads_is_held_back_and_then_let_go() {
     let mut place = place();
@@ -143,6 +165,96 @@ fn a_client_that_never_reads_is_held_back_and_then_let_go() {
     }
     place.turn();
     assert!(place.server.clients.is_empty());
+}
+
+/// Ten thousand commands by a client that reads nothing until it has sent them all, or cannot send more.
+fn flood(place: &mut Place) -> BufReader<UnixStream> {
+    let mut client = place.connect();
+    place.ask(&mut client, "{\"execute\":\"qmp_capabilities\"}\n");
+    client.get_ref().set_nonblocking(true).unwrap();
+    client
+}
+
+#[test]
+fn ten_thousand_commands_before_the_first_answer_is_read_are_answered_one_by_one_and_take_little_memory() {
+    const COMMANDS: usize = 10_000;
+    let mut place = place();
+    let mut client = flood(&mut place);
+    let sent: String = (0..COMMANDS).map(|id| format!("{{\"execute\":\"query-version\",\"id\":{id}}}\n")).collect();
+    let (mut left, mut answers, mut most) = (sent.as_bytes(), Vec::new(), 0);
+    let mut lines = 0;
+    let mut piece = vec![0; 1 << 16];
+    while lines < COMMANDS + 2 {
+        let wrote = client.get_mut().write(left).unwrap_or(0);
+        left = &left[wrote..];
+        place.turn();
+        let kept = &place.server.clients[0];
+        most = most.max(kept.unsent.len() + kept.unheard.len());
+        // It reads only once it is not heard any more, or has sent all.
+        if left.is_empty() || !place.server.clients[0].wants_input() {
+            let read = client.get_mut().read(&mut piece).unwrap_or(0);
+            lines += piece[..read].iter().filter(|byte| **byte == b'\n').count();
+            answers.extend_from_slice(&piece[..read]);
+        }
+    }
+    assert!((FULL..FULL + 16 * 1024).contains(&most), "{most}");
+    let lines: Vec<Value> =
+        answers.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let ids: Vec<_> = lines[2..].iter().map(|line| line["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, (0..COMMANDS as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_client_that_reads_nothing_keeps_no_other_from_being_served() {
+    let mut place = place();
+    let mut mute = flood(&mut place);
+    let commands = "{\"execute\":\"query-commands\"}\n".repeat(1000);
+    let mut other = place.connect();
+    place.ask(&mut other, "{\"execute\":\"qmp_capabilities\"}\n");
+    (0..2).for_each(|_| drop(line(&mut other)));
+    for _ in 0..1000 {
+        let _ = mute.get_mut().write(commands.as_bytes());
+        place.ask(&mut other, "{\"execute\":\"query-version\",\"id\":5}\n");
+        assert_eq!(line(&mut other)["id"], 5);
+    }
+    assert!(place.server.clients[0].unsent.len() >= FULL);
+}
+
+#[test]
+fn bytes_that_are_no_json_are_answered_line_by_line_and_the_next_command_is_heard() {
+    let mut place = place();
+    let mut client = place.connect();
+    place.ask(&mut client, "{\"execute\":\"qmp_capabilities\"}\n");
+    (0..2).for_each(|_| drop(line(&mut client)));
+    // Every byte but the line's end, white space and the byte that starts over, as a TLS or RFB client may send them.
+    let binary: Vec<u8> = (0x80..0xff).chain(0..0x0a).chain([0x16, 3, 1, 0]).chain(*b"\r\n").collect();
+    client.get_mut().write_all(&binary).unwrap();
+    place.ask(&mut client, "GET / HTTP/1.1\r\n\r\n{\"execute\":\"stop\",\"id\":\"after\"}\r\n");
+    for _ in 0..2 {
+        let answer = line(&mut client);
+        assert_eq!(answer["error"]["class"], "GenericError", "{answer}");
+    }
+    assert_eq!(line(&mut client)["event"], "STOP");
+    assert_eq!(line(&mut client), json!({"return": {}, "id": "after"}));
+}
+
+#[test]
+fn an_idle_client_is_never_let_go() {
+    let mut place = place();
+    let mut idle = place.connect();
+    place.ask(&mut idle, "{\"execute\":\"qmp_capabilities\"}\n");
+    for _ in 0..200 {
+        let mut client = place.connect();
+        place.ask(&mut client, "{\"execute\":\"qmp_capabilities\",\"id\":0}\n");
+        assert!(line(&mut client)["QMP"].is_object());
+        assert_eq!(line(&mut client), json!({"return": {}, "id": 0}));
+        drop(client);
+        place.turn();
+    }
+    (0..2).for_each(|_| drop(line(&mut idle)));
+    place.ask(&mut idle, "{\"execute\":\"stop\",\"id\":1}\n");
+    assert_eq!(line(&mut idle)["event"], "STOP");
+    assert_eq!((line(&mut idle)["id"].clone(), place.server.clients.len()), (json!(1), 1));
 }
 
 #[test]
