@@ -1,6 +1,7 @@
 //! The backend on the double, in one process: what a guest sees while others disturb its vCPU.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use arch::regs;
@@ -8,7 +9,7 @@ use devices::bus::Access;
 use devices_host::ram::RamOptions;
 use vm_memory::{Bytes, GuestAddress};
 use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor};
-use zvmm::hypervisor::{ExitHandler, ExitKind, Hypervisor, Stop, Vcpu, VcpuStart, Vm, VmSpec};
+use zvmm::hypervisor::{ExitHandler, ExitKind, Hypervisor, Kick, Stop, Vcpu, VcpuStart, Vm, VmSpec};
 
 use super::*;
 
@@ -214,6 +215,73 @@ fn a_second_cpu_waits_for_its_sipi_and_starts_where_it_says() {
     });
     // A kick knows the VM, too.
     drop((second, kick, kick_boot));
+    guest.finish();
+}
+
+/// Leaves the guest after every byte that it sends.
+struct Kicking {
+    serial: Serial,
+    kick: Arc<dyn Kick>,
+}
+
+impl ExitHandler for Kicking {
+    fn port_in(&mut self, port: u16, data: &mut [u8]) -> Access {
+        self.serial.port_in(port, data)
+    }
+    fn port_out(&mut self, port: u16, data: &[u8]) -> Access {
+        self.kick.kick();
+        self.serial.port_out(port, data)
+    }
+    fn mmio_read(&mut self, address: u64, data: &mut [u8]) -> Access {
+        self.serial.mmio_read(address, data)
+    }
+    fn mmio_write(&mut self, address: u64, data: &[u8]) -> Access {
+        self.serial.mmio_write(address, data)
+    }
+    fn rdmsr(&mut self, _code: u32) -> Option<u64> {
+        None
+    }
+    fn wrmsr(&mut self, _code: u32, _value: u64) -> bool {
+        false
+    }
+    fn count(&mut self, _exit: ExitKind) {}
+}
+
+#[test]
+fn a_non_maskable_interrupt_arrives_at_a_guest_that_masks_interrupts() {
+    const IDT: u64 = 0x2000;
+    const IDTR: u64 = 0x3000;
+    const HANDLER: u64 = 0x4000;
+    let send = |byte: u8| [0x66, 0xba, 0xf8, 0x03, 0xb0, byte, 0xee]; // mov dx, 0x3f8; mov al, byte; out dx, al
+    let mut code = vec![
+        0x0f, 0x01, 0x1d, 0x00, 0x30, 0x00, 0x00, // lidt [0x3000]
+        0xbc, 0x00, 0x80, 0x00, 0x00, // mov esp, 0x8000
+    ];
+    code.extend(send(b'r'));
+    let mut guest = Guest::new(&code);
+    let ram = guest.vm.ram();
+    ram.write_slice(&[&send(b'n')[..], &SPIN].concat(), GuestAddress(HANDLER)).unwrap();
+    let gate = (HANDLER & 0xffff) | u64::from(regs::BOOT_CS) << 16 | 0x8e00 << 32;
+    ram.write_obj(gate, GuestAddress(IDT + 8 * 2)).unwrap();
+    ram.write_obj(0x7ff_u16, GuestAddress(IDTR)).unwrap();
+    ram.write_obj(IDT as u32, GuestAddress(IDTR + 2)).unwrap();
+    guest.vcpu.bind_to_current_thread().unwrap();
+    let mut io = Kicking { serial: Serial::default(), kick: guest.vcpu.kicker() };
+    assert!(matches!(guest.vcpu.run(&mut io).unwrap(), Stop::Kicked));
+    assert_eq!(io.serial.sent, b"r");
+    guest.vcpu.inject_nmi().unwrap();
+    // Should it not arrive, nothing else has the guest leave.
+    let ((arrived, arrival), patience) = (mpsc::channel::<()>(), guest.vcpu.kicker());
+    let watch = std::thread::spawn(move || {
+        if arrival.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            patience.kick();
+        }
+    });
+    assert!(matches!(guest.vcpu.run(&mut io).unwrap(), Stop::Kicked));
+    drop(arrived);
+    watch.join().unwrap();
+    assert_eq!((&io.serial.sent[..], io.serial.stray), (&b"rn"[..], 0));
+    drop(io);
     guest.finish();
 }
 
