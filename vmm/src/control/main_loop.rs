@@ -13,8 +13,9 @@ use serde_json::json;
 
 use super::inbox::{Inbox, Notice};
 use super::line::Lines;
-use super::qmp::{self, ErrorClass, Order, Outcome, QmpServer};
-use super::{Built, Command, CommandError, Controller, Event, Machine, Policy, State, Ticket, Timed, Watched};
+use super::orders::Orders;
+use super::qmp::{ErrorClass, QmpServer};
+use super::{Built, Command, Controller, Event, Machine, Policy, State, Ticket, Timed, Watched};
 use crate::config::system_text;
 use crate::exit::Exit;
 use crate::logging;
@@ -31,8 +32,7 @@ pub struct MainLoop {
     watches: Vec<Arc<dyn Watched>>,
     lines: Lines,
     qmp: Option<QmpServer>,
-    /// Orders that were not answered at once so far.
-    tickets: u64,
+    orders: Orders,
     fds: Vec<PollFd>,
     restarted: bool,
 }
@@ -42,7 +42,18 @@ impl MainLoop {
     pub fn new(inbox: Inbox, policy: Policy, vcpus: u8, built: Built, lines: Lines, qmp: Option<QmpServer>) -> Self {
         let Built { machine, timers, watches, .. } = built;
         let (controller, restarted) = (Controller::new(policy, vcpus), policy.restarted);
-        Self { inbox, controller, machine, timers, watches, lines, qmp, tickets: 0, fds: Vec::new(), restarted }
+        Self {
+            inbox,
+            controller,
+            machine,
+            timers,
+            watches,
+            lines,
+            qmp,
+            orders: Orders::default(),
+            fds: Vec::new(),
+            restarted,
+        }
     }
 
     /// Starts the guest and serves it until it ends. On return no thread of the machine runs any more, and what the
@@ -110,17 +121,17 @@ impl MainLoop {
             tell(&mut self.qmp, &events);
         }
         if let Some(qmp) = &mut self.qmp {
-            let (controller, machine, tickets) = (&mut self.controller, &*self.machine, &mut self.tickets);
-            qmp.ready(&self.fds[watches_end..], &mut |order| act(order, controller, machine, tickets));
+            let (controller, machine, orders) = (&mut self.controller, &*self.machine, &mut self.orders);
+            qmp.ready(&self.fds[watches_end..], &mut |order| orders.act(order, controller, machine));
         }
         Ok(())
     }
 
     fn answer(&mut self, ticket: Ticket, result: Result<(), String>) {
         if let Some(qmp) = &mut self.qmp {
-            let (controller, machine, tickets) = (&mut self.controller, &*self.machine, &mut self.tickets);
+            let (controller, machine, orders) = (&mut self.controller, &*self.machine, &mut self.orders);
             let result = result.map(|()| json!({})).map_err(|desc| (ErrorClass::GenericError, desc));
-            qmp.answer(ticket, result, &mut |order| act(order, controller, machine, tickets));
+            qmp.answer(ticket, result, &mut |order| orders.act(order, controller, machine));
         }
     }
 
@@ -162,31 +173,6 @@ impl MainLoop {
 fn tell(qmp: &mut Option<QmpServer>, events: &[Event]) {
     if let Some(qmp) = qmp {
         events.iter().for_each(|event| qmp.tell(event));
-    }
-}
-
-fn act(order: Order, controller: &mut Controller, machine: &dyn Machine, tickets: &mut u64) -> Outcome {
-    let refuse = |error: CommandError| Outcome::Now(Err((ErrorClass::GenericError, error.to_string())), Vec::new());
-    match order {
-        Order::QueryStatus => Outcome::Now(Ok(qmp::status(controller.state())), Vec::new()),
-        Order::QueryStats => Outcome::Now(Ok(machine.stats()), Vec::new()),
-        Order::Command(command) => match controller.command(command, machine) {
-            Ok(events) => Outcome::Now(Ok(json!({})), events),
-            Err(error) => refuse(error),
-        },
-        Order::ResizeDisk(_) | Order::SetLink(_) if matches!(controller.state(), State::Stopped(_)) => {
-            refuse(CommandError::Stopped)
-        }
-        Order::SetLink(change) => {
-            let result = machine.set_link(&change).map(|()| json!({}));
-            Outcome::Now(result.map_err(|desc| (ErrorClass::DeviceNotFound, desc)), Vec::new())
-        }
-        Order::ResizeDisk(resize) => {
-            *tickets += 1;
-            let ticket = Ticket(*tickets);
-            machine.resize_disk(&resize, ticket);
-            Outcome::Later(ticket)
-        }
     }
 }
 

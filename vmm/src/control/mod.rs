@@ -9,8 +9,10 @@ mod controller;
 mod device;
 mod ends;
 mod inbox;
+pub mod inventory;
 mod line;
 mod main_loop;
+mod orders;
 pub(crate) mod qmp;
 mod signals;
 mod socket;
@@ -18,10 +20,13 @@ mod socket;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use devices::legacy::ps2::KeyCode;
+
 pub use console::{Escape, Typed};
 pub use controller::{CommandError, Controller, Policy, State};
 pub use ends::{Ends, LineError};
 pub use inbox::{EventSender, Inbox, Notice};
+use inventory::Inventory;
 pub use line::Lines;
 pub use main_loop::MainLoop;
 pub use qmp::QmpServer;
@@ -63,6 +68,19 @@ pub trait Machine: Send + Sync {
     /// Counters of vCPUs, queues and devices, as `query-stats` shows them.
     fn stats(&self) -> serde_json::Value;
 
+    /// What the machine is made of, and how it is now.
+    fn inventory(&self) -> Inventory {
+        Inventory::default()
+    }
+
+    /// Has keys pressed together on the guest's keyboard, and released after a while.
+    ///
+    /// # Errors
+    /// One line where there is no keyboard, or where too many wait; nothing is pressed then.
+    fn press_keys(&self, _chord: &Chord) -> Result<(), String> {
+        Err("the guest has no keyboard".to_owned())
+    }
+
     /// Plugs the cable of a network interface, or pulls it: its guest sees the link go up or down, and no frame passes
     /// while it is down.
     ///
@@ -91,6 +109,15 @@ pub struct LinkChange {
     pub name: String,
     /// Whether its cable is to be plugged in.
     pub up: bool,
+}
+
+/// Keys that are pressed one after the other, held together and released the other way round.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chord {
+    /// The keys.
+    pub keys: Vec<KeyCode>,
+    /// How long they are held down, in milliseconds.
+    pub hold_ms: u32,
 }
 
 /// Stands for an order that is answered later.

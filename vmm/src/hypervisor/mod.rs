@@ -35,6 +35,7 @@ mod layout;
 pub mod kvm;
 
 pub use host::open;
+pub(crate) use host::thread_id;
 
 /// Refuses memory from a reservoir where the hypervisor has none.
 fn refuse_reservoir(config: &VmConfig) -> Result<(), HypervisorError> {

@@ -81,7 +81,8 @@ pub struct Chipset {
     pub timers: Vec<Arc<dyn Timed>>,
     pm: Arc<Pm>,
     cmos: Option<Arc<Cmos>>,
-    ps2: Option<Arc<Ps2>>,
+    /// The keyboard controller.
+    pub ps2: Option<Arc<Ps2>>,
     port_92: Arc<Port92>,
     config_ports: Option<Arc<ConfigPorts>>,
     collected_address: Option<Arc<CollectedAddress>>,

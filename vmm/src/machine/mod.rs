@@ -6,12 +6,15 @@ mod chipset;
 mod collected;
 pub(crate) mod disk;
 mod image;
+mod inventory;
+mod keyboard;
 mod limits;
 mod link;
 mod resize;
 mod stats;
 mod virtio;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -30,16 +33,19 @@ pub use self::adapters::EngineDisk;
 use self::adapters::PowerEvents;
 use self::chipset::Chipset;
 use self::image::KernelImage;
+use self::inventory::Fixed;
+use self::keyboard::Typist;
 use self::link::Links;
 use self::resize::Resizer;
 use self::virtio::{BuildError, Builder, Device, HostDevices};
 use crate::config::{HugePages, VmConfig, system_text};
+use crate::control::inventory::Inventory;
 use crate::control::{
-    Built, DiskResize, EventSender, LinkChange, Machine as MachineControl, MachineEvent, SerialPort, Ticket, Timed,
-    Watched,
+    Built, Chord, DiskResize, EventSender, LinkChange, Machine as MachineControl, MachineEvent, SerialPort, Ticket,
+    Timed, Watched,
 };
 use crate::exit::Exit;
-use crate::hypervisor::{Hypervisor, HypervisorError, Vcpu, VcpuStart, Vm, VmSpec};
+use crate::hypervisor::{self, Hypervisor, HypervisorError, Vcpu, VcpuStart, Vm, VmSpec};
 use crate::vcpu::{self, Gate, VcpuCounters, VcpuEvent, VcpuIo, VcpuOwner};
 use crate::worker::Holder;
 
@@ -91,6 +97,11 @@ struct Machine {
     devices: Vec<Device>,
     resizer: Arc<Resizer>,
     links: Arc<Links>,
+    /// Whoever presses keys, where there is a keyboard and somebody to ask for it.
+    typist: Option<Arc<Typist>>,
+    fixed: Option<Box<Fixed>>,
+    /// The system's numbers of the vCPUs' threads.
+    thread_ids: Vec<AtomicU64>,
     image: KernelImage,
     tables: image::Tables,
     rsdp: u64,
@@ -157,6 +168,10 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     }
     let mut timers = chipset.timers.clone();
     timers.push(resizer.clone() as Arc<dyn Timed>);
+    // Asked for by clients of the control socket only.
+    let typist = chipset.ps2.clone().filter(|_| config.qmp.is_some()).map(|ps2| Arc::new(Typist::new(ps2)));
+    timers.extend(typist.clone().map(|typist| typist as Arc<dyn Timed>));
+    let fixed = config.qmp.is_some().then(|| Box::new(Fixed::new(config, host.name, &chipset.pci)));
     let watches = if links.listen() { vec![links.clone() as Arc<dyn Watched>] } else { Vec::new() };
 
     let machine = Arc::new(Machine {
@@ -166,6 +181,9 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         devices,
         resizer,
         links,
+        typist,
+        fixed,
+        thread_ids: vcpus.iter().map(|_| AtomicU64::new(0)).collect(),
         image,
         tables,
         rsdp: acpi_tables.rsdp_gpa,
@@ -297,6 +315,7 @@ impl Machine {
             let start = start.take().unwrap_or(VcpuStart::WaitForSipi);
             let cpus: Vec<usize> = pin.get(index).copied().into_iter().collect();
             let body = move || {
+                machine.thread_ids[index].store(hypervisor::thread_id(), Ordering::Relaxed);
                 let (ports, memory) = (machine.chipset.ports.clone(), machine.chipset.memory.clone());
                 let mut io = VcpuIo::new(ports, memory, vendor, machine.counters[index].clone());
                 let owner = Owner { id, machine: &machine };
@@ -410,6 +429,15 @@ impl MachineControl for Machine {
 
     fn stats(&self) -> serde_json::Value {
         stats::snapshot(&self.counters, &self.devices, self.gate.resets())
+    }
+
+    fn inventory(&self) -> Inventory {
+        let fixed = self.fixed.as_ref();
+        fixed.map(|fixed| fixed.now(&self.thread_ids, &self.devices, &self.chipset.pci)).unwrap_or_default()
+    }
+
+    fn press_keys(&self, chord: &Chord) -> Result<(), String> {
+        self.typist.as_ref().ok_or("the guest has no keyboard")?.press(chord)
     }
 
     fn set_link(&self, change: &LinkChange) -> Result<(), String> {

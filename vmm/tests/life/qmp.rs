@@ -186,6 +186,67 @@ fn a_disk_gets_another_size_and_every_wrong_wish_is_answered_in_one_line() {
 }
 
 #[test]
+fn the_machine_is_shown_as_it_is_and_the_human_monitor_acts_on_it() {
+    if process::skip() {
+        return;
+    }
+    let image = tempfile::NamedTempFile::new().expect("a file");
+    image.as_file().set_len(1 << 20).expect("space");
+    let disk = format!("--disk={},id=root", image.path().display());
+    let mut zvmm = Zvmm::start(&["--cpus", "2", "--name", "web", "--serial", "socket:@com1", "--qmp", "@qmp", &disk]);
+    let mut console = process::connect(&zvmm.place("com1"));
+    talk(&mut console, b"x", b"x");
+    let mut qmp = Qmp::connect(&zvmm);
+    assert_eq!(qmp.ask("query-name").0, json!({"name": "web"}));
+    process::until("the threads of the vCPUs have begun", || {
+        let cpus = qmp.ask("query-cpus-fast").0;
+        cpus.as_array().is_some_and(|cpus| cpus.len() == 2 && cpus.iter().all(|cpu| cpu["thread-id"] != 0))
+    });
+    for (index, cpu) in qmp.ask("query-cpus-fast").0.as_array().expect("a list").iter().enumerate() {
+        let name = format!("/proc/{}/task/{}/comm", zvmm.id(), cpu["thread-id"]);
+        assert_eq!(std::fs::read_to_string(name).expect("a thread").trim(), format!("vcpu{index}"));
+    }
+    let block = qmp.ask("query-block").0;
+    let inserted = &block[0]["inserted"];
+    assert_eq!((&block[0]["device"], &inserted["image"]["virtual-size"]), (&json!("root"), &json!(1 << 20)));
+    assert_eq!(inserted["file"].as_str(), image.path().to_str());
+    let pci = qmp.ask("query-pci").0;
+    let devices = pci[0]["devices"].as_array().expect("a list");
+    let disk = devices.iter().find(|device| device["qdev_id"] == "root").expect("the disk");
+    assert_eq!(disk["id"], json!({"vendor": 0x1af4, "device": 0x1001}));
+    let regions = disk["regions"].as_array().expect("a list");
+    assert!(regions.len() >= 2 && regions.iter().all(|region| region["size"].as_u64() > Some(0)), "{regions:?}");
+    let filename = format!("unix:{},server", zvmm.place("com1").display());
+    let lines = qmp.ask("query-chardev").0;
+    let com1 = lines.as_array().expect("a list").iter().find(|line| line["label"] == "serial0").expect("COM1");
+    assert_eq!(com1["filename"], json!(filename));
+
+    let mut monitor = |line: &str| {
+        qmp.send(json!({"execute": "human-monitor-command", "arguments": {"command-line": line}}).to_string());
+        loop {
+            let answer = qmp.next();
+            match answer.get("return") {
+                Some(said) => return said.as_str().expect("text").to_owned(),
+                None => assert!(answer["event"].is_string(), "{answer}"),
+            }
+        }
+    };
+    assert_eq!(monitor("info status"), "VM status: running\r\n");
+    assert!(monitor("info block").starts_with("root: type=hd removable=0 file="));
+    // Nobody reads the keyboard, and that holds nobody up.
+    for _ in 0..3 {
+        assert_eq!(monitor("sendkey shift"), "");
+    }
+    // An NMI without an interrupt table is a triple fault, and so a reset.
+    assert_eq!(monitor("nmi 2"), "the guest has no vCPU 2\r\n");
+    assert_eq!(monitor("nmi 0"), "");
+    while qmp.next()["event"] != "RESET" {}
+    qmp.ask("quit");
+    assert_eq!(zvmm.status(), Some(0));
+    assert_eq!(zvmm.errors(), "");
+}
+
+#[test]
 fn messages_are_understood_in_any_pieces_and_answered_under_their_ids() {
     if process::skip() {
         return;

@@ -30,6 +30,51 @@ struct SetLink {
     up: Option<bool>,
 }
 
+/// Arguments of `human-monitor-command`. `cpu-index` only matters to lines that are not known here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct HumanMonitorCommand {
+    #[serde(default, deserialize_with = "given")]
+    command_line: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    #[expect(dead_code, reason = "known, and without effect here")]
+    cpu_index: Option<u64>,
+}
+
+/// Arguments of `set_password`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetPassword {
+    #[serde(default, deserialize_with = "given")]
+    protocol: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    password: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    #[expect(dead_code, reason = "known, and without effect here")]
+    connected: Option<String>,
+}
+
+/// Arguments of `screendump`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Screendump {
+    #[serde(default, deserialize_with = "given")]
+    filename: Option<String>,
+}
+
+/// Arguments of `change`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    #[serde(default, deserialize_with = "given")]
+    device: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    target: Option<String>,
+    #[serde(default, deserialize_with = "given")]
+    #[expect(dead_code, reason = "known, and without effect here")]
+    arg: Option<String>,
+}
+
 /// An argument that may be left out, and may not be `null`.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
@@ -49,9 +94,42 @@ pub fn block_resize(arguments: Map<String, Value>) -> Result<Order, String> {
 /// Reads `set_link`'s.
 pub fn set_link(arguments: Map<String, Value>) -> Result<Order, String> {
     let SetLink { name, up } = read("set_link", arguments)?;
-    let missing = |name| format!("'set_link' needs the parameter '{name}'");
-    let (name, up) = (name.ok_or_else(|| missing("name"))?, up.ok_or_else(|| missing("up"))?);
+    let (name, up) = (needed("set_link", "name", name)?, needed("set_link", "up", up)?);
     Ok(Order::SetLink(LinkChange { name, up }))
+}
+
+/// Reads `human-monitor-command`'s.
+pub fn human_monitor_command(arguments: Map<String, Value>) -> Result<Order, String> {
+    let HumanMonitorCommand { command_line, .. } = read("human-monitor-command", arguments)?;
+    needed("human-monitor-command", "command-line", command_line).map(Order::Monitor)
+}
+
+/// Reads `set_password`'s. The password is not kept: there is nobody to ask for it.
+pub fn set_password(arguments: Map<String, Value>) -> Result<Order, String> {
+    let SetPassword { protocol, password, .. } = read("set_password", arguments)?;
+    needed("set_password", "password", password)?;
+    match &*needed("set_password", "protocol", protocol)? {
+        "vnc" | "spice" => Ok(Order::NoDisplay("set_password")),
+        other => Err(format!("'set_password': protocol: '{other}' is neither 'vnc' nor 'spice'")),
+    }
+}
+
+/// Reads `screendump`'s.
+pub fn screendump(arguments: Map<String, Value>) -> Result<Order, String> {
+    let Screendump { filename } = read("screendump", arguments)?;
+    needed("screendump", "filename", filename).map(|_| Order::NoDisplay("screendump"))
+}
+
+/// Reads `change`'s: about the VNC server (its password, mostly) or a drive's medium.
+pub fn change(arguments: Map<String, Value>) -> Result<Order, String> {
+    let Change { device, target, .. } = read("change", arguments)?;
+    needed("change", "target", target)?;
+    let device = needed("change", "device", device)?;
+    Ok(if device == "vnc" { Order::NoDisplay("change") } else { Order::ChangeMedium(device) })
+}
+
+fn needed<T>(command: &str, name: &str, value: Option<T>) -> Result<T, String> {
+    value.ok_or_else(|| format!("'{command}' needs the parameter '{name}'"))
 }
 
 /// Reads the arguments of a command; the error is a line for the client, and names the argument.

@@ -4,15 +4,21 @@
 //! events; SmartOS's vmadmd, which also reads `hwsetup` in `query-status`.
 
 mod arguments;
+mod commands;
 mod framing;
+pub mod hmp;
+mod keys;
+pub mod query;
 mod server;
 
 use serde_json::{Map, Value, json};
 
 use super::{Command, DiskFailure, DiskResize, Event, LinkChange, State};
 use crate::config::nearest;
+use commands::{COMMANDS, FUZZED, Meaning};
 pub use framing::MAX_MESSAGE;
 use framing::{Frame, Framing};
+use query::Query;
 pub use server::{Outcome, QmpServer};
 
 /// What a client wants to be done, besides what the session answers by itself.
@@ -28,6 +34,14 @@ pub enum Order {
     ResizeDisk(DiskResize),
     /// Plug a network interface's cable, or pull it.
     SetLink(LinkChange),
+    /// Show what the machine is made of.
+    Query(Query),
+    /// A line for the human monitor.
+    Monitor(String),
+    /// A command about a display, by name. There is none yet.
+    NoDisplay(&'static str),
+    /// Put another medium into a drive.
+    ChangeMedium(String),
 }
 
 /// A message that was understood: the order, and the id to answer under.
@@ -79,41 +93,27 @@ impl ErrorClass {
     }
 }
 
-/// What a command is.
-enum Meaning {
-    /// The session answers it by itself.
-    OfTheSession,
-    /// An order without arguments.
-    Order(Order),
-    /// An order that its arguments make.
-    With(fn(Map<String, Value>) -> Result<Order, String>),
-}
-
-const COMMANDS: [(&str, Meaning); 13] = [
-    ("qmp_capabilities", Meaning::OfTheSession),
-    ("query-commands", Meaning::OfTheSession),
-    ("query-version", Meaning::OfTheSession),
-    ("query-status", Meaning::Order(Order::QueryStatus)),
-    ("query-stats", Meaning::Order(Order::QueryStats)),
-    ("stop", Meaning::Order(Order::Command(Command::Pause))),
-    ("cont", Meaning::Order(Order::Command(Command::Resume))),
-    ("system_powerdown", Meaning::Order(Order::Command(Command::PowerButton))),
-    ("system_reset", Meaning::Order(Order::Command(Command::Reset))),
-    ("quit", Meaning::Order(Order::Command(Command::Quit))),
-    // As on a PC: LINT1 of the boot processor.
-    ("inject-nmi", Meaning::Order(Order::Command(Command::Nmi { vcpu: 0 }))),
-    ("block_resize", Meaning::With(arguments::block_resize)),
-    ("set_link", Meaning::With(arguments::set_link)),
-];
-
 /// One client's conversation. It knows no socket and no clock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Session {
     framing: Framing,
     negotiated: bool,
+    /// How many commands of the table it knows.
+    commands: usize,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { framing: Framing::default(), negotiated: false, commands: COMMANDS.len() }
+    }
 }
 
 impl Session {
+    /// A session that knows the commands of the fuzz target only.
+    pub fn fuzzed() -> Self {
+        Self { commands: FUZZED, ..Self::default() }
+    }
+
     /// What a client is told first.
     pub fn greeting() -> Value {
         json!({"QMP": {"version": version(), "capabilities": []}})
@@ -169,8 +169,9 @@ impl Session {
         if !self.negotiated && command != "qmp_capabilities" {
             return not_found(id, "capabilities must be negotiated first, with 'qmp_capabilities'");
         }
-        let Some((name, meaning)) = COMMANDS.iter().find(|(name, _)| *name == command) else {
-            let names = COMMANDS.iter().map(|(name, _)| *name);
+        let commands = || COMMANDS.iter().take(self.commands);
+        let Some((name, meaning)) = commands().find(|(name, _)| *name == command) else {
+            let names = commands().map(|(name, _)| *name);
             return not_found(id, &nearest::unknown("command", command, names));
         };
         if let Meaning::With(read) = meaning {
@@ -199,7 +200,7 @@ impl Session {
                 success(id, json!({}))
             }
             "query-version" => success(id, version()),
-            _ => success(id, COMMANDS.iter().map(|(name, _)| json!({"name": name})).collect()),
+            _ => success(id, commands().map(|(name, _)| json!({"name": name})).collect()),
         })
     }
 }

@@ -27,3 +27,9 @@ pub fn open(config: &VmConfig) -> Result<Box<dyn Hypervisor>, HypervisorError> {
         }
     }
 }
+
+/// The number that the system's tools show for the calling thread.
+pub fn thread_id() -> u64 {
+    // SAFETY: pthread_self has no preconditions. It is the number of the LWP.
+    unsafe { libc::pthread_self() }.into()
+}

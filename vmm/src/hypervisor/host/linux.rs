@@ -14,6 +14,12 @@ pub fn open(config: &VmConfig) -> Result<Box<dyn Hypervisor>, HypervisorError> {
     Ok(Box::new(super::kvm::KvmHypervisor::open()?))
 }
 
+/// The number that the system's tools show for the calling thread.
+pub fn thread_id() -> u64 {
+    // SAFETY: gettid takes nothing and cannot fail.
+    unsafe { libc::syscall(libc::SYS_gettid) }.unsigned_abs()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
