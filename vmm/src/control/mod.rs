@@ -13,6 +13,7 @@ pub mod inventory;
 mod line;
 mod main_loop;
 mod orders;
+mod pid_file;
 pub(crate) mod qmp;
 mod signals;
 mod socket;

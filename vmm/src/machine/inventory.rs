@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use devices::pci::{PciAddress, PciBus, PciFunction};
 use devices::virtio::blk::{OpsSnapshot, SECTOR_BYTES};
 
+use super::address;
 use super::virtio::Device;
 use crate::config::{DiskConfig, NetConfig, SerialBackend, VmConfig};
 use crate::control::inventory::{BarFacts, CharacterFacts, DiskFacts, Inventory, NetFacts, PciFacts, VcpuFacts};
@@ -86,7 +87,8 @@ fn disk(config: &DiskConfig, device: &Device) -> DiskFacts {
 fn net(config: &NetConfig, device: &Device) -> NetFacts {
     NetFacts {
         id: config.id.clone(),
-        mac: config.mac.to_string(),
+        // One that follows from a link which is gone nobody knows any more.
+        mac: address::of(config).map_or_else(|_| "unknown".to_owned(), |mac| mac.to_string()),
         host: config.tap.clone(),
         is_up: device.card.as_ref().is_some_and(|card| card.is_up()),
     }
@@ -100,6 +102,7 @@ fn characters(config: &VmConfig) -> Vec<CharacterFacts> {
         let filename = match backend {
             SerialBackend::Socket(path) => socket(path),
             SerialBackend::File(path) => format!("file:{}", path.display()),
+            SerialBackend::Device(path) => path.display().to_string(),
             SerialBackend::Stdio => "stdio".to_owned(),
             SerialBackend::Pty => "pty".to_owned(),
             SerialBackend::Null => "null".to_owned(),
