@@ -6,7 +6,8 @@ use devices_host::tty;
 
 use crate::config::{Note, VmConfig, system_text};
 use crate::control::{
-    BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, Policy, QmpServer, Signals,
+    BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, PidFile, PidFileError, Policy,
+    QmpServer, Signals,
 };
 use crate::exit::{Exit, ExitConvention};
 use crate::hypervisor::OpenHypervisor;
@@ -20,6 +21,8 @@ enum RunError {
     System { what: &'static str, error: io::Error },
     #[error("qmp: {0}")]
     Qmp(#[from] BindError),
+    #[error("pid_file: {0}")]
+    PidFile(#[from] PidFileError),
     #[error("{0}")]
     Line(#[from] LineError),
     #[error("{0}")]
@@ -31,6 +34,7 @@ impl RunError {
         match self {
             Self::System { .. } => Exit::HostFailed,
             Self::Qmp(error) => error.exit(),
+            Self::PidFile(error) => error.exit(),
             Self::Line(error) => error.exit(),
             Self::Start(error) => error.exit(),
         }
@@ -76,6 +80,7 @@ fn start_and_serve(config: &VmConfig, policy: Policy, open: OpenHypervisor<'_>) 
     }));
     let inbox = Inbox::new().map_err(system("cannot create a wake-up"))?;
     let qmp = config.qmp.as_deref().map(Listener::bind).transpose()?.map(QmpServer::new);
+    let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
     let ends = Ends::open(config)?;
     let signals = signals.start(inbox.sender(), tty::restore).map_err(system("cannot start the thread 'signals'"))?;
 
@@ -86,6 +91,7 @@ fn start_and_serve(config: &VmConfig, policy: Policy, open: OpenHypervisor<'_>) 
     let exit = MainLoop::new(inbox, policy, config.cpus.count, built, lines, qmp).run();
     drop(raw_mode);
     drop(signals);
+    drop(pid_file);
     Ok(exit)
 }
 

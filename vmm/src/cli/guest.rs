@@ -169,6 +169,9 @@ pub struct GuestArgs {
     /// its id) or plugs it in again (up: false or true).
     #[arg(long, value_name = "PATH", help_heading = "Life cycle")]
     pub qmp: Option<PathBuf>,
+    /// File that has the process id while the process runs
+    #[arg(long, value_name = "FILE", help_heading = "Life cycle")]
+    pub pid_file: Option<PathBuf>,
     /// What is logged on stderr: a level (off, error, warn [default], info, debug, trace) and levels of modules
     #[arg(long, value_name = "LEVEL,MODULE=LEVEL…", help_heading = "Life cycle")]
     pub log: Vec<String>,
@@ -290,6 +293,7 @@ impl GuestArgs {
         set(&mut config.on_triple_fault, named("--on-triple-fault", &self.on_triple_fault)?);
         set(&mut config.on_panic, named("--on-panic", &self.on_panic)?);
         set(&mut config.qmp, self.qmp.clone().map(Some));
+        set(&mut config.pid_file, self.pid_file.clone().map(Some));
         for rule in self.log.iter().flat_map(|rules| rules.split(',')) {
             config.log.push(rule.trim().parse().map_err(|error| problem("--log", error))?);
         }

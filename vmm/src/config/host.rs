@@ -117,7 +117,8 @@ impl VmConfig {
                 SerialBackend::Stdio | SerialBackend::Pty | SerialBackend::Null => {}
             }
         }
-        self.qmp.as_deref().map_or(Ok(()), |path| socket_place("qmp (--qmp)", path))
+        self.qmp.as_deref().map_or(Ok(()), |path| socket_place("qmp (--qmp)", path))?;
+        self.pid_file.as_deref().map_or(Ok(()), |path| file_place("pid_file (--pid-file)", path))
     }
 
     /// Judges the disks by their files. Call [`VmConfig::check`] first.

@@ -14,6 +14,7 @@ mod limits;
 pub(crate) mod nearest;
 pub(crate) mod options;
 mod ports;
+pub mod qemu;
 mod slots;
 mod translation;
 mod values;
@@ -101,6 +102,9 @@ pub struct VmConfig {
     /// Unix socket of the control interface (QMP).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub qmp: Option<PathBuf>,
+    /// File that has the process id while the process runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid_file: Option<PathBuf>,
     /// What is logged on stderr; `warn` when empty.
     pub log: Vec<LogRule>,
 }
@@ -130,6 +134,7 @@ impl Default for VmConfig {
             on_triple_fault: OnTripleFault::default(),
             on_panic: OnPanic::default(),
             qmp: None,
+            pid_file: None,
             log: Vec::new(),
         }
     }

@@ -30,6 +30,7 @@ pub use inbox::{EventSender, Inbox, Notice};
 use inventory::Inventory;
 pub use line::Lines;
 pub use main_loop::MainLoop;
+pub use pid_file::{PidFile, PidFileError};
 pub use qmp::QmpServer;
 pub use signals::{SignalThread, Signals};
 pub use socket::{BindError, Listener};

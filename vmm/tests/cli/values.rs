@@ -332,6 +332,7 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ("--on-reset", "--on-reset=reboot", "--on-reset: unknown value 'reboot'; the valid ones are restart, exit"),
     ("--on-triple-fault", "--on-triple-fault=exti", "--on-triple-fault: unknown value 'exti'; did you mean 'exit'?"),
     ("--on-panic", "--on-panic=repotr", "--on-panic: unknown value 'repotr'; did you mean 'report'?"),
+    ("--pid-file", "--pid-file=@none/pid", "pid_file (--pid-file): the directory @none does not exist"),
     ("--qmp", "--qmp=@none/qmp", "qmp (--qmp): the directory @none does not exist"),
     (
         "--log",
@@ -550,6 +551,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("on_reset", r#""reset""#, "on_reset: unknown value 'reset'; did you mean 'restart'?"),
     ("on_triple_fault", r#""none""#, "on_triple_fault: unknown value 'none'; the valid ones are reset, exit"),
     ("on_panic", r#""repotr""#, "on_panic: unknown value 'repotr'; did you mean 'report'?"),
+    ("pid_file", r#""@none/pid""#, "pid_file (--pid-file): the directory @none does not exist"),
     ("qmp", r#""@root.img""#, "qmp (--qmp): @root.img exists and is a file, not a socket"),
     ("log", r#"["loud"]"#, "log[0]: 'loud' is not a log level; the levels are off, error, warn, info, debug and trace"),
     ("log", r#""debug""#, "log: invalid type: string \"debug\", expected a sequence"),
