@@ -52,6 +52,9 @@ enum Command {
     /// Run a guest that bhyve's command line describes, as the bhyve brand of SmartOS starts it; -h explains it
     #[command(disable_help_flag = true)]
     Bhyve(BrandArgs),
+    /// Run a guest that qemu's command line describes, as the kvm brand of SmartOS starts it
+    #[command(disable_help_flag = true)]
+    Qemu(BrandArgs),
     /// Show the machine that another VMM's command line describes, and what of it has no effect, without running it
     Explain(ExplainArgs),
 }
@@ -78,7 +81,7 @@ struct CheckArgs {
     guest: Box<GuestArgs>,
 }
 
-const COMMANDS: [&str; 5] = ["run", "check-config", "disk-info", "bhyve", "explain"];
+const COMMANDS: [&str; 6] = ["run", "check-config", "disk-info", "bhyve", "qemu", "explain"];
 
 const RUN_ABOUT: &str = "\
 Run a guest until it powers off.
@@ -152,6 +155,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) 
         Command::CheckConfig(check) => check_config(check),
         Command::DiskInfo(disks) => disk_info::run(disks),
         Command::Bhyve(BrandArgs { args }) => brand::Start::bhyve(args).run(open),
+        Command::Qemu(BrandArgs { args }) => brand::Start::qemu(args).run(open),
         Command::Explain(args) => brand::explain(args),
     }
 }
@@ -181,7 +185,7 @@ pub fn guest_arguments(args: impl IntoIterator<Item = OsString>) -> Result<Optio
         Command::Run { guest } => Some(*guest),
         Command::CheckConfig(check) => Some(*check.guest),
         Command::DiskInfo(disks) => Some(*disks.guest),
-        Command::Bhyve(_) | Command::Explain(_) => None,
+        Command::Bhyve(_) | Command::Qemu(_) | Command::Explain(_) => None,
     })
 }
 
@@ -235,7 +239,7 @@ fn one_line(error: &clap::Error) -> String {
             nearest::unknown("command", &wrong, COMMANDS.into_iter())
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "no command; the commands are run, check-config, disk-info, bhyve and explain, and --help explains them"
+            "no command; the commands are run, check-config, disk-info, bhyve, qemu and explain, and --help explains them"
                 .to_owned()
         }
         ErrorKind::InvalidValue if text(ContextKind::InvalidValue).unwrap_or_default().is_empty() => {

@@ -89,6 +89,9 @@ pub enum ExitConvention {
     Own,
     /// bhyve's, as the bhyve brand of SmartOS reads them: 0 starts the guest again, and everything else halts its zone.
     Bhyve,
+    /// qemu's: 0 when the guest is gone as somebody wanted it, 1 for whatever went wrong. The kvm brand of SmartOS halts the
+    /// zone either way.
+    Qemu,
 }
 
 impl ExitConvention {
@@ -104,6 +107,8 @@ impl ExitConvention {
             (Self::Bhyve, Exit::Config | Exit::HostLacks | Exit::HostFailed | Exit::GuestPanic) => 4,
             // What a program that a signal killed shows, as bhyve would be.
             (Self::Bhyve, Exit::Interrupted) => exit.status(),
+            (Self::Qemu, Exit::Done | Exit::GuestReset | Exit::Interrupted) => 0,
+            (Self::Qemu, _) => 1,
         }
     }
 
@@ -135,6 +140,12 @@ mod tests {
         assert_eq!(ExitConvention::Bhyve.status(Exit::Halted), 2);
         assert_eq!(Exit::ALL.map(|exit| ExitConvention::Own.status(exit)), Exit::ALL.map(Exit::status));
         assert!(ExitConvention::Bhyve.restarts() && !ExitConvention::Own.restarts());
+    }
+
+    #[test]
+    fn qemus_statuses_tell_success_from_failure() {
+        assert_eq!(Exit::ALL.map(|exit| ExitConvention::Qemu.status(exit)), [0, 1, 1, 1, 0, 1, 1, 0]);
+        assert!(!ExitConvention::Qemu.restarts());
     }
 
     #[test]

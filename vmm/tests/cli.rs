@@ -17,6 +17,8 @@ mod files;
 mod images;
 #[path = "cli/process.rs"]
 mod process;
+#[path = "cli/qemu.rs"]
+mod qemu;
 #[path = "cli/values.rs"]
 mod values;
 
@@ -114,7 +116,7 @@ fn an_unknown_option_or_command_is_answered_with_the_nearest_one() {
     refused(&["rnu"], "unknown command 'rnu'; did you mean 'run'?");
     refused(
         &[],
-        "no command; the commands are run, check-config, disk-info, bhyve and explain, and --help explains them",
+        "no command; the commands are run, check-config, disk-info, bhyve, qemu and explain, and --help explains them",
     );
     refused(&["run", "--memory"], "--memory: no value is given");
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::explain;
 use crate::config::bhyve::{self, Request};
-use crate::config::{ConfigError, Translation, nearest, system_text};
+use crate::config::{ConfigError, Translation, nearest, qemu, system_text};
 use crate::exit::{Exit, ExitConvention};
 use crate::hypervisor::OpenHypervisor;
 use crate::{logging, run};
@@ -27,16 +27,20 @@ pub(super) enum Start {
     Bhyve(Vec<OsString>),
     /// The init of a zone of the bhyve brand, which finds them in a file.
     Zhyve,
+    /// The kvm brand's qemu, with its arguments.
+    Qemu(Vec<OsString>),
 }
 
-/// Tells by the name the program was called, and by the first argument: `zvmm bhyve ARGS…`.
+/// Tells by the name the program was called, and by the first argument: `zvmm bhyve ARGS…`, `zvmm qemu ARGS…`.
 pub(super) fn started_as(args: &[OsString]) -> Option<Start> {
     let (program, args) = args.split_first()?;
     match Path::new(program).file_name()?.to_str()? {
         "bhyve" | "bhyve.zone" => Some(Start::bhyve(args.to_vec())),
         "zhyve" => Some(Start::Zhyve),
+        "startvm.zone" | "qemu-system-x86_64" => Some(Start::qemu(args.to_vec())),
         _ => match args.split_first() {
             Some((command, args)) if command == "bhyve" => Some(Start::bhyve(args.to_vec())),
+            Some((command, args)) if command == "qemu" => Some(Start::qemu(args.to_vec())),
             _ => None,
         },
     }
@@ -48,9 +52,17 @@ impl Start {
         Self::Bhyve(args)
     }
 
+    /// qemu, with these arguments.
+    pub(super) fn qemu(args: Vec<OsString>) -> Self {
+        Self::Qemu(args)
+    }
+
     /// The exit statuses that the starter reads.
     pub(super) fn convention(&self) -> ExitConvention {
-        ExitConvention::Bhyve
+        match self {
+            Self::Bhyve(_) | Self::Zhyve => ExitConvention::Bhyve,
+            Self::Qemu(_) => ExitConvention::Qemu,
+        }
     }
 
     /// Runs what the arguments ask for.
@@ -62,22 +74,35 @@ impl Start {
         let args = match self {
             Self::Bhyve(args) => texts(args)?,
             Self::Zhyve => of_cmd_file(Path::new(CMD_FILE))?,
+            Self::Qemu(args) => {
+                let translation = qemu::translate(&texts(args)?)?;
+                return guest(&translation, "-kernel", convention, open);
+            }
         };
         match bhyve::translate(&args)? {
             Request::Help => logging::print(bhyve::help()),
             Request::Dump(translation) => logging::print(translation.config.to_json()),
-            Request::Run(Translation { config, notes }) => {
-                if config.boot.kernel.as_os_str().is_empty() {
-                    let problem = "firmware is not built yet, and no kernel is given in its place";
-                    return Err(ConfigError::setting("-o zvmm.kernel", problem));
-                }
-                config.check()?;
-                config.check_host()?;
-                return Ok(run::run_as(&config, &notes, convention, open));
-            }
+            Request::Run(translation) => return guest(&translation, "-o zvmm.kernel", convention, open),
         }
         Ok(Exit::Done)
     }
+}
+
+/// Runs the guest of a command line, which gives its kernel with `option`.
+fn guest(
+    translation: &Translation,
+    option: &str,
+    convention: ExitConvention,
+    open: OpenHypervisor<'_>,
+) -> Result<Exit, ConfigError> {
+    let Translation { config, notes } = translation;
+    if config.boot.kernel.as_os_str().is_empty() {
+        let problem = "firmware is not built yet, and no kernel is given in its place";
+        return Err(ConfigError::setting(option, problem));
+    }
+    config.check()?;
+    config.check_host()?;
+    Ok(run::run_as(config, notes, convention, open))
 }
 
 fn texts(args: Vec<OsString>) -> Result<Vec<String>, ConfigError> {
@@ -107,7 +132,7 @@ pub(super) struct ExplainArgs {
     /// Read the arguments from a zhyve.cmd
     #[arg(long, value_name = "FILE", conflicts_with = "args")]
     cmd_file: Option<std::path::PathBuf>,
-    /// Whose command line it is: bhyve
+    /// Whose command line it is: bhyve or qemu
     #[arg(value_name = "VMM")]
     vmm: OsString,
     /// The command line
@@ -138,7 +163,8 @@ fn translate(vmm: &OsStr, args: &[String]) -> Result<Option<Translation>, Config
             Request::Run(translation) | Request::Dump(translation) => Some(translation),
             Request::Help => None,
         }),
-        _ => Err(ConfigError::Usage(nearest::unknown("VMM", &vmm.to_string_lossy(), ["bhyve"].into_iter()))),
+        Some("qemu") => qemu::translate(args).map(Some),
+        _ => Err(ConfigError::Usage(nearest::unknown("VMM", &vmm.to_string_lossy(), ["bhyve", "qemu"].into_iter()))),
     }
 }
 
@@ -157,6 +183,11 @@ mod tests {
             assert_eq!(args, ["-H", "vm"]);
         }
         assert!(matches!(start(&["/usr/lib/brand/bhyve/zhyve"]), Some(Start::Zhyve)));
+        for program in ["/startvm.zone", "/smartdc/bin/qemu-system-x86_64"] {
+            let Some(Start::Qemu(args)) = start(&[program, "-m", "64"]) else { panic!("{program}") };
+            assert_eq!(args, ["-m", "64"]);
+        }
+        assert!(matches!(start(&["zvmm", "qemu"]), Some(Start::Qemu(_))));
         let Some(Start::Bhyve(args)) = start(&["zvmm", "bhyve", "-h"]) else { panic!() };
         assert_eq!(args, ["-h"]);
         for own in [&["zvmm", "run"][..], &["zvmm"], &["zvmm", "explain", "bhyve"], &["/opt/bhyve/zvmm"], &[]] {

@@ -38,6 +38,7 @@ impl Reading {
         let backend = match given.text("backend")?.unwrap_or_default().as_str() {
             "socket" => SerialBackend::Socket(unix_server(&given)?),
             "file" => SerialBackend::File(path()?.into()),
+            "tty" => SerialBackend::Device(path()?.into()),
             "pty" => SerialBackend::Pty,
             "stdio" => SerialBackend::Stdio,
             "null" => SerialBackend::Null,
@@ -130,6 +131,7 @@ fn end(option: &'static str, text: &str, chardevs: &[Chardev]) -> Result<SerialB
             "pty" => Ok(SerialBackend::Pty),
             // A console of the display, which there is not.
             "null" | "vc" => Ok(SerialBackend::Null),
+            _ if text.starts_with("/dev/") => Ok(SerialBackend::Device(text.into())),
             _ => problem(not_built("device", text)),
         },
     }
@@ -154,5 +156,5 @@ fn unix_server(given: &Options) -> Result<PathBuf, ConfigError> {
 }
 
 fn not_built(what: &str, kind: &str) -> String {
-    format!("{what} '{kind}' is not built; there are sockets (unix), files, pty, stdio and null")
+    format!("{what} '{kind}' is not built; there are sockets (unix), files, terminals (tty), pty, stdio and null")
 }

@@ -222,4 +222,6 @@ impl Reading {
 }
 
 #[cfg(test)]
+mod manual;
+#[cfg(test)]
 mod tests;

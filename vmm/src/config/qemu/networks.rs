@@ -207,7 +207,7 @@ impl Reading {
         end.taken = true;
         Ok(NetConfig {
             tap: end.ifname.clone(),
-            mac,
+            mac: Some(mac),
             id: card.id.or_else(|| end.name.clone()).unwrap_or_default(),
             slot: None,
             queue_size: NetConfig::DEFAULT_QUEUE_SIZE,

@@ -15,8 +15,8 @@ drive|KEY=VALUE…|implemented|a raw disk with if=virtio, or if=none for -device
 device|DRIVER[,KEY=VALUE…]|implemented|virtio-net-pci and virtio-blk-pci; others are refused
 net|nic|vnic|none[,KEY=VALUE…]|implemented|a virtio card, a link of the host, and what a guest is told by DHCP; others are refused
 netdev|vnic,id=ID[,KEY=VALUE…]|implemented|a link of the host for -device virtio-net-pci,netdev=ID
-chardev|BACKEND,id=ID[,KEY=VALUE…]|implemented|socket (unix, server), file, pty, stdio and null
-serial|DEVICE|implemented|COM1 to COM4: chardev:ID, unix:PATH,server, file:PATH, pty, stdio, null, none
+chardev|BACKEND,id=ID[,KEY=VALUE…]|implemented|socket (unix, server), file, tty, pty, stdio and null
+serial|DEVICE|implemented|COM1 to COM4: chardev:ID, unix:PATH,server, file:PATH, /dev/TERMINAL, pty, stdio, null, none
 qmp|DEVICE|implemented|chardev:ID or unix:PATH,server
 mon|chardev=ID[,mode=…]|implemented|mode=control as -qmp; readline (HMP) is not built yet
 debugcon|DEVICE|implemented|the debug port 0xe9, on what -serial takes

@@ -2,7 +2,7 @@ use super::*;
 use crate::config::devices::default_serial;
 use crate::config::dhcp::ip;
 use crate::config::{
-    BootConfig, CpuConfig, DebugPortConfig, DhcpConfig, DiskCache, DiskConfig, NetConfig, OnReset, OnTripleFault,
+    BootConfig, CpuConfig, DebugPortConfig, DhcpConfig, DiskCache, DiskConfig, Mac, NetConfig, OnReset, OnTripleFault,
     ReadError, SerialBackend, Slot, SmbiosConfig, Topology, WriteError,
 };
 
@@ -112,7 +112,7 @@ fn the_worked_example_is_this_machine() {
     };
     let net = |index: u8, slot, dhcp| NetConfig {
         tap: format!("net{index}"),
-        mac: super::super::Mac([0xb2, 0x1e, 0xba, 0xa5, 0x6e, 0x71 + index]),
+        mac: Some(Mac([0xb2, 0x1e, 0xba, 0xa5, 0x6e, 0x71 + index])),
         id: format!("net{index}"),
         slot: Some(Slot::device(slot)),
         queue_size: 256,
@@ -360,7 +360,11 @@ fn cards_and_links_meet_at_their_hub_whatever_their_order() {
         "-net vnic,vlan=7,ifname=b,name=second -device virtio-net-pci,vlan=5,mac=2:0:0:0:0:5 \
          -net nic,model=virtio,vlan=7,macaddr=2:0:0:0:0:7 -net vnic,vlan=5,ifname=a",
     );
-    let found: Vec<_> = config.nets.iter().map(|net| (net.tap.as_str(), net.mac.0[5], net.slot, &*net.id)).collect();
+    let found: Vec<_> = config
+        .nets
+        .iter()
+        .map(|net| (net.tap.as_str(), net.mac.map_or(0, |mac| mac.0[5]), net.slot, &*net.id))
+        .collect();
     // qemu makes -net nic before any -device.
     let slot = |device| Some(Slot::device(device));
     assert_eq!(found, [("b", 7, slot(3), "second"), ("a", 5, slot(4), "net1")]);
@@ -475,6 +479,9 @@ fn lines_lead_where_they_are_told_to() {
     assert_eq!(config.qmp.as_deref().and_then(|path| path.to_str()), Some("/q"));
     assert_eq!(config.debug_port, Some(DebugPortConfig { backend: SerialBackend::Stdio, port: 0xe9 }));
     let first = |args| read(args).serials[0].clone();
+    let console = Some(SerialBackend::Device("/dev/zconsole".into()));
+    assert_eq!(first("-serial /dev/zconsole"), console);
+    assert_eq!(first("-chardev tty,id=a,path=/dev/zconsole -serial chardev:a"), console);
     assert_eq!(first(""), Some(SerialBackend::Null), "qemu's first port is there, and nobody at it");
     assert_eq!((first("-nodefaults"), first("-nographic")), (None, Some(SerialBackend::Stdio)));
 }
