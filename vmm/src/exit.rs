@@ -112,6 +112,11 @@ impl ExitConvention {
         }
     }
 
+    /// Whether the process is the one who tells that the zone's guest runs.
+    pub const fn marks_provisioned(self) -> bool {
+        matches!(self, Self::Bhyve)
+    }
+
     /// Whether a guest ends when all its vCPUs are halted for ever.
     pub const fn ends_halted(self) -> bool {
         matches!(self, Self::Bhyve)

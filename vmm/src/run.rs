@@ -7,7 +7,7 @@ use devices_host::tty;
 use crate::config::{Note, VmConfig, system_text};
 use crate::control::{
     BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, PidFile, PidFileError, Policy,
-    QmpServer, Signals,
+    QmpServer, Signals, provisioning,
 };
 use crate::exit::{Exit, ExitConvention};
 use crate::hypervisor::OpenHypervisor;
@@ -60,7 +60,7 @@ pub fn run_as(config: &VmConfig, notes: &[Note], convention: ExitConvention, ope
     }
     let policy =
         Policy { restarted: convention.restarts(), ends_halted: convention.ends_halted(), ..Policy::from(config) };
-    match start_and_serve(config, policy, open) {
+    match start_and_serve(config, policy, convention, open) {
         Ok(exit) => exit,
         Err(error) => {
             logging::say(&error);
@@ -71,7 +71,12 @@ pub fn run_as(config: &VmConfig, notes: &[Note], convention: ExitConvention, ope
 
 /// The order matters: signals before the first thread; everything that can be refused before there is guest memory; the
 /// terminal last, so that no error is said in raw mode.
-fn start_and_serve(config: &VmConfig, policy: Policy, open: OpenHypervisor<'_>) -> Result<Exit, RunError> {
+fn start_and_serve(
+    config: &VmConfig,
+    policy: Policy,
+    convention: ExitConvention,
+    open: OpenHypervisor<'_>,
+) -> Result<Exit, RunError> {
     let signals = Signals::block().map_err(system("cannot block signals"))?;
     std::panic::set_hook(Box::new(|bug| {
         tty::restore();
@@ -88,6 +93,9 @@ fn start_and_serve(config: &VmConfig, policy: Policy, open: OpenHypervisor<'_>) 
 
     let raw_mode = ends.enter_raw_mode().map_err(system("cannot set up the terminal"))?;
     let lines = ends.join(&built)?;
+    if convention.marks_provisioned() {
+        provisioning::succeeded();
+    }
     let exit = MainLoop::new(inbox, policy, config.cpus.count, built, lines, qmp).run();
     drop(raw_mode);
     drop(signals);

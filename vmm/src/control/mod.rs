@@ -14,6 +14,7 @@ mod line;
 mod main_loop;
 mod orders;
 mod pid_file;
+pub mod provisioning;
 pub(crate) mod qmp;
 mod signals;
 mod socket;
