@@ -81,7 +81,8 @@ impl Exit {
     }
 }
 
-/// Whose exit statuses the process ends with: those of the program that its starter takes it for.
+/// Whose exit statuses the process ends with, and whose signals it obeys: those of the program that its starter takes it
+/// for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExitConvention {
     /// Our own: [`Exit::status`].

@@ -87,7 +87,9 @@ fn start_and_serve(
     let qmp = config.qmp.as_deref().map(Listener::bind).transpose()?.map(QmpServer::new);
     let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
     let ends = Ends::open(config)?;
-    let signals = signals.start(inbox.sender(), tty::restore).map_err(system("cannot start the thread 'signals'"))?;
+    let signals = signals
+        .start(inbox.sender(), convention, tty::restore)
+        .map_err(system("cannot start the thread 'signals'"))?;
 
     let built = build(config, open, inbox.sender())?;
 

@@ -9,25 +9,32 @@ use std::thread::JoinHandle;
 use devices_host::thread::{KickGuard, KickTarget, SignalWaiter, Signalled, spawn};
 
 use super::inbox::EventSender;
-use crate::exit::Exit;
+use crate::exit::{Exit, ExitConvention};
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM, or SIGHUP when the terminal went away: end in good order.
+    /// End in good order.
     Terminate,
-    /// SIGINT: end in good order, and at once when it comes again.
+    /// End in good order, and at once when it comes again.
     Interrupt,
-    /// SIGQUIT: end at once.
+    /// End at once.
     Quit,
 }
 
 impl Signal {
-    fn from_number(number: i32) -> Option<Self> {
-        match number {
-            libc::SIGTERM | libc::SIGHUP => Some(Self::Terminate),
-            libc::SIGINT => Some(Self::Interrupt),
-            libc::SIGQUIT => Some(Self::Quit),
+    /// What a signal means to whoever started the process. SIGTERM is the power button to everybody.
+    fn from_number(number: i32, convention: ExitConvention) -> Option<Self> {
+        use ExitConvention::{Bhyve, Own, Qemu};
+        match (number, convention) {
+            (libc::SIGTERM, _) => Some(Self::Terminate),
+            (libc::SIGQUIT, _) => Some(Self::Quit),
+            // A terminal that went away ends what runs on it. In a zone of the bhyve brand nobody sends it on purpose.
+            (libc::SIGHUP, Own) => Some(Self::Terminate),
+            (libc::SIGHUP, Bhyve) => None,
+            (libc::SIGINT, Own | Bhyve) => Some(Self::Interrupt),
+            // What qemu does at a signal that it has not been told to take for the power button.
+            (libc::SIGINT | libc::SIGHUP, Qemu) => Some(Self::Quit),
             _ => None,
         }
     }
@@ -57,12 +64,12 @@ impl Signals {
         Ok(Self { waiter, ignores_hang_up: is_ignored(libc::SIGHUP) })
     }
 
-    /// Starts the thread `signals`, which passes them to the main thread. `restore` puts the terminal back if the
-    /// thread has to end the process by itself.
+    /// Starts the thread `signals`, which passes them to the main thread in the sense that `convention` gives them.
+    /// `restore` puts the terminal back if the thread has to end the process by itself.
     ///
     /// # Errors
     /// When the system cannot start a thread.
-    pub fn start(self, sender: EventSender, restore: fn()) -> io::Result<SignalThread> {
+    pub fn start(self, sender: EventSender, convention: ExitConvention, restore: fn()) -> io::Result<SignalThread> {
         let ending = Arc::new(AtomicBool::new(false));
         let (introduce, introduced) = mpsc::channel();
         let thread = spawn("signals", &[], {
@@ -71,7 +78,7 @@ impl Signals {
                 let guard = KickGuard::for_current_thread();
                 // Nobody to introduce ourselves to: the starter is gone, and so will we be.
                 let _ = introduce.send(guard.target());
-                self.pass_on(&sender, &ending, restore);
+                self.pass_on(&sender, convention, &ending, restore);
             }
         })?;
         // Not waited for here: until the thread runs, the kernel keeps what arrives.
@@ -80,7 +87,7 @@ impl Signals {
 }
 
 impl Signals {
-    fn pass_on(&self, sender: &EventSender, ending: &AtomicBool, restore: fn()) {
+    fn pass_on(&self, sender: &EventSender, convention: ExitConvention, ending: &AtomicBool, restore: fn()) {
         let mut interrupts = 0;
         while let Ok(signalled) = self.waiter.wait() {
             // The kick signal can also come from outside: alone it means nothing.
@@ -91,14 +98,14 @@ impl Signals {
             if number == libc::SIGHUP && self.ignores_hang_up {
                 continue;
             }
-            let Some(signal) = Signal::from_number(number) else { continue };
+            let Some(signal) = Signal::from_number(number, convention) else { continue };
             if signal != Signal::Terminate {
                 interrupts += 1;
             }
             if interrupts >= PATIENCE {
                 restore();
                 // SAFETY: ends the process without running anything that could wait for the main thread.
-                unsafe { libc::_exit(Exit::Interrupted.status().into()) };
+                unsafe { libc::_exit(convention.status(Exit::Interrupted).into()) };
             }
             sender.send_signal(signal);
         }
@@ -153,15 +160,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_signal_has_its_meaning() {
-        for (number, signal) in [
-            (libc::SIGTERM, Some(Signal::Terminate)),
-            (libc::SIGHUP, Some(Signal::Terminate)),
-            (libc::SIGINT, Some(Signal::Interrupt)),
-            (libc::SIGQUIT, Some(Signal::Quit)),
-            (libc::SIGCHLD, None),
+    fn each_signal_means_what_whoever_starts_the_process_takes_it_for() {
+        use ExitConvention::{Bhyve, Own, Qemu};
+        let (terminate, interrupt, quit) = (Some(Signal::Terminate), Some(Signal::Interrupt), Some(Signal::Quit));
+        for (number, meanings) in [
+            (libc::SIGTERM, [terminate, terminate, terminate]),
+            (libc::SIGHUP, [terminate, None, quit]),
+            (libc::SIGINT, [interrupt, interrupt, quit]),
+            (libc::SIGQUIT, [quit, quit, quit]),
+            (libc::SIGCHLD, [None, None, None]),
         ] {
-            assert_eq!(Signal::from_number(number), signal);
+            assert_eq!([Own, Bhyve, Qemu].map(|starter| Signal::from_number(number, starter)), meanings, "{number}");
         }
     }
 }
