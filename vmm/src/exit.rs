@@ -113,6 +113,11 @@ impl ExitConvention {
         }
     }
 
+    /// Whether a guest that resets itself after its end was ordered has ended: whoever ordered it waits for the process.
+    pub const fn stop_wins(self) -> bool {
+        !matches!(self, Self::Own)
+    }
+
     /// Whether the process is the one who tells that the zone's guest runs.
     pub const fn marks_provisioned(self) -> bool {
         matches!(self, Self::Bhyve)

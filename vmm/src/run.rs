@@ -6,6 +6,7 @@ use devices_host::tty;
 
 use crate::config::{Note, VmConfig, system_text};
 use crate::control::{
+    self,
     BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, PidFile, PidFileError, Policy,
     QmpServer, Signals, provisioning,
 };
@@ -58,10 +59,19 @@ pub fn run_as(config: &VmConfig, notes: &[Note], convention: ExitConvention, ope
     for note in notes.iter().filter(|note| note.is_logged()) {
         log::warn!("{note}");
     }
-    let policy =
-        Policy { restarted: convention.restarts(), ends_halted: convention.ends_halted(), ..Policy::from(config) };
+    let policy = Policy {
+        restarted: convention.restarts(),
+        stop_wins: convention.stop_wins(),
+        ends_halted: convention.ends_halted(),
+        ..Policy::from(config)
+    };
     match start_and_serve(config, policy, convention, open) {
-        Ok(exit) => exit,
+        Ok(exit) => {
+            if convention.restarts() && exit == Exit::GuestReset {
+                control::die_of_termination();
+            }
+            exit
+        }
         Err(error) => {
             logging::say(&error);
             error.exit()
@@ -98,9 +108,8 @@ fn start_and_serve(
     if convention.marks_provisioned() {
         provisioning::succeeded();
     }
-    let exit = MainLoop::new(inbox, policy, config.cpus.count, built, lines, qmp).run();
+    let exit = MainLoop::new(inbox, policy, config.cpus.count, built, lines, qmp).with_signals(signals).run();
     drop(raw_mode);
-    drop(signals);
     drop(pid_file);
     Ok(exit)
 }

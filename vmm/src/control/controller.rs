@@ -37,6 +37,9 @@ pub struct Policy {
     pub on_panic: OnPanic,
     /// Whoever started the process starts it again when it ends with [`Exit::GuestReset`], as the bhyve brand does.
     pub restarted: bool,
+    /// A guest that resets itself within 180 s after somebody ordered its end has ended: whoever stops a zone waits for
+    /// the end of its VMM, and a guest that came back would be waited for in vain, and then be cut off.
+    pub stop_wins: bool,
     /// A guest whose vCPUs are all halted for ever has ended, as the bhyve brand has it. Otherwise it waits for a reset.
     pub ends_halted: bool,
 }
@@ -44,7 +47,7 @@ pub struct Policy {
 impl From<&VmConfig> for Policy {
     fn from(config: &VmConfig) -> Self {
         let (on_reset, on_triple_fault, on_panic) = (config.on_reset, config.on_triple_fault, config.on_panic);
-        Self { on_reset, on_triple_fault, on_panic, restarted: false, ends_halted: false }
+        Self { on_reset, on_triple_fault, on_panic, restarted: false, stop_wins: false, ends_halted: false }
     }
 }
 
@@ -59,6 +62,9 @@ pub enum CommandError {
     NoSuchVcpu(u8),
 }
 
+/// How long an ordered end stays ordered, in nanoseconds: vmadm's time-out, after which it cuts the guest off anyway.
+pub const STOP_NS: u64 = 180_000_000_000;
+
 /// Decides about the guest. Pure: it knows no clock, thread or descriptor, only the [`Machine`] it is handed.
 #[derive(Debug)]
 pub struct Controller {
@@ -66,6 +72,10 @@ pub struct Controller {
     policy: Policy,
     vcpus: u8,
     interrupts: u32,
+    /// What time it is, in nanoseconds of any clock that does not jump.
+    now_ns: u64,
+    /// Until when a reset by the guest is the end.
+    stop_until_ns: Option<u64>,
     /// The guest has reported a panic since it last started: it can do so a million times a second.
     panicked: bool,
 }
@@ -73,12 +83,17 @@ pub struct Controller {
 impl Controller {
     /// A controller of a machine that is built and not started.
     pub fn new(policy: Policy, vcpus: u8) -> Self {
-        Self { state: State::Starting, policy, vcpus, interrupts: 0, panicked: false }
+        Self { state: State::Starting, policy, vcpus, interrupts: 0, now_ns: 0, stop_until_ns: None, panicked: false }
     }
 
     /// Where the guest is in its life.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// Says what time it is, before anything else is told.
+    pub fn set_now_ns(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
     }
 
     /// Lets the guest start, unless something ended it before.
@@ -172,7 +187,11 @@ impl Controller {
 
     /// Follows a signal.
     pub fn signal(&mut self, signal: Signal, machine: &dyn Machine) -> Vec<Event> {
-        if let State::Stopped(_) = self.state {
+        if let State::Stopped(exit) = self.state {
+            // A guest that has reset itself would be started again, with the order unheard.
+            if exit == Exit::GuestReset && self.policy.stop_wins {
+                self.state = State::Stopped(Exit::Done);
+            }
             return Vec::new();
         }
         match signal {
@@ -214,10 +233,15 @@ impl Controller {
 
     fn press(&mut self, machine: &dyn Machine) -> Vec<Event> {
         machine.press_power_button();
+        self.stop_until_ns = Some(self.now_ns.saturating_add(STOP_NS));
         vec![Event::PowerButton]
     }
 
     fn guest_reset(&mut self, machine: &dyn Machine) -> Vec<Event> {
+        if self.policy.stop_wins && self.stop_until_ns.is_some_and(|until_ns| self.now_ns < until_ns) {
+            log::info!("the guest reset itself, but was to end");
+            return self.stop(Exit::Done, true, "guest-reset", machine);
+        }
         match self.policy.on_reset {
             OnReset::Restart => self.reset(true, machine),
             OnReset::Exit => self.stop(Exit::GuestReset, true, "guest-reset", machine),

@@ -316,3 +316,49 @@ fn a_failure_before_a_reset_does_not_hold_the_guest_after_it() {
     controller.machine_event(MachineEvent::ResetDone, &machine);
     assert_eq!((controller.state(), machine.take()), (State::Running, vec!["reset".into()]));
 }
+
+#[test]
+fn a_guest_that_was_to_end_and_resets_itself_has_ended_where_a_stop_wins() {
+    let terminate = |controller: &mut Controller, machine: &Recorder| drop(controller.signal(Signal::Terminate, machine));
+    for on_reset in [OnReset::Restart, OnReset::Exit] {
+        for event in [GUEST_RESET, MachineEvent::TripleFault { vcpu: 0 }] {
+            let policy = Policy { on_reset, stop_wins: true, ..Policy::default() };
+            let (mut controller, machine) = running(policy);
+            controller.set_now_ns(5);
+            terminate(&mut controller, &machine);
+            controller.set_now_ns(4 + STOP_NS);
+            let ended = [Event::Shutdown { guest: true, reason: "guest-reset" }];
+            assert_eq!(controller.machine_event(event, &machine), ended);
+            assert_eq!((controller.state(), machine.take()), (State::Stopped(Exit::Done), vec!["press".into(), "stop".into()]));
+        }
+    }
+}
+
+#[test]
+fn an_order_to_end_that_was_not_followed_is_forgotten_and_a_reset_that_is_ordered_is_one() {
+    let policy = Policy { stop_wins: true, ..Policy::default() };
+    let (mut controller, machine) = running(policy);
+    assert_eq!(controller.command(Command::PowerButton, &machine), Ok(vec![Event::PowerButton]));
+    assert_eq!(controller.command(Command::Reset, &machine), Ok(vec![Event::Reset { guest: false }]));
+    controller.machine_event(MachineEvent::ResetDone, &machine);
+    controller.set_now_ns(STOP_NS);
+    assert_eq!(controller.machine_event(GUEST_RESET, &machine), [Event::Reset { guest: true }]);
+}
+
+#[test]
+fn an_order_to_end_that_comes_after_the_reset_still_wins() {
+    for (stop_wins, exit) in [(true, Exit::Done), (false, Exit::GuestReset)] {
+        for signal in [Signal::Terminate, Signal::Interrupt, Signal::Quit] {
+            let (mut controller, machine) = running(Policy { on_reset: OnReset::Exit, stop_wins, ..Policy::default() });
+            controller.machine_event(GUEST_RESET, &machine);
+            assert_eq!(controller.state(), State::Stopped(Exit::GuestReset));
+            assert_eq!(controller.signal(signal, &machine), []);
+            assert_eq!((controller.state(), machine.take()), (State::Stopped(exit), vec!["stop".into()]));
+        }
+        // No other end becomes another one.
+        let (mut controller, machine) = running(Policy { stop_wins, ..Policy::default() });
+        controller.machine_event(MachineEvent::HostError { what: "test".into() }, &machine);
+        controller.signal(Signal::Terminate, &machine);
+        assert_eq!(controller.state(), State::Stopped(Exit::HostFailed));
+    }
+}

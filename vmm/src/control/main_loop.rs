@@ -15,7 +15,7 @@ use super::inbox::{Inbox, Notice};
 use super::line::Lines;
 use super::orders::Orders;
 use super::qmp::{ErrorClass, QmpServer};
-use super::{Built, Command, Controller, Event, Machine, Policy, State, Ticket, Timed, Watched};
+use super::{Built, Command, Controller, Event, Machine, Policy, SignalThread, State, Ticket, Timed, Watched};
 use crate::config::system_text;
 use crate::exit::Exit;
 use crate::logging;
@@ -35,6 +35,7 @@ pub struct MainLoop {
     orders: Orders,
     fds: Vec<PollFd>,
     restarted: bool,
+    signals: Option<SignalThread>,
 }
 
 impl MainLoop {
@@ -53,7 +54,13 @@ impl MainLoop {
             orders: Orders::default(),
             fds: Vec::new(),
             restarted,
+            signals: None,
         }
+    }
+
+    /// Has the loop end the thread that passes signals on: what that one heard until then is obeyed yet.
+    pub fn with_signals(self, signals: SignalThread) -> Self {
+        Self { signals: Some(signals), ..self }
     }
 
     /// Starts the guest and serves it until it ends. On return no thread of the machine runs any more, and what the
@@ -61,19 +68,23 @@ impl MainLoop {
     pub fn run(mut self) -> Exit {
         self.controller.start(&*self.machine);
         let mut again = false;
-        let exit = loop {
-            if let State::Stopped(exit) = self.controller.state() {
-                break exit;
-            }
+        let mut failed = false;
+        while !failed && !matches!(self.controller.state(), State::Stopped(_)) {
             if let Err(error) = self.turn(&mut again) {
                 logging::say(format_args!("the main loop cannot wait: {}", system_text(&error)));
                 self.machine.stop();
-                break Exit::HostFailed;
+                failed = true;
             }
-        };
+        }
         self.machine.join();
-        self.machine.leave(self.restarted && exit == Exit::GuestReset);
         self.take_leave();
+        drop(self.signals.take());
+        self.last_notices();
+        let exit = match self.controller.state() {
+            State::Stopped(exit) if !failed => exit,
+            _ => Exit::HostFailed,
+        };
+        self.machine.leave(self.restarted && exit == Exit::GuestReset);
         exit
     }
 
@@ -94,6 +105,7 @@ impl MainLoop {
         if self.fds[0].is_readable() {
             self.inbox.clear();
         }
+        self.controller.set_now_ns(clock::monotonic_ns());
         while let Some(notice) = self.inbox.next() {
             let events = match notice {
                 Notice::Machine(event) => self.controller.machine_event(event, &*self.machine),
@@ -141,14 +153,21 @@ impl MainLoop {
         Some(deadline_ns.saturating_sub(clock::monotonic_ns()))
     }
 
+    /// Hears what was said before the machine stood still: clients are owed answers, and an order to end is obeyed.
+    fn last_notices(&mut self) {
+        while let Some(notice) = self.inbox.next() {
+            match notice {
+                Notice::Answer(ticket, result) => self.answer(ticket, result),
+                Notice::Signal(signal) => drop(self.controller.signal(signal, &*self.machine)),
+                Notice::Machine(_) => {}
+            }
+        }
+    }
+
     /// Writes out what the guest wrote last, and what clients are still owed.
     fn take_leave(&mut self) {
         let deadline_ns = clock::monotonic_ns().saturating_add(FAREWELL_NS);
-        while let Some(notice) = self.inbox.next() {
-            if let Notice::Answer(ticket, result) = notice {
-                self.answer(ticket, result);
-            }
-        }
+        self.last_notices();
         let mut left_ns = 0;
         loop {
             self.fds.clear();

@@ -33,7 +33,7 @@ pub use line::Lines;
 pub use main_loop::MainLoop;
 pub use pid_file::{PidFile, PidFileError};
 pub use qmp::QmpServer;
-pub use signals::{SignalThread, Signals};
+pub use signals::{SignalThread, Signals, die_of_termination};
 pub use socket::{BindError, Listener};
 
 /// What the controller asks of the machine. Every method returns soon and may be called in any state of the guest.
