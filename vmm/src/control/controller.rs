@@ -232,6 +232,10 @@ impl Controller {
     }
 
     fn press(&mut self, machine: &dyn Machine) -> Vec<Event> {
+        if self.policy.stop_wins && matches!(self.state, State::Resetting { .. }) {
+            // The guest that starts again would not know of it.
+            return [vec![Event::PowerButton], self.stop(Exit::Done, true, "guest-reset", machine)].concat();
+        }
         machine.press_power_button();
         self.stop_until_ns = Some(self.now_ns.saturating_add(STOP_NS));
         vec![Event::PowerButton]

@@ -319,7 +319,8 @@ fn a_failure_before_a_reset_does_not_hold_the_guest_after_it() {
 
 #[test]
 fn a_guest_that_was_to_end_and_resets_itself_has_ended_where_a_stop_wins() {
-    let terminate = |controller: &mut Controller, machine: &Recorder| drop(controller.signal(Signal::Terminate, machine));
+    let terminate =
+        |controller: &mut Controller, machine: &Recorder| drop(controller.signal(Signal::Terminate, machine));
     for on_reset in [OnReset::Restart, OnReset::Exit] {
         for event in [GUEST_RESET, MachineEvent::TripleFault { vcpu: 0 }] {
             let policy = Policy { on_reset, stop_wins: true, ..Policy::default() };
@@ -329,7 +330,10 @@ fn a_guest_that_was_to_end_and_resets_itself_has_ended_where_a_stop_wins() {
             controller.set_now_ns(4 + STOP_NS);
             let ended = [Event::Shutdown { guest: true, reason: "guest-reset" }];
             assert_eq!(controller.machine_event(event, &machine), ended);
-            assert_eq!((controller.state(), machine.take()), (State::Stopped(Exit::Done), vec!["press".into(), "stop".into()]));
+            assert_eq!(
+                (controller.state(), machine.take()),
+                (State::Stopped(Exit::Done), vec!["press".into(), "stop".into()])
+            );
         }
     }
 }
@@ -360,5 +364,16 @@ fn an_order_to_end_that_comes_after_the_reset_still_wins() {
         controller.machine_event(MachineEvent::HostError { what: "test".into() }, &machine);
         controller.signal(Signal::Terminate, &machine);
         assert_eq!(controller.state(), State::Stopped(Exit::HostFailed));
+    }
+}
+
+#[test]
+fn an_order_to_end_that_comes_in_a_reset_ends_it() {
+    for (stop_wins, state) in [(true, State::Stopped(Exit::Done)), (false, State::Resetting { paused: false })] {
+        let (mut controller, machine) = running(Policy { stop_wins, ..Policy::default() });
+        controller.machine_event(GUEST_RESET, &machine);
+        let events = controller.signal(Signal::Terminate, &machine);
+        assert_eq!((controller.state(), &events[0]), (state, &Event::PowerButton));
+        assert_eq!(machine.take(), if stop_wins { ["reset", "stop"] } else { ["reset", "press"] });
     }
 }
