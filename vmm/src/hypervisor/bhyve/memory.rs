@@ -4,6 +4,7 @@
 //! out of core dumps.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use devices::GuestRam;
 use devices_host::ram::{Pages, RamError, RamOptions, physical_memory_bytes};
@@ -67,7 +68,23 @@ pub fn check(ranges: &[(u64, u64)], options: &RamOptions) -> Result<(), Hypervis
     Ok(())
 }
 
-/// Gives a new VM its RAM.
+/// How long to wait for memory that the host has not given back yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Between the first two attempts; twice as long each time, up to `longest_pause`.
+    pub first_pause: Duration,
+    /// Between two attempts at most.
+    pub longest_pause: Duration,
+    /// Attempts for one segment.
+    pub attempts: u32,
+}
+
+/// Two minutes: less than whoever makes a zone waits for its guest.
+pub const PATIENCE: Patience =
+    Patience { first_pause: Duration::from_millis(10), longest_pause: Duration::from_secs(1), attempts: 125 };
+
+/// Gives a new VM its RAM. The host's file system cache is asked to make room first, and given time for it; the reservoir has
+/// what it has.
 ///
 /// # Errors
 /// What the kernel says.
@@ -76,12 +93,38 @@ pub fn allocate(
     ranges: &[(u64, u64)],
     options: &RamOptions,
     reservoir: bool,
+    patience: Patience,
 ) -> Result<(), HypervisorError> {
+    if !reservoir {
+        let bytes = ranges.iter().map(|&(_, len_bytes)| len_bytes).sum();
+        if let Err(error) = fd.make_room(bytes) {
+            log::debug!("bhyve: the host is not asked to make room for the guest: {error}");
+        }
+    }
+    let patience = if reservoir { Patience { attempts: 1, ..patience } } else { patience };
     for (segid, gpa, len_bytes) in segments(ranges) {
-        fd.alloc_segment(segid, len_bytes, "").map_err(|error| no_memory(error, len_bytes, reservoir))?;
+        wait_for_room(patience, len_bytes, || fd.alloc_segment(segid, len_bytes, ""))
+            .map_err(|error| no_memory(error, len_bytes, reservoir))?;
         fd.map_segment(gpa, segid, len_bytes, RAM_PROTECTION, map_flags(options))?;
     }
     Ok(())
+}
+
+fn wait_for_room(patience: Patience, len_bytes: u64, mut call: impl FnMut() -> CallResult<()>) -> CallResult<()> {
+    let (mut pause, mut refused) = (patience.first_pause, 0);
+    loop {
+        match call() {
+            Err(error) if error.errno == Errno::ENOMEM && refused + 1 < patience.attempts => {
+                if refused == 0 {
+                    log::warn!("the host has no {} MiB for the guest yet; waiting for them", len_bytes >> 20);
+                }
+                refused += 1;
+                std::thread::sleep(pause);
+                pause = pause.saturating_mul(2).min(patience.longest_pause);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn no_memory(error: CallError, len_bytes: u64, reservoir: bool) -> HypervisorError {

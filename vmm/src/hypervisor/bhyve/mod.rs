@@ -68,6 +68,7 @@ pub struct BhyveHypervisor {
     sys: Arc<dyn Sys>,
     control: Control,
     config: BhyveConfig,
+    patience: memory::Patience,
     shell: Mutex<Option<Shell>>,
     cpuid: Vec<CpuidEntry>,
     capabilities: HostCapabilities,
@@ -102,7 +103,8 @@ impl BhyveHypervisor {
             rtc_in_kernel: true,
             pm_timer_in_kernel: true,
         };
-        Ok(Self { sys, control, config, shell: Mutex::new(Some(shell)), cpuid, capabilities })
+        let patience = memory::PATIENCE;
+        Ok(Self { sys, control, config, patience, shell: Mutex::new(Some(shell)), cpuid, capabilities })
     }
 
     /// [`Hypervisor::create_vm`] with the VM's own type.
@@ -123,7 +125,7 @@ impl BhyveHypervisor {
             ram_is_used = false;
         }
         if !ram_is_used {
-            memory::allocate(&shell.fd, &spec.ram, &spec.ram_options, self.config.reservoir)?;
+            memory::allocate(&shell.fd, &spec.ram, &spec.ram_options, self.config.reservoir, self.patience)?;
         }
         let ram = memory::Ram::map(&shell.fd, &spec.ram, &spec.ram_options)?;
         Ok(BhyveVm::new(shell.fd, ram, ram_is_used))

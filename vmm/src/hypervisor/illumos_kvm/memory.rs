@@ -80,7 +80,7 @@ unsafe fn make_resident(
     len_bytes: usize,
     patience: Patience,
 ) -> Result<(), (usize, Errno)> {
-    let (mut locked, mut piece, mut refused) = (0, FIRST_PIECE_BYTES, 0);
+    let (mut locked, mut piece, mut refused, mut told) = (0, FIRST_PIECE_BYTES, 0, false);
     while locked < len_bytes {
         piece = piece.min(len_bytes - locked);
         // SAFETY: the piece lies inside the range.
@@ -92,6 +92,10 @@ unsafe fn make_resident(
             }
             Err(Errno::EAGAIN) if piece > PAGE_BYTES => piece = (piece / 2).next_multiple_of(PAGE_BYTES),
             Err(Errno::EAGAIN) if refused < patience.attempts => {
+                if !std::mem::replace(&mut told, true) {
+                    let (locked, wanted) = (locked >> 20, len_bytes >> 20);
+                    log::warn!("locked {locked} of {wanted} MiB of guest memory so far; waiting for the rest");
+                }
                 refused += 1;
                 std::thread::sleep(patience.pause);
             }

@@ -6,6 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
 use crate::hypervisor::bhyve::abi::*;
+use crate::hypervisor::bhyve::vmfd::ARC_RESERVATION as VM_ARC_RESV;
 use crate::hypervisor::{KernelDevices, Vm};
 
 fn refusal(result: Result<impl Sized, HypervisorError>) -> String {
@@ -249,12 +250,36 @@ fn memory_that_the_kernel_cannot_give_is_refused_with_its_option() {
 fn a_kernel_or_reservoir_without_memory_is_named() {
     for (reservoir, place) in [(false, "the host"), (true, "the reservoir")] {
         let sys = FakeSys::new();
-        sys.force(VM_ALLOC_MEMSEG, &[Some(Errno::ENOMEM)]);
-        let hypervisor = BhyveHypervisor::open(sys.clone(), BhyveConfig { reservoir, ..config() }).unwrap();
+        sys.force(VM_ALLOC_MEMSEG, &[Some(Errno::ENOMEM); 3]);
+        let mut hypervisor = BhyveHypervisor::open(sys.clone(), BhyveConfig { reservoir, ..config() }).unwrap();
+        hypervisor.patience.attempts = 3;
         assert_eq!(sys.state().vms["guest"].flags, u64::from(reservoir) * VCF_RESERVOIR_MEM);
         let line = refusal(hypervisor.create(&spec()));
         assert_eq!(line, format!("memory: {place} has no 2 MiB left for the guest"));
+        // The reservoir gets no fuller by waiting.
+        assert_eq!(sys.calls(VM_ALLOC_MEMSEG).len(), if reservoir { 1 } else { 3 });
+        assert_eq!(sys.calls(VM_ARC_RESV).len(), usize::from(!reservoir));
         drop(hypervisor);
+        assert_eq!(sys.leaks(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_host_is_asked_to_make_room_for_all_memory_and_given_time_for_it() {
+    // A kernel that cannot be asked is none that cannot wait.
+    for answer in [None, Some(Errno::ENOTTY)] {
+        let sys = FakeSys::new();
+        sys.force(VM_ARC_RESV, &[answer]);
+        sys.force(VM_ALLOC_MEMSEG, &[Some(Errno::ENOMEM), Some(Errno::ENOMEM), None, Some(Errno::ENOMEM)]);
+        let vm = vm(&sys);
+        assert_eq!(vm.ram().num_regions(), 2);
+        assert_eq!(sys.calls(VM_ALLOC_MEMSEG).len(), 5);
+        let asked: Vec<_> = sys.calls(VM_ARC_RESV).iter().map(|call| call.value as u64).collect();
+        assert_eq!(asked, [3 * MIB]);
+        let order: Vec<i32> = sys.state().calls.iter().map(|call| call.request).collect();
+        let first = |request| order.iter().position(|made| *made == request);
+        assert!(first(VM_ARC_RESV) < first(VM_ALLOC_MEMSEG));
+        drop(vm);
         assert_eq!(sys.leaks(), [""; 0]);
     }
 }

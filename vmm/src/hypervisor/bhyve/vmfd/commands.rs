@@ -67,6 +67,9 @@ plain! {
     VM_INJECT_EXCEPTION: vm_exception,
 }
 
+/// Only SmartOS has it, and no header that the layouts are measured from.
+pub const VM_ARC_RESV: Value = Value { name: "VM_ARC_RESV", request: 0x76_6dfe };
+
 value! {
     VMM_INTERFACE_VERSION,
 

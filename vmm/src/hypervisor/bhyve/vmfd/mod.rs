@@ -6,6 +6,10 @@ mod vcpu;
 
 pub use data::WHOLE_VM;
 
+/// The number of the call behind [`VmFd::make_room`].
+#[cfg(test)]
+pub const ARC_RESERVATION: i32 = commands::VM_ARC_RESV.request;
+
 use std::sync::Arc;
 
 use devices_host::sys::{Errno, Handle, IoctlArg, MapRequest, Mapping, OpenAccess, OpenFlags, Sys};
@@ -164,6 +168,12 @@ impl VmFd {
     /// Undoes [`pause`](Self::pause).
     pub fn resume(&self) -> CallResult<()> {
         self.value(commands::VM_RESUME, 0)
+    }
+
+    /// Has the file system's cache (ARC) give that many bytes back, so that a segment finds them. ENOTTY where the kernel
+    /// cannot be asked to.
+    pub fn make_room(&self, bytes: u64) -> CallResult<()> {
+        self.value(commands::VM_ARC_RESV, bytes as usize)
     }
 
     /// Allocates a segment: system memory without a name, device memory with one. EEXIST where there is one of the same
