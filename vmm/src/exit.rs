@@ -81,8 +81,8 @@ impl Exit {
     }
 }
 
-/// Whose exit statuses the process ends with, and whose signals it obeys: those of the program that its starter takes it
-/// for.
+/// Whose exit statuses the process ends with, and whose signals and habits it has: those of the program that its starter
+/// takes it for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExitConvention {
     /// Our own: [`Exit::status`].
@@ -116,6 +116,11 @@ impl ExitConvention {
     /// Whether a guest that resets itself after its end was ordered has ended: whoever ordered it waits for the process.
     pub const fn stop_wins(self) -> bool {
         !matches!(self, Self::Own)
+    }
+
+    /// Whether a client of a serial line that has one already is let go at once.
+    pub const fn turns_second_clients_away(self) -> bool {
+        matches!(self, Self::Bhyve)
     }
 
     /// Whether the process is the one who tells that the zone's guest runs.

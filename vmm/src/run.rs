@@ -6,8 +6,7 @@ use devices_host::tty;
 
 use crate::config::{Note, VmConfig, system_text};
 use crate::control::{
-    self,
-    BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, PidFile, PidFileError, Policy,
+    self, BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, PidFile, PidFileError, Policy,
     QmpServer, Signals, provisioning,
 };
 use crate::exit::{Exit, ExitConvention};
@@ -96,10 +95,12 @@ fn start_and_serve(
     let inbox = Inbox::new().map_err(system("cannot create a wake-up"))?;
     let qmp = config.qmp.as_deref().map(Listener::bind).transpose()?.map(QmpServer::new);
     let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
-    let ends = Ends::open(config)?;
-    let signals = signals
-        .start(inbox.sender(), convention, tty::restore)
-        .map_err(system("cannot start the thread 'signals'"))?;
+    let mut ends = Ends::open(config)?;
+    if convention.turns_second_clients_away() {
+        ends.turn_second_clients_away();
+    }
+    let signals =
+        signals.start(inbox.sender(), convention, tty::restore).map_err(system("cannot start the thread 'signals'"))?;
 
     let built = build(config, open, inbox.sender())?;
 

@@ -77,6 +77,12 @@ impl Ends {
         Ok(Self { ends: ends.collect::<Result<_, LineError>>()?, uses_terminal })
     }
 
+    /// Has every socket serve one client and let go at once who comes meanwhile, as bhyve does. Otherwise they wait for it
+    /// to go, as with qemu.
+    pub fn turn_second_clients_away(&mut self) {
+        self.ends.iter_mut().for_each(|(_, end)| end.turns_second_clients_away());
+    }
+
     /// Puts the terminal into raw mode if a line is on it. Dropping the guard restores it.
     ///
     /// # Errors

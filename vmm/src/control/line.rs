@@ -42,11 +42,18 @@ struct Peer {
     piece: usize,
 }
 
+impl Peer {
+    fn is_there(&self) -> bool {
+        self.input.is_some() || self.output.is_some()
+    }
+}
+
 /// One serial line.
 pub(super) struct Line {
     name: &'static str,
     port: Arc<dyn SerialPort>,
     listener: Option<Listener>,
+    turns_away: bool,
     peer: Peer,
     escape: Option<Escape>,
     /// Kept open so that a pseudo terminal exists while nobody uses it.
@@ -63,6 +70,7 @@ pub(super) struct Line {
 #[derive(Debug, Default)]
 pub(super) struct End {
     listener: Option<Listener>,
+    turns_away: bool,
     peer: Peer,
     escape: Option<Escape>,
     slave: Option<OwnedFd>,
@@ -77,6 +85,11 @@ impl End {
     /// Whoever connects to a socket, one at a time; others wait in its backlog.
     pub(super) fn socket(listener: Listener) -> Self {
         Self { listener: Some(listener), ..Self::default() }
+    }
+
+    /// A client that comes while another one is there is let go at once, and does not wait.
+    pub(super) fn turns_second_clients_away(&mut self) {
+        self.turns_away = true;
     }
 
     /// A file that output is written to.
@@ -105,6 +118,7 @@ impl End {
             name,
             port,
             listener: self.listener,
+            turns_away: self.turns_away,
             peer: self.peer,
             escape: self.escape,
             _slave: self.slave,
@@ -134,7 +148,7 @@ fn raw(file: Option<&File>) -> RawFd {
 impl Line {
     /// Adds what this line waits for: always [`FDS`] entries.
     fn interest(&self, fds: &mut Vec<PollFd>) {
-        let accepts = self.listener.as_ref().filter(|_| self.peer.input.is_none() && self.peer.output.is_none());
+        let accepts = self.listener.as_ref().filter(|_| self.turns_away || !self.peer.is_there());
         fds.push(PollFd::new(accepts.map_or(-1, AsRawFd::as_raw_fd)).readable(true));
         // A terminal is always read: Ctrl-A x must work while the guest reads nothing.
         let reads = self.peer.input.as_ref().filter(|_| self.to_guest.is_empty() || self.escape.is_some());
@@ -150,7 +164,7 @@ impl Line {
     /// Moves what can be moved. `fds` are the entries of [`Line::interest`] after the poll.
     fn turn(&mut self, fds: &[PollFd], now_ns: u64) -> Turn {
         let [listening, input, output] = fds else { return Turn::default() };
-        if listening.is_readable() {
+        if listening.is_readable() && !self.turns_away {
             self.accept(now_ns);
         }
         let mut turn = Turn::default();
@@ -161,12 +175,20 @@ impl Line {
         if output.is_hung_up() && (self.to_peer.is_empty() || !output.is_writable()) {
             self.drop_output();
         }
+        // Only now: a client that has just gone is in nobody's way.
+        if listening.is_readable() && self.turns_away {
+            self.accept(now_ns);
+        }
         turn.again = self.move_output(output.is_writable(), now_ns);
         turn
     }
 
     fn accept(&mut self, now_ns: u64) {
         let Some(client) = self.listener.as_ref().and_then(Listener::accept) else { return };
+        if self.peer.is_there() {
+            log::info!("{}: a second client is turned away", self.name);
+            return;
+        }
         let output = OwnedFd::from(client);
         let Ok(input) = output.try_clone() else { return };
         log::info!("{}: a client has connected", self.name);

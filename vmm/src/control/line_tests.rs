@@ -138,6 +138,30 @@ fn the_next_client_is_served_when_the_first_has_gone() {
 }
 
 #[test]
+fn a_second_client_is_let_go_at_once_where_none_may_wait_and_the_first_one_s_end_makes_room() {
+    let dir = TempDir::new().unwrap();
+    let port = Arc::new(Port::default());
+    port.make_room(usize::MAX);
+    let mut end = End::socket(Listener::bind(&dir.path().join("s")).unwrap());
+    end.turns_second_clients_away();
+    let mut line = end.join("com2", port.clone());
+    let mut first = connect(&dir, &mut line);
+    let mut second = connect(&dir, &mut line);
+    assert_eq!(second.read(&mut [0; 8]).unwrap(), 0, "let go");
+    first.write_all(b"first").unwrap();
+    port.guest_writes(b"guest");
+    turns(&mut line, 3);
+    assert_eq!((port.received(), read(&mut first)), (b"first".to_vec(), b"guest".to_vec()));
+    // One that leaves and one that comes in the same turn.
+    drop(first);
+    let mut third = connect(&dir, &mut line);
+    turns(&mut line, 3);
+    port.guest_writes(b"again");
+    turns(&mut line, 3);
+    assert_eq!(read(&mut third), b"again");
+}
+
+#[test]
 fn what_a_client_wrote_before_it_left_still_reaches_a_slow_guest() {
     let (dir, mut line, port) = on_socket();
     port.make_room(3);
