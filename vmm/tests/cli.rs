@@ -126,7 +126,7 @@ fn an_unknown_key_inside_an_option_is_answered_with_the_nearest_one() {
     let place = Place::new();
     place.refuses(
         &["--disk=@root.img,xyzzy"],
-        "--disk: unknown key 'xyzzy'; the valid ones are ro, slot, serial, queues, queue_size, block_size, physical_block_size, packed, in_order, engine, cache, werror, rerror, id, limit_group, latency, poll_us, discard, limit_ops, limit_ops_burst, limit_bytes, limit_bytes_burst, path",
+        "--disk: unknown key 'xyzzy'; the valid ones are ro, slot, serial, queues, queue_size, block_size, physical_block_size, packed, in_order, engine, cache, werror, rerror, id, limit_group, latency, poll_us, discard, write_through, limit_ops, limit_ops_burst, limit_bytes, limit_bytes_burst, path",
     );
     place.refuses(&["--disk=@root.img,slto=4"], "--disk: unknown key 'slto'; did you mean 'slot'?");
     place.refuses(&["--net=tap=t,mca=52:54:00:12:34:56"], "--net: unknown key 'mca'; did you mean 'mac'?");

@@ -12,6 +12,7 @@ use super::GuestArgs;
 use crate::config::{ConfigError, DiskConfig, VmConfig};
 use crate::exit::Exit;
 use crate::logging;
+use crate::machine::write_through::WriteThrough;
 use crate::machine::{StartError, disk};
 
 #[derive(Debug, Args)]
@@ -78,6 +79,10 @@ impl DiskInfo {
         let opened = disk::open(config, None)?;
         let seen = disk::seen(config, &opened, vcpus);
         let device = BlkDevice::new(seen.clone());
+        let features = match config.write_through {
+            true => WriteThrough(device).features(),
+            false => device.features(),
+        };
         let rings = [(config.packed, "RING_PACKED"), (config.in_order, "IN_ORDER")];
         let rings = rings.into_iter().filter_map(|(offered, name)| offered.then_some(name));
         Ok(Self {
@@ -92,7 +97,7 @@ impl DiskInfo {
             serial: seen.serial,
             queues: seen.queues,
             queue_size: seen.queue_size,
-            features: feature_names(device.features()).chain(rings).collect(),
+            features: feature_names(features).chain(rings).collect(),
             cache: if opened.alignment().is_some() { "direct" } else { "buffered" },
             why_buffered: opened.why_not_direct().map(|why| why.to_string()),
             engine: disk::engine_name(config),

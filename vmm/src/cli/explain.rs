@@ -127,7 +127,9 @@ fn disk(disk: &DiskConfig, vcpus: u8) -> String {
     if let Some(cache) = &disk.cache {
         text.push_str(&format!(" cache {}", word(cache)));
     }
-    for (is_so, what) in [(disk.read_only, " read-only"), (!disk.discard, " no discard")] {
+    for (is_so, what) in
+        [(disk.read_only, " read-only"), (!disk.discard, " no discard"), (disk.write_through, " write-through")]
+    {
         if is_so {
             text.push_str(what);
         }

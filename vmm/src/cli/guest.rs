@@ -100,7 +100,8 @@ pub struct GuestArgs {
     /// the limits of a --limit-group, beside its own). latency=off measures no times of requests for query-stats (on).
     /// poll_us=N: microseconds that a queue's thread looks for the next request at most before it sleeps, as long as
     /// that has been worth it lately (0 to 1000; 50, and 0 where there is one CPU). discard=off: the guest cannot give
-    /// space back (on, where the disk can).
+    /// space back (on, where the disk can). write_through=on: each write is on the disk when the guest is told of it, and
+    /// the guest is not offered to flush (off).
     #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Devices")]
     pub disk: Vec<String>,
     /// Rate limits that disks share: those with limit_group=NAME. Again for more groups
@@ -357,6 +358,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         "latency",
         "poll_us",
         "discard",
+        "write_through",
     ];
     let keys = [&keys[..], &LIMIT_KEYS].concat();
     let given = Options::read("--disk", text, Some("path"), &keys)?;
@@ -380,6 +382,7 @@ fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
         latency: switch("--disk: latency", &given.text("latency")?)?.unwrap_or(defaults.latency),
         poll_us: given.number("poll_us")?,
         discard: switch("--disk: discard", &given.text("discard")?)?.unwrap_or(defaults.discard),
+        write_through: switch("--disk: write_through", &given.text("write_through")?)?.unwrap_or_default(),
         cache: named("--disk: cache", &given.text("cache")?)?,
         path: defaults.path,
     })

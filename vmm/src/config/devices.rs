@@ -87,6 +87,10 @@ pub struct DiskConfig {
     /// Let the guest give space back (DISCARD), where the disk can.
     #[serde(default = "yes")]
     pub discard: bool,
+    /// Have each write on stable storage before the guest is told of it, whatever the guest does: it is not offered to flush.
+    /// Without, one that flushes has there what it flushed, and one that does not has every write.
+    #[serde(default)]
+    pub write_through: bool,
     /// Whether it goes through the host's page cache; around it, where the disk can and the guest's blocks suit it, when
     /// not given (on illumos: where there is none).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,6 +170,7 @@ impl DiskConfig {
             latency: true,
             poll_us: None,
             discard: true,
+            write_through: false,
             cache: None,
         }
     }

@@ -13,6 +13,7 @@ mod link;
 mod resize;
 mod stats;
 mod virtio;
+pub(crate) mod write_through;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -28,6 +28,7 @@ use super::chipset::{Chipset, ChipsetError};
 use super::limits::Groups;
 use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
+use super::write_through::WriteThrough;
 use super::{StartError, address, disk};
 use crate::config::{DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
 use crate::control::EventSender;
@@ -180,7 +181,11 @@ impl Builder<'_> {
         }
         let rings = Rings { packed: config.packed, in_order: config.in_order };
         let queues = Queues { rings, workers: specs, counters };
-        let (workers, interrupt) = self.add("disk", &config.id, Arc::new(device.clone()), queues, slot)?;
+        let offered: Arc<dyn VirtioDevice> = match config.write_through {
+            true => Arc::new(WriteThrough(device.clone())),
+            false => Arc::new(device.clone()),
+        };
+        let (workers, interrupt) = self.add("disk", &config.id, offered, queues, slot)?;
         if let Some(added) = self.devices.last_mut() {
             added.disk = Some(device.clone());
             added.requests = requests;

@@ -46,6 +46,10 @@ fn a_disk_is_told_as_a_guest_would_see_it() {
     }
     assert!(!features.contains(&"RO".into()) && !features.contains(&"IN_ORDER".into()));
 
+    let forced = info(&[&format!("{image},write_through=on")]);
+    let features = forced["features"].as_array().expect("a list");
+    assert!(!features.contains(&"FLUSH".into()) && !features.contains(&"CONFIG_WCE".into()), "{features:?}");
+
     let disk = info(&[&format!("{image},ro,engine=threads")]);
     assert_eq!(
         (&disk["read_only"], &disk["discard"], &disk["write_zeroes"]),

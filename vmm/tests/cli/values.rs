@@ -125,6 +125,11 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ),
     ("--disk poll_us", "--disk=@root.img,poll_us=70000", "--disk: poll_us=70000 is too large"),
     ("--disk discard", "--disk=@root.img,discard=no", "--disk: discard: 'no' is neither on nor off"),
+    (
+        "--disk write_through",
+        "--disk=@root.img,write_through=yes",
+        "--disk: write_through: 'yes' is neither on nor off",
+    ),
     ("--disk latency", "--disk=@root.img,latency=maybe", "--disk: latency: 'maybe' is neither on nor off"),
     (
         "--disk limit_ops",
@@ -415,6 +420,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("disks[].engine", r#""aio""#, "disks[0].engine: unknown value 'aio'; the valid ones are threads, io_uring"),
     ("disks[].cache", r#""drect""#, "disks[0].cache: unknown value 'drect'; did you mean 'direct'?"),
     ("disks[].discard", "1", "disks[0].discard: invalid type: integer '1', expected a boolean"),
+    ("disks[].write_through", "1", "disks[0].write_through: invalid type: integer '1', expected a boolean"),
     ("disks[].poll_us", "1001", "disk0: poll_us 1001 is not possible; it is 0 to 1000, and 0 sleeps at once"),
     ("disks[].poll_us", "-1", "disks[0].poll_us: invalid value: integer '-1', expected u16"),
     ("disks[].latency", "1", "disks[0].latency: invalid type: integer '1', expected a boolean"),

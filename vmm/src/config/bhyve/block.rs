@@ -22,6 +22,7 @@ impl Reading {
                 "nocache" => disk.cache = Some(DiskCache::Direct),
                 "ro" => disk.read_only = true,
                 "nodelete" => disk.discard = false,
+                "sync" | "direct" => disk.write_through = true,
                 "ser" | "serial" => disk.serial = Some(value.to_owned()),
                 "sectorsize" => {
                     // One size is both, as bhyve has it.

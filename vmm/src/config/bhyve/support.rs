@@ -107,8 +107,8 @@ pub static LPC_DEVICES: [Word; 7] = [
 /// Keys of a virtio-blk disk, behind its path.
 pub static DISK_KEYS: [Word; 9] = [
     word("nocache", "", "around the host's page cache", Implemented),
-    word("sync", "", "each write is on the disk when it ends", Refused(NO_SYNC)),
-    word("direct", "", "each write is on the disk when it ends", Refused(NO_SYNC)),
+    word("sync", "", "each write is on the disk when it ends", Implemented),
+    word("direct", "", "each write is on the disk when it ends", Implemented),
     word("ro", "", "the guest cannot write", Implemented),
     word("nodelete", "", "no DISCARD", Implemented),
     word("sectorsize", "LOGICAL[/PHYSICAL]", "blocks the guest sees", Implemented),
@@ -116,8 +116,6 @@ pub static DISK_KEYS: [Word; 9] = [
     word("serial", "TEXT", "serial number", Implemented),
     word("bootindex", "N", "place in the firmware's boot order", NotBuilt),
 ];
-
-const NO_SYNC: &str = "not every write is forced out by itself, but all are when the guest flushes; leave it out";
 
 /// Keys of a network interface, behind its link.
 pub static NET_KEYS: [Word; 6] = [

@@ -78,6 +78,7 @@ impl Drive {
             serial: Some(serial),
             block_size: Some(BLOCK_BYTES),
             cache: cache(&given)?,
+            write_through: given.text("cache")?.as_deref() == Some("writethrough"),
             werror: write_error(&given)?,
             rerror: read_error(&given)?,
             ..DiskConfig::new(file)
@@ -111,8 +112,8 @@ fn unit(given: &Options, virtio: bool, others: &[Drive]) -> Result<(u32, u32), C
     }
 }
 
-/// Around the host's page cache or through it. What qemu calls write-through and write-back is the guest's choice here: one
-/// that does not flush has every write on the disk before it is told so.
+/// Around the host's page cache or through it. Unless write-through is asked for by name, it is the guest's choice: one that
+/// does not flush has every write on the disk before it is told so.
 fn cache(given: &Options) -> Result<Option<DiskCache>, ConfigError> {
     match given.text("cache")?.as_deref() {
         None | Some("writethrough") => Ok(None),

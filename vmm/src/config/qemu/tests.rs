@@ -464,6 +464,9 @@ fn what_a_drive_says_is_what_the_disk_does() {
         (WriteError::Report, ReadError::Stop, Some("abc"))
     );
     assert_eq!(disk("cache=writeback").cache, Some(DiskCache::Buffered));
+    let forced =
+        ["cache=writethrough", "cache=writeback", "cache=none", "boot=off"].map(|keys| disk(keys).write_through);
+    assert_eq!(forced, [true, false, false, false]);
     assert_eq!((disk("cache=writethrough").cache, disk("werror=stop").werror), (None, WriteError::Stop));
 }
 
