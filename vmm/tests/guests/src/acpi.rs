@@ -1,6 +1,6 @@
 //! Just enough ACPI: power-off, reset, and where interrupts and PCI configuration space are (ACPI 6.5 §5.2).
 
-use crate::machine::{load_unaligned, out8, out16, store};
+use crate::machine::{in16, load_unaligned, out8, out16, store};
 use crate::pvh;
 
 /// A table: its address, length checked against its header.
@@ -129,6 +129,36 @@ pub fn reset() {
         && let Some(value) = fadt.field(128)
     {
         write_register(fadt, 116, value);
+    }
+}
+
+/// The power button as the fixed hardware shows it (ACPI 6.5 §4.8.3.1): a status bit that stays set until it is cleared.
+pub struct PowerButton {
+    status: u16,
+}
+
+impl PowerButton {
+    const BIT: u16 = 1 << 8;
+
+    /// Enables it; `None` where the machine has none.
+    #[must_use]
+    pub fn enable() -> Option<Self> {
+        let fadt = fadt()?;
+        let (block, bytes): (u32, u8) = (fadt.field(56)?, fadt.field(88)?);
+        let status = u16::try_from(block).ok().filter(|&port| port != 0)?;
+        out16(status + u16::from(bytes / 2), Self::BIT);
+        Some(Self { status })
+    }
+
+    /// Whether it was pressed since it was last cleared.
+    #[must_use]
+    pub fn is_pressed(&self) -> bool {
+        in16(self.status) & Self::BIT != 0
+    }
+
+    /// Forgets that it was pressed.
+    pub fn clear(&self) {
+        out16(self.status, Self::BIT);
     }
 }
 

@@ -9,6 +9,8 @@ use crate::{acpi, fail};
 
 /// Vectors below 32 are exceptions; the IDT and the stubs end here.
 pub const VECTORS: usize = 64;
+/// The vector of non-maskable interrupts, which a guest may take as it takes those of devices.
+pub const NMI: u8 = 2;
 /// The vector of the clock.
 pub const CLOCK: u8 = 0x30;
 /// The first vector a guest may use for devices, up to [`SPURIOUS`].
@@ -45,7 +47,8 @@ unsafe extern "C" {
 /// Called by the stubs.
 #[unsafe(no_mangle)]
 extern "C" fn interrupt_entry(vector: usize, error: u64, rip: u64) {
-    if vector < 32 {
+    let hook = HOOKS[vector].load(Ordering::Relaxed);
+    if vector < 32 && hook == 0 {
         let address: u64;
         // SAFETY: reads a register.
         unsafe { asm!("mov {}, cr2", out(reg) address, options(nomem, nostack, preserves_flags)) }
@@ -55,11 +58,13 @@ extern "C" fn interrupt_entry(vector: usize, error: u64, rip: u64) {
     if vector == usize::from(SPURIOUS) {
         return;
     }
-    let hook = HOOKS[vector].load(Ordering::Relaxed);
     if hook != 0 {
         // SAFETY: only `on` stores here, and it stores a `fn()`.
         let hook: fn() = unsafe { core::mem::transmute(hook) };
         hook();
+    }
+    if vector < 32 {
+        return;
     }
     store(APIC_END, 0_u32);
     let limit = WATCHDOG.load(Ordering::Relaxed);
