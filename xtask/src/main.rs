@@ -1,6 +1,8 @@
 //! `cargo xtask ...`: how people drive zvmm.
 
 mod bench;
+#[cfg(test)]
+mod brand;
 mod debian;
 mod demo;
 mod fuzz;
