@@ -6,6 +6,8 @@
 mod proofs;
 mod report;
 mod statements;
+#[cfg(test)]
+mod zone;
 
 use std::path::Path;
 
