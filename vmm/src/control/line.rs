@@ -4,13 +4,16 @@
 //! the guest's port back, and after [`PATIENCE_NS`] without taking a byte counts as absent until it reads again: what
 //! the guest writes is then thrown away, so that nobody outside can stop a guest by not reading. Where nobody is
 //! connected, output is thrown away at once.
+//!
+//! A socket has one client. One that closes its sending side or breaks is gone, so that the next one can come; what it sent
+//! before is still the guest's. Whoever comes meanwhile waits, as with qemu, or is shut out at once, as with bhyve.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use devices_host::poll::PollFd;
+use devices_host::poll::{PollFd, poll};
 use devices_host::socket::may_send;
 
 use super::SerialPort;
@@ -164,19 +167,17 @@ impl Line {
     /// Moves what can be moved. `fds` are the entries of [`Line::interest`] after the poll.
     fn turn(&mut self, fds: &[PollFd], now_ns: u64) -> Turn {
         let [listening, input, output] = fds else { return Turn::default() };
-        if listening.is_readable() && !self.turns_away {
-            self.accept(now_ns);
-        }
         let mut turn = Turn::default();
         if input.is_readable() {
             turn.leave = self.read();
         }
         self.push_input();
-        if output.is_hung_up() && (self.to_peer.is_empty() || !output.is_writable()) {
+        let sends_no_more = self.listener.is_some() && self.peer.input.is_none();
+        if sends_no_more || (output.is_hung_up() && (self.to_peer.is_empty() || !output.is_writable())) {
             self.drop_output();
         }
-        // Only now: a client that has just gone is in nobody's way.
-        if listening.is_readable() && self.turns_away {
+        // After the client that may have gone.
+        if listening.is_readable() {
             self.accept(now_ns);
         }
         turn.again = self.move_output(output.is_writable(), now_ns);
@@ -185,6 +186,10 @@ impl Line {
 
     fn accept(&mut self, now_ns: u64) {
         let Some(client) = self.listener.as_ref().and_then(Listener::accept) else { return };
+        // It may have gone since the poll, to come again: an agent that reconnects must not find itself in its own way.
+        if self.has_left() {
+            self.drop_output();
+        }
         if self.peer.is_there() {
             log::info!("{}: a second client is turned away", self.name);
             return;
@@ -196,6 +201,12 @@ impl Line {
         self.to_peer.clear();
         self.stalled = false;
         self.progress_ns = now_ns;
+    }
+
+    /// Whether both ways to the client are closed, as of now.
+    fn has_left(&self) -> bool {
+        let mut fds = [PollFd::new(raw(self.peer.output.as_ref()))];
+        poll(&mut fds, Some(0)).is_ok() && fds[0].is_hung_up()
     }
 
     fn drop_output(&mut self) {

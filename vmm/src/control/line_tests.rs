@@ -68,11 +68,21 @@ fn turns(line: &mut Line, count: usize) {
 
 /// A line on a socket, as a place in the file system and a port.
 fn on_socket() -> (TempDir, Line, Arc<Port>) {
+    on_socket_with(|_| ())
+}
+
+/// One that shuts out who comes second.
+fn on_bhyves_socket() -> (TempDir, Line, Arc<Port>) {
+    on_socket_with(End::turns_second_clients_away)
+}
+
+fn on_socket_with(set_up: impl FnOnce(&mut End)) -> (TempDir, Line, Arc<Port>) {
     let dir = TempDir::new().unwrap();
     let port = Arc::new(Port::default());
     port.make_room(usize::MAX);
-    let line = End::socket(Listener::bind(&dir.path().join("s")).unwrap()).join("com1", port.clone());
-    (dir, line, port)
+    let mut end = End::socket(Listener::bind(&dir.path().join("s")).unwrap());
+    set_up(&mut end);
+    (dir, end.join("com1", port.clone()), port)
 }
 
 fn connect(dir: &TempDir, line: &mut Line) -> UnixStream {
@@ -125,40 +135,94 @@ fn both_directions_of_a_socket_carry_every_byte() {
     assert_eq!((read(&mut client), port.received()), (b"login: ".to_vec(), b"root\n\x01x".to_vec()));
 }
 
+/// Whether a client has been disconnected, whatever it was sent before.
+fn is_shut_out(client: &mut UnixStream) -> bool {
+    loop {
+        match client.read(&mut [0; 4096]) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => return error.kind() == ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+#[test]
+fn a_second_client_is_shut_out_at_once_and_the_first_does_not_notice() {
+    let (dir, mut line, port) = on_bhyves_socket();
+    let mut first = connect(&dir, &mut line);
+    for _ in 0..3 {
+        let mut second = UnixStream::connect(dir.path().join("s")).unwrap();
+        second.set_nonblocking(true).unwrap();
+        second.write_all(b"not for the guest").unwrap();
+        turn(&mut line, 0);
+        assert!(is_shut_out(&mut second));
+    }
+    port.guest_writes(b"hello");
+    first.write_all(b"here").unwrap();
+    turn(&mut line, 0);
+    assert_eq!((read(&mut first), port.received()), (b"hello".to_vec(), b"here".to_vec()));
+}
+
 #[test]
 fn the_next_client_is_served_when_the_first_has_gone() {
+    for (dir, mut line, port) in [on_socket(), on_bhyves_socket()] {
+        drop(connect(&dir, &mut line));
+        // The line has not looked since: it finds one client gone and another there.
+        let mut second = connect(&dir, &mut line);
+        port.guest_writes(b"hello");
+        turn(&mut line, 0);
+        assert_eq!(read(&mut second), b"hello");
+    }
+}
+
+#[test]
+fn a_second_client_waits_for_the_first_one_to_go_where_it_is_not_shut_out() {
     let (dir, mut line, port) = on_socket();
     let first = connect(&dir, &mut line);
     let mut second = connect(&dir, &mut line);
+    second.write_all(b"second").unwrap();
+    port.guest_writes(b"for the first");
+    turns(&mut line, 2);
+    assert_eq!(port.received(), b"");
     drop(first);
     turns(&mut line, 2);
+    port.guest_writes(b"hello");
+    turn(&mut line, 0);
+    assert_eq!((read(&mut second), port.received()), (b"hello".to_vec(), b"second".to_vec()));
+}
+
+#[test]
+fn a_client_that_comes_again_between_the_poll_and_the_turn_is_served() {
+    let (dir, mut line, port) = on_bhyves_socket();
+    let first = connect(&dir, &mut line);
+    let mut second = UnixStream::connect(dir.path().join("s")).unwrap();
+    second.set_nonblocking(true).unwrap();
+    let mut fds = Vec::new();
+    line.interest(&mut fds);
+    poll(&mut fds, Some(0)).unwrap();
+    assert!(fds[0].is_readable() && !fds[2].is_hung_up());
+    drop(first);
+    line.turn(&fds, 0);
     port.guest_writes(b"hello");
     turn(&mut line, 0);
     assert_eq!(read(&mut second), b"hello");
 }
 
 #[test]
-fn a_second_client_is_let_go_at_once_where_none_may_wait_and_the_first_one_s_end_makes_room() {
-    let dir = TempDir::new().unwrap();
-    let port = Arc::new(Port::default());
-    port.make_room(usize::MAX);
-    let mut end = End::socket(Listener::bind(&dir.path().join("s")).unwrap());
-    end.turns_second_clients_away();
-    let mut line = end.join("com2", port.clone());
-    let mut first = connect(&dir, &mut line);
-    let mut second = connect(&dir, &mut line);
-    assert_eq!(second.read(&mut [0; 8]).unwrap(), 0, "let go");
-    first.write_all(b"first").unwrap();
-    port.guest_writes(b"guest");
-    turns(&mut line, 3);
-    assert_eq!((port.received(), read(&mut first)), (b"first".to_vec(), b"guest".to_vec()));
-    // One that leaves and one that comes in the same turn.
+fn what_the_guest_wrote_while_nobody_was_there_is_not_kept_for_the_next_client() {
+    let (dir, mut line, port) = on_socket();
+    port.guest_writes(b"early");
+    turn(&mut line, 0);
+    let first = connect(&dir, &mut line);
+    port.guest_writes(&vec![b'x'; 1_000_000]);
+    turns(&mut line, 50);
+    assert!(line.has_output(), "it does not read");
     drop(first);
-    let mut third = connect(&dir, &mut line);
-    turns(&mut line, 3);
-    port.guest_writes(b"again");
-    turns(&mut line, 3);
-    assert_eq!(read(&mut third), b"again");
+    turns(&mut line, 100);
+    let mut second = connect(&dir, &mut line);
+    port.guest_writes(b"now");
+    turn(&mut line, 0);
+    assert_eq!((read(&mut second), port.left()), (b"now".to_vec(), 0));
 }
 
 #[test]
@@ -178,15 +242,36 @@ fn what_a_client_wrote_before_it_left_still_reaches_a_slow_guest() {
 }
 
 #[test]
-fn a_client_that_only_sends_and_closes_that_side_still_reads() {
+fn a_client_that_closes_its_sending_side_is_gone_and_what_it_sent_is_the_guests() {
     let (dir, mut line, port) = on_socket();
     let mut client = connect(&dir, &mut line);
     client.write_all(b"ls\n").unwrap();
     client.shutdown(std::net::Shutdown::Write).unwrap();
     turns(&mut line, 2);
+    assert!(is_shut_out(&mut client));
+    assert_eq!(port.received(), b"ls\n");
+    let mut next = connect(&dir, &mut line);
     port.guest_writes(b"file\n");
     turn(&mut line, 0);
-    assert_eq!((read(&mut client), port.received()), (b"file\n".to_vec(), b"ls\n".to_vec()));
+    assert_eq!(read(&mut next), b"file\n");
+}
+
+#[test]
+fn a_client_sends_no_faster_than_the_guest_reads() {
+    let (dir, mut line, port) = on_socket();
+    port.make_room(100);
+    let mut client = connect(&dir, &mut line);
+    let mut sent = 0;
+    while let Ok(count) = client.write(&[b'a'; 4096]) {
+        sent += count;
+        turns(&mut line, 3);
+    }
+    assert!(sent > 0 && line.to_guest.len() <= 1024, "the rest waits in the socket");
+    port.make_room(usize::MAX);
+    while port.received().len() < sent {
+        turn(&mut line, 0);
+    }
+    assert_eq!(port.received().len(), sent);
 }
 
 #[test]
