@@ -2,12 +2,10 @@
 
 use std::io;
 
-use devices_host::tty;
-
 use crate::config::{Note, VmConfig, system_text};
 use crate::control::{
     self, BindError, Built, Ends, EventSender, Inbox, LineError, Listener, MainLoop, PidFile, PidFileError, Policy,
-    QmpServer, Signals, provisioning,
+    QmpServer, Signals, provisioning, restore_terminals,
 };
 use crate::exit::{Exit, ExitConvention};
 use crate::hypervisor::OpenHypervisor;
@@ -88,7 +86,7 @@ fn start_and_serve(
 ) -> Result<Exit, RunError> {
     let signals = Signals::block().map_err(system("cannot block signals"))?;
     std::panic::set_hook(Box::new(|bug| {
-        tty::restore();
+        restore_terminals();
         logging::say(format_args!("this is a bug: {bug}"));
         std::process::abort();
     }));
@@ -99,8 +97,9 @@ fn start_and_serve(
     if convention.turns_second_clients_away() {
         ends.turn_second_clients_away();
     }
-    let signals =
-        signals.start(inbox.sender(), convention, tty::restore).map_err(system("cannot start the thread 'signals'"))?;
+    let signals = signals
+        .start(inbox.sender(), convention, restore_terminals)
+        .map_err(system("cannot start the thread 'signals'"))?;
 
     let built = build(config, open, inbox.sender())?;
 

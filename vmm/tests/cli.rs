@@ -283,6 +283,11 @@ fn a_socket_path_that_is_a_file_or_served_by_others_is_refused() {
 }
 
 #[test]
+fn a_device_that_is_no_terminal_is_refused() {
+    Place::new().refuses(&["--serial=device:/dev/null"], "com1: cannot open /dev/null: it is not a terminal");
+}
+
+#[test]
 fn the_terminal_is_given_to_one_line_only() {
     Place::new().refuses(
         &["--serial=stdio", "--console=stdio"],

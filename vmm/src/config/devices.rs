@@ -327,7 +327,7 @@ pub enum SerialBackend {
     File(PathBuf),
     /// A listening unix socket that serves one client at a time.
     Socket(PathBuf),
-    /// A terminal or serial line of the host, such as the console of a zone, in raw mode: both ways.
+    /// A terminal or serial line of the host, such as a SmartOS zone's `/dev/zconsole`, in raw mode while the guest runs.
     Device(PathBuf),
     /// A new pseudo terminal, whose name is logged.
     Pty,
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_serial_back_end_survives_being_written_and_read() {
-        for text in ["stdio", "file:/var/log/com1", "socket:/run/vm:1", "pty", "null"] {
+        for text in ["stdio", "file:/var/log/com1", "socket:/run/vm:1", "device:/dev/zconsole", "pty", "null"] {
             assert_eq!(text.parse::<SerialBackend>().map(|backend| backend.to_string()), Ok(text.to_owned()));
         }
     }

@@ -209,6 +209,7 @@ fn socket_place(setting: &str, path: &Path) -> Result<(), ConfigError> {
     }
 }
 
+/// Whether a character device is a terminal shows when it is opened.
 fn device(setting: &str, path: &Path) -> Result<(), ConfigError> {
     let metadata = look(setting, path)?;
     if metadata.file_type().is_char_device() {

@@ -171,7 +171,7 @@ mod tests {
             (r#"{"nets": [{"dhcp": {"dns_ips": ["x"]}}]}"#, "nets[0].dhcp.dns_ips[0]: 'x' is not an IPv4 address"),
             (r#"{"nets": [{"dhcp": {"lease_time": -1}}]}"#, "nets[0].dhcp.lease_time: invalid value: integer '-1'"),
             (r#"{"serial": {"com5": "stdio"}}"#, "serial.com5: unknown key 'com5'; did you mean 'com"),
-            (r#"{"serial": {"com1": "tty"}}"#, "serial.com1: 'tty' is not a serial back end"),
+            (r#"{"serial": {"com1": "ttyS0"}}"#, "serial.com1: 'ttyS0' is not a serial back end"),
             (r#"{"name": "a", "name": "b"}"#, "duplicate field 'name'"),
             (r#"{"name": "a""#, "EOF while parsing an object"),
             ("{} {}", "trailing characters"),

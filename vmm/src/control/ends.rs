@@ -11,7 +11,7 @@ use devices_host::tty::{Pty, RawMode, reopen_stdout};
 use crate::config::{SerialBackend, VmConfig, system_text};
 use crate::exit::Exit;
 
-use super::device;
+use super::device::RawTty;
 use super::line::{End, Line, Lines};
 use super::socket::{BindError, Listener, exit_for_path};
 use super::{Built, SerialPort};
@@ -22,7 +22,7 @@ pub enum LineError {
     /// The socket cannot be listened on.
     #[error("{0}: {1}")]
     Socket(&'static str, BindError),
-    /// The file cannot be opened.
+    /// The file or terminal device cannot be opened.
     #[error("{name}: cannot open {}: {}", path.display(), system_text(.error))]
     File {
         /// Name of the line.
@@ -124,9 +124,8 @@ fn open(name: &'static str, backend: &SerialBackend) -> Result<End, LineError> {
             Ok(End::file(file(path).map_err(|error| LineError::File { name, path: path.clone(), error })?))
         }
         SerialBackend::Device(path) => {
-            let failed = |error| LineError::File { name, path: path.clone(), error };
-            let (input, output) = device::open(path).map_err(failed)?;
-            Ok(End::terminal(input, output, false, false))
+            let raw = RawTty::open(path).and_then(End::device);
+            raw.map_err(|error| LineError::File { name, path: path.clone(), error })
         }
         SerialBackend::Pty => {
             let open = || -> io::Result<End> {

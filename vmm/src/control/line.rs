@@ -18,6 +18,7 @@ use devices_host::socket::may_send;
 
 use super::SerialPort;
 use super::console::{Escape, HELP, Typed};
+use super::device::RawTty;
 use super::socket::{Listener, MAX_SEND};
 
 /// The most output kept for a reader, in bytes.
@@ -61,6 +62,8 @@ pub(super) struct Line {
     escape: Option<Escape>,
     /// Kept open so that a pseudo terminal exists while nobody uses it.
     _slave: Option<OwnedFd>,
+    /// Restores the terminal device.
+    _raw: Option<RawTty>,
     to_peer: Vec<u8>,
     to_guest: Vec<u8>,
     progress_ns: u64,
@@ -77,6 +80,7 @@ pub(super) struct End {
     peer: Peer,
     escape: Option<Escape>,
     slave: Option<OwnedFd>,
+    raw: Option<RawTty>,
 }
 
 impl End {
@@ -115,6 +119,13 @@ impl End {
         Ok(Self { peer, slave: Some(slave), ..Self::default() })
     }
 
+    /// A terminal or serial line of the host in raw mode.
+    pub(super) fn device(raw: RawTty) -> io::Result<Self> {
+        let (input, output) = (raw.terminal().try_clone()?, raw.terminal().try_clone()?);
+        let peer = Peer { input: Some(input), output: Some(output), blocks: false, piece: MAX_SEND };
+        Ok(Self { peer, raw: Some(raw), ..Self::default() })
+    }
+
     /// Joins the end to the guest's port.
     pub(super) fn join(self, name: &'static str, port: Arc<dyn SerialPort>) -> Line {
         Line {
@@ -125,6 +136,7 @@ impl End {
             peer: self.peer,
             escape: self.escape,
             _slave: self.slave,
+            _raw: self.raw,
             to_peer: Vec::new(),
             to_guest: Vec::new(),
             progress_ns: 0,

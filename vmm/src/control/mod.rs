@@ -26,6 +26,7 @@ use devices::legacy::ps2::KeyCode;
 
 pub use console::{Escape, Typed};
 pub use controller::{CommandError, Controller, Policy, State};
+pub(crate) use device::restore as restore_terminals;
 pub use ends::{Ends, LineError};
 pub use inbox::{EventSender, Inbox, Notice};
 use inventory::Inventory;

@@ -17,7 +17,7 @@ fn pipe(path: &Path) {
 /// What becomes of each file when it is `@missing`, `@directory`, `@pipe`, `@empty` or `@forbidden`; `None`: it is good.
 type Answers = [Option<&'static str>; 5];
 
-const FILES: [(&str, Answers); 7] = [
+const FILES: [(&str, Answers); 8] = [
     (
         "--config=",
         [
@@ -77,6 +77,16 @@ const FILES: [(&str, Answers); 7] = [
             Some("com1: @pipe exists and is a pipe, not a socket"),
             Some("com1: @empty exists and is a file, not a socket"),
             Some("com1: @forbidden exists and is a file, not a socket"),
+        ],
+    ),
+    (
+        "--serial=device:",
+        [
+            Some("com1: cannot open @missing: No such file or directory"),
+            Some("com1: @directory is a directory, not a terminal or serial line"),
+            Some("com1: @pipe is a pipe, not a terminal or serial line"),
+            Some("com1: @empty is a file, not a terminal or serial line"),
+            Some("com1: @forbidden is a file, not a terminal or serial line"),
         ],
     ),
     (
