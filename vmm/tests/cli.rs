@@ -288,6 +288,26 @@ fn a_device_that_is_no_terminal_is_refused() {
 }
 
 #[test]
+fn a_metadata_file_with_something_wrong_is_refused_with_the_place() {
+    let place = Place::new();
+    for (text, problem) in [
+        ("[1]", "1:0: invalid type: sequence, expected an object with the keys and values of the metadata"),
+        ("{\"a\": \"1\",\n \"a\": \"2\"}", "2:10: 'a' is there twice"),
+        ("{\"a\": null}", "1:11: 'a' has no value; leave out what does not exist"),
+        ("{\"a\": ", "1:6: EOF while parsing a value"),
+    ] {
+        fs::write(place.path("m.json"), text).expect("a file");
+        place.refuses(&["--serial=com2=metadata:@m.json"], &format!("com2: @m.json:{problem}"));
+    }
+    fs::write(place.path("m.json"), "{}").expect("a file");
+    place.refuses(
+        &["--serial=com1=metadata:@m.json", "--serial=com2=metadata:@m.json"],
+        "com2: metadata:@m.json is already taken by com1; give one of them another back end",
+    );
+    place.refuses(&["--serial=metadata"], "--serial: 'metadata' has no file; write metadata:FILE");
+}
+
+#[test]
 fn the_terminal_is_given_to_one_line_only() {
     Place::new().refuses(
         &["--serial=stdio", "--console=stdio"],

@@ -8,6 +8,8 @@
 
 #[path = "life/lines.rs"]
 mod lines;
+#[path = "life/metadata.rs"]
+mod metadata;
 #[path = "life/process.rs"]
 mod process;
 #[path = "life/qmp.rs"]

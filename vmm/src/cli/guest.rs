@@ -120,10 +120,12 @@ pub struct GuestArgs {
     /// one), hostname=NAME, lease_time=SECONDS (86400), server_ip=ADDRESS (169.254.169.254: who answers).
     #[arg(long, value_name = "tap=NAME,mac=ADDRESS[,KEY=VALUE…]", help_heading = "Devices")]
     pub net: Vec<String>,
-    /// COM port on stdio, file:PATH, socket:PATH, device:PATH, pty or null. Again for COM2 to COM4; com3=… names one
+    /// COM port on stdio, file:PATH, socket:PATH, device:PATH, metadata:FILE, pty or null. Again for COM2 to
+    /// COM4; com3=… names one
     ///
     /// A socket has one client at a time. A device is a terminal or serial line of the host, such as a zone's
-    /// /dev/zconsole; it is in raw mode while the guest runs.
+    /// /dev/zconsole; it is in raw mode while the guest runs. metadata:FILE answers SmartOS's mdata-get and its like, with
+    /// the keys and values of a JSON object.
     #[arg(long, value_name = "[comN=]BACKEND", help_heading = "Devices")]
     pub serial: Vec<String>,
     /// Console (virtio-console, /dev/hvc0) on a back end as for --serial

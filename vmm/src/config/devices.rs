@@ -329,6 +329,8 @@ pub enum SerialBackend {
     Socket(PathBuf),
     /// A terminal or serial line of the host, such as a SmartOS zone's `/dev/zconsole`, in raw mode while the guest runs.
     Device(PathBuf),
+    /// The built-in metadata responder, with the keys of a JSON file (see [`super::read_metadata`]).
+    Metadata(PathBuf),
     /// A new pseudo terminal, whose name is logged.
     Pty,
     /// Nothing: output is discarded, there is no input.
@@ -349,10 +351,13 @@ impl FromStr for SerialBackend {
             ("file", Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
             ("socket", Some(path)) if !path.is_empty() => Ok(Self::Socket(path.into())),
             ("device", Some(path)) if !path.is_empty() => Ok(Self::Device(path.into())),
+            ("metadata", Some(path)) if !path.is_empty() => Ok(Self::Metadata(path.into())),
+            ("metadata", _) => Err(BadValue(format!("'{text}' has no file; write metadata:FILE"))),
             ("file" | "socket" | "device", _) => Err(BadValue(format!("'{text}' has no path; write {kind}:PATH"))),
             ("stdio" | "pty" | "null", Some(_)) => Err(BadValue(format!("'{kind}' takes no path"))),
             _ => Err(BadValue(format!(
-                "'{text}' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, pty and null"
+                "'{text}' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, metadata:FILE, \
+                 pty and null"
             ))),
         }
     }
@@ -365,6 +370,7 @@ impl fmt::Display for SerialBackend {
             Self::File(path) => write!(formatter, "file:{}", path.display()),
             Self::Socket(path) => write!(formatter, "socket:{}", path.display()),
             Self::Device(path) => write!(formatter, "device:{}", path.display()),
+            Self::Metadata(path) => write!(formatter, "metadata:{}", path.display()),
             Self::Pty => formatter.write_str("pty"),
             Self::Null => formatter.write_str("null"),
         }
@@ -373,7 +379,7 @@ impl fmt::Display for SerialBackend {
 
 as_text!(
     SerialBackend,
-    "a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"device:PATH\", \"pty\" or \"null\""
+    "a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"device:PATH\", \"metadata:FILE\", \"pty\" or \"null\""
 );
 
 /// `#[serde(with)]` for the four COM ports: in JSON an object with the keys `com1` to `com4`.
@@ -413,7 +419,15 @@ mod tests {
 
     #[test]
     fn a_serial_back_end_survives_being_written_and_read() {
-        for text in ["stdio", "file:/var/log/com1", "socket:/run/vm:1", "device:/dev/zconsole", "pty", "null"] {
+        for text in [
+            "stdio",
+            "file:/var/log/com1",
+            "socket:/run/vm:1",
+            "device:/dev/zconsole",
+            "metadata:m.json",
+            "pty",
+            "null",
+        ] {
             assert_eq!(text.parse::<SerialBackend>().map(|backend| backend.to_string()), Ok(text.to_owned()));
         }
     }

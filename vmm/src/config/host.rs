@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::values::format_size;
-use super::{ConfigError, SerialBackend, VmConfig};
+use super::{ConfigError, SerialBackend, VmConfig, read_metadata};
 
 /// What this host has, as far as a configuration depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +114,10 @@ impl VmConfig {
                 SerialBackend::Socket(path) => socket_place(name, path)?,
                 SerialBackend::File(path) => file_place(name, path)?,
                 SerialBackend::Device(path) => device(name, path)?,
+                SerialBackend::Metadata(path) => {
+                    regular_file(name, path)?;
+                    read_metadata(path).map_err(|problem| ConfigError::setting(name, problem))?;
+                }
                 SerialBackend::Stdio | SerialBackend::Pty | SerialBackend::Null => {}
             }
         }

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use devices_host::tty::{Pty, RawMode, reopen_stdout};
 
-use crate::config::{SerialBackend, VmConfig, system_text};
+use crate::config::{SerialBackend, VmConfig, read_metadata, system_text};
 use crate::exit::Exit;
 
 use super::device::RawTty;
 use super::line::{End, Line, Lines};
+use super::metadata::Responder;
 use super::socket::{BindError, Listener, exit_for_path};
 use super::{Built, SerialPort};
 
@@ -32,6 +33,9 @@ pub enum LineError {
         /// What the system says.
         error: io::Error,
     },
+    /// The keys of the metadata responder cannot be read.
+    #[error("{0}: {1}")]
+    Metadata(&'static str, String),
     /// The terminal or pseudo terminal cannot be opened.
     #[error("{name}: cannot open {what}: {}", system_text(.error))]
     Open {
@@ -54,7 +58,7 @@ impl LineError {
             Self::Socket(_, error) => error.exit(),
             Self::File { error, .. } => exit_for_path(error),
             Self::Open { .. } => Exit::HostFailed,
-            Self::NoPort(_) => Exit::Config,
+            Self::Metadata(..) | Self::NoPort(_) => Exit::Config,
         }
     }
 }
@@ -126,6 +130,10 @@ fn open(name: &'static str, backend: &SerialBackend) -> Result<End, LineError> {
         SerialBackend::Device(path) => {
             let raw = RawTty::open(path).and_then(End::device);
             raw.map_err(|error| LineError::File { name, path: path.clone(), error })
+        }
+        SerialBackend::Metadata(path) => {
+            let metadata = read_metadata(path).map_err(|problem| LineError::Metadata(name, problem))?;
+            Ok(End::metadata(Responder::new(metadata)))
         }
         SerialBackend::Pty => {
             let open = || -> io::Result<End> {

@@ -19,6 +19,7 @@ use devices_host::socket::may_send;
 use super::SerialPort;
 use super::console::{Escape, HELP, Typed};
 use super::device::RawTty;
+use super::metadata::Responder;
 use super::socket::{Listener, MAX_SEND};
 
 /// The most output kept for a reader, in bytes.
@@ -60,6 +61,8 @@ pub(super) struct Line {
     turns_away: bool,
     peer: Peer,
     escape: Option<Escape>,
+    /// Answers the guest in a peer's place.
+    responder: Option<Responder>,
     /// Kept open so that a pseudo terminal exists while nobody uses it.
     _slave: Option<OwnedFd>,
     /// Restores the terminal device.
@@ -79,6 +82,7 @@ pub(super) struct End {
     turns_away: bool,
     peer: Peer,
     escape: Option<Escape>,
+    responder: Option<Responder>,
     slave: Option<OwnedFd>,
     raw: Option<RawTty>,
 }
@@ -126,6 +130,11 @@ impl End {
         Ok(Self { peer, raw: Some(raw), ..Self::default() })
     }
 
+    /// The metadata responder.
+    pub(super) fn metadata(responder: Responder) -> Self {
+        Self { responder: Some(responder), ..Self::default() }
+    }
+
     /// Joins the end to the guest's port.
     pub(super) fn join(self, name: &'static str, port: Arc<dyn SerialPort>) -> Line {
         Line {
@@ -135,6 +144,7 @@ impl End {
             turns_away: self.turns_away,
             peer: self.peer,
             escape: self.escape,
+            responder: self.responder,
             _slave: self.slave,
             _raw: self.raw,
             to_peer: Vec::new(),
@@ -179,6 +189,9 @@ impl Line {
     /// Moves what can be moved. `fds` are the entries of [`Line::interest`] after the poll.
     fn turn(&mut self, fds: &[PollFd], now_ns: u64) -> Turn {
         let [listening, input, output] = fds else { return Turn::default() };
+        if self.responder.is_some() {
+            return Turn { again: self.converse(), leave: false };
+        }
         let mut turn = Turn::default();
         if input.is_readable() {
             turn.leave = self.read();
@@ -194,6 +207,40 @@ impl Line {
         }
         turn.again = self.move_output(output.is_writable(), now_ns);
         turn
+    }
+
+    /// Lets the responder answer the guest; whether there may be more. What the responder does not take stays here, and
+    /// then the guest's port is left alone: [`Line::to_peer`] has no more than one piece.
+    fn converse(&mut self) -> bool {
+        let Some(responder) = &mut self.responder else { return false };
+        let mut bytes = [0; 256];
+        for _ in 0..ROUNDS {
+            let taken = responder.take(&self.to_peer);
+            self.to_peer.drain(..taken);
+            let sent = match responder.answers() {
+                [] => 0,
+                answers => self.port.push_input(answers).min(answers.len()),
+            };
+            responder.sent(sent);
+            let mut asked = 0;
+            if self.to_peer.is_empty() {
+                asked = self.port.take_output(&mut bytes).min(bytes.len());
+                self.to_peer.extend_from_slice(&bytes[..asked]);
+            }
+            // The guest says no more, or has to read first: the port tells when.
+            if (taken, sent, asked) == (0, 0, 0) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The guest begins anew.
+    fn guest_was_reset(&mut self) {
+        if let Some(responder) = &mut self.responder {
+            responder.restart();
+            self.to_peer.clear();
+        }
     }
 
     fn accept(&mut self, now_ns: u64) {
@@ -392,6 +439,11 @@ impl Lines {
             turn = Turn { again: turn.again | one.again, leave: turn.leave | one.leave };
         }
         turn
+    }
+
+    /// The guest has been reset, and none of its vCPUs runs yet.
+    pub(super) fn guest_was_reset(&mut self) {
+        self.0.iter_mut().for_each(Line::guest_was_reset);
     }
 
     /// Whether a reader is still owed output.

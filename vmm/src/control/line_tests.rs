@@ -382,3 +382,61 @@ fn a_full_file_system_loses_output_and_nothing_else() {
     turn(&mut line, 0);
     assert_eq!((port.left(), line.has_output(), line.failing), (0, false, true));
 }
+
+/// A line that the metadata responder answers.
+fn on_metadata(value: &str) -> (Line, Arc<Port>) {
+    let port = Arc::new(Port::default());
+    let metadata = [("a".to_owned(), value.as_bytes().to_vec())].into();
+    (End::metadata(Responder::new(metadata)).join("com2", port.clone()), port)
+}
+
+#[test]
+fn the_metadata_responder_answers_a_guest_in_one_turn_and_waits_for_nothing_of_the_host() {
+    let (mut line, port) = on_metadata("one");
+    port.make_room(usize::MAX);
+    port.guest_writes(b"\nGET a\nKEYS\n");
+    assert!(!turn(&mut line, 0).again);
+    assert_eq!(port.received(), b"invalid command\nSUCCESS\none\n.\nSUCCESS\na\n.\n");
+    let mut fds = Vec::new();
+    line.interest(&mut fds);
+    assert_eq!((poll(&mut fds, Some(0)).unwrap(), line.deadline_ns(), line.has_output()), (0, None, false));
+}
+
+#[test]
+fn a_guest_that_reads_slowly_gets_every_answer_whole() {
+    let value = "v".repeat(3000);
+    let (mut line, port) = on_metadata(&value);
+    port.guest_writes(&b"GET a\n".repeat(200));
+    let expected = format!("SUCCESS\n{value}\n.\n").repeat(200);
+    while port.received().len() < expected.len() {
+        port.make_room(37);
+        turn(&mut line, 0);
+    }
+    assert!(port.received() == expected.as_bytes());
+}
+
+#[test]
+fn a_guest_that_asks_and_never_reads_is_held_back_and_nothing_grows_or_spins() {
+    let (mut line, port) = on_metadata("one");
+    port.guest_writes(&b"GET a\n".repeat(100_000));
+    while turn(&mut line, 0).again {}
+    let left = port.left();
+    assert!(left > 500_000 && line.to_peer.len() <= 256);
+    assert_eq!((turn(&mut line, 0).again, port.left()), (false, left));
+    assert_eq!(line.deadline_ns(), None);
+    port.make_room(usize::MAX);
+    while turn(&mut line, 0).again {}
+    assert_eq!((port.left(), port.received().len()), (0, 100_000 * b"SUCCESS\none\n.\n".len()));
+}
+
+#[test]
+fn a_reset_guest_is_not_taken_at_its_half_word_and_gets_no_old_answer() {
+    let (mut line, port) = on_metadata("one");
+    port.guest_writes(b"KEYS\nGET ");
+    turn(&mut line, 0);
+    line.guest_was_reset();
+    port.make_room(usize::MAX);
+    port.guest_writes(b"\n");
+    turn(&mut line, 0);
+    assert_eq!(port.received(), b"invalid command\n");
+}

@@ -15,7 +15,9 @@ use super::inbox::{Inbox, Notice};
 use super::line::Lines;
 use super::orders::Orders;
 use super::qmp::{ErrorClass, QmpServer};
-use super::{Built, Command, Controller, Event, Machine, Policy, SignalThread, State, Ticket, Timed, Watched};
+use super::{
+    Built, Command, Controller, Event, Machine, MachineEvent, Policy, SignalThread, State, Ticket, Timed, Watched,
+};
 use crate::config::system_text;
 use crate::exit::Exit;
 use crate::logging;
@@ -108,7 +110,12 @@ impl MainLoop {
         self.controller.set_now_ns(clock::monotonic_ns());
         while let Some(notice) = self.inbox.next() {
             let events = match notice {
-                Notice::Machine(event) => self.controller.machine_event(event, &*self.machine),
+                Notice::Machine(event) => {
+                    if event == MachineEvent::ResetDone {
+                        self.lines.guest_was_reset();
+                    }
+                    self.controller.machine_event(event, &*self.machine)
+                }
                 Notice::Signal(signal) => self.controller.signal(signal, &*self.machine),
                 Notice::Answer(ticket, result) => {
                     self.answer(ticket, result);

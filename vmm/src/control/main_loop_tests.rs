@@ -252,6 +252,55 @@ fn the_guests_last_words_are_written_before_the_process_ends() {
     assert!(std::fs::read(file.path()).unwrap() == words);
 }
 
+/// A guest that has written half a request before its first reset, and the other half of another one after it.
+struct HalfWords {
+    said: Mutex<Vec<u8>>,
+    heard: Mutex<Vec<u8>>,
+    looks: AtomicU64,
+}
+
+impl SerialPort for HalfWords {
+    fn take_output(&self, bytes: &mut [u8]) -> usize {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        let said = std::mem::take(&mut *self.said.lock().unwrap());
+        bytes[..said.len()].copy_from_slice(&said);
+        said.len()
+    }
+    fn push_input(&self, bytes: &[u8]) -> usize {
+        self.heard.lock().unwrap().extend_from_slice(bytes);
+        bytes.len()
+    }
+}
+
+#[test]
+fn the_metadata_responder_hears_of_a_reset_of_the_guest() {
+    let port = Arc::new(HalfWords { said: Mutex::new(b"GET ".to_vec()), heard: Mutex::default(), looks: 0.into() });
+    let metadata = [("a".to_owned(), b"1".to_vec())].into();
+    let line = crate::control::line::End::metadata(crate::control::Responder::new(metadata)).join("com2", port.clone());
+    let guest = port.clone();
+    let start = move |events: &EventSender| {
+        let events = events.clone();
+        std::thread::spawn(move || {
+            let wake_until = |done: &dyn Fn() -> bool| {
+                while !done() {
+                    devices::wake::Wake::wake(&events);
+                    std::thread::yield_now();
+                }
+            };
+            wake_until(&|| guest.said.lock().unwrap().is_empty());
+            events.send(MachineEvent::ResetDone);
+            // The next look may belong to a turn that has emptied its inbox already.
+            let looks = guest.looks.load(Ordering::Relaxed);
+            wake_until(&|| guest.looks.load(Ordering::Relaxed) >= looks + 2);
+            *guest.said.lock().unwrap() = b"a\n".to_vec();
+            wake_until(&|| !guest.heard.lock().unwrap().is_empty());
+            events.send(MachineEvent::GuestPowerOff);
+        });
+    };
+    run(start, Vec::new(), Lines::new(vec![line]));
+    assert_eq!(*port.heard.lock().unwrap(), b"FAILURE\n", "and not the value of 'a'");
+}
+
 #[test]
 fn control_a_x_on_the_terminal_ends_the_guest() {
     use std::io::Write;

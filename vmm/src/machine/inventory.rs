@@ -103,6 +103,7 @@ fn characters(config: &VmConfig) -> Vec<CharacterFacts> {
             SerialBackend::Socket(path) => socket(path),
             SerialBackend::File(path) => format!("file:{}", path.display()),
             SerialBackend::Device(path) => path.display().to_string(),
+            SerialBackend::Metadata(path) => format!("metadata:{}", path.display()),
             SerialBackend::Stdio => "stdio".to_owned(),
             SerialBackend::Pty => "pty".to_owned(),
             SerialBackend::Null => "null".to_owned(),

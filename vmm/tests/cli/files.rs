@@ -17,7 +17,7 @@ fn pipe(path: &Path) {
 /// What becomes of each file when it is `@missing`, `@directory`, `@pipe`, `@empty` or `@forbidden`; `None`: it is good.
 type Answers = [Option<&'static str>; 5];
 
-const FILES: [(&str, Answers); 8] = [
+const FILES: [(&str, Answers); 9] = [
     (
         "--config=",
         [
@@ -87,6 +87,16 @@ const FILES: [(&str, Answers); 8] = [
             Some("com1: @pipe is a pipe, not a terminal or serial line"),
             Some("com1: @empty is a file, not a terminal or serial line"),
             Some("com1: @forbidden is a file, not a terminal or serial line"),
+        ],
+    ),
+    (
+        "--serial=metadata:",
+        [
+            Some("com1: cannot open @missing: No such file or directory"),
+            Some("com1: @directory is a directory, not a file"),
+            Some("com1: @pipe is a pipe, not a file"),
+            Some("com1: @empty:1:0: EOF while parsing a value"),
+            Some("com1: cannot open @forbidden: Permission denied"),
         ],
     ),
     (

@@ -292,7 +292,7 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     (
         "--serial",
         "--serial=stdoi",
-        "--serial: 'stdoi' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, pty and null",
+        "--serial: 'stdoi' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, metadata:FILE, pty and null",
     ),
     ("--serial", "--serial=com5=pty", "--serial: 'com5' is not one of com1 to com4"),
     ("--console backend", "--console=slot=4", "--console: backend is missing; write for example stdio"),
@@ -510,8 +510,8 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("rng.slot", r#""0x""#, "rng.slot: '0x' is not a PCI slot; write device or device.function, 0 to 31 and 0 to 7"),
     (
         "console.backend",
-        r#""tty""#,
-        "console.backend: 'tty' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, pty and null",
+        r#""ttyS0""#,
+        "console.backend: 'ttyS0' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, metadata:FILE, pty and null",
     ),
     ("console.slot", "-4", "console.slot: invalid type: integer '-4', expected a PCI slot such as 4 or \"4.1\""),
     ("serial.com1", r#""pty:0""#, "serial.com1: 'pty' takes no path"),
@@ -520,12 +520,12 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     (
         "serial.com4",
         "4",
-        "serial.com4: '4' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, pty and null",
+        "serial.com4: '4' is not a serial back end; they are stdio, file:PATH, socket:PATH, device:PATH, metadata:FILE, pty and null",
     ),
     (
         "debug_port.backend",
         "true",
-        "debug_port.backend: invalid type: boolean 'true', expected a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"device:PATH\", \"pty\" or \"null\"",
+        "debug_port.backend: invalid type: boolean 'true', expected a serial back end: \"stdio\", \"file:PATH\", \"socket:PATH\", \"device:PATH\", \"metadata:FILE\", \"pty\" or \"null\"",
     ),
     ("debug_port.port", "65536", "debug_port.port: invalid value: integer '65536', expected u16"),
     (

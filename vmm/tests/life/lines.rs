@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use devices_host::poll::{PollFd, poll};
 
-use crate::process::{self, LIMIT, Zvmm, talk};
+use crate::process::{self, LIMIT, Terminal, Zvmm, talk};
 use crate::qmp::Qmp;
 
 /// The pseudo terminal that the process says it has opened for COM1.
@@ -109,6 +109,29 @@ fn a_pseudo_terminal_that_nobody_opens_uses_no_processor() {
     assert!(ticks() - before < 10, "the main thread turns in circles");
     qmp.ask("quit");
     assert_eq!(zvmm.status(), Some(0));
+}
+
+#[test]
+fn a_terminal_device_is_raw_while_the_guest_runs_and_as_before_afterwards() {
+    if process::skip() {
+        return;
+    }
+    let mut terminal = Terminal::open();
+    let line = format!("device:{}", terminal.path.display());
+    for (last, status) in [(&b"O"[..], 0), (b"", 130)] {
+        let mut zvmm = Zvmm::start(&["--serial", &line]);
+        terminal.expect(b"!");
+        // Every byte is the guest's, and it is shown what the guest writes and nothing else: no echo, no line ends.
+        terminal.send(b"a\x03\x04\x13\x11\x01x\r\nz");
+        terminal.expect(b"a\x03\x04\x13\x11\x01x\r\nz");
+        assert!(terminal.is_raw());
+        terminal.send(last);
+        if last.is_empty() {
+            zvmm.signal(libc::SIGQUIT);
+        }
+        assert_eq!((zvmm.status(), zvmm.errors().as_str()), (Some(status), ""));
+        assert!(terminal.is_as_before());
+    }
 }
 
 #[test]

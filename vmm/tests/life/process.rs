@@ -94,8 +94,8 @@ const GUEST: &[u8] = &[
 /// Where the guest is loaded.
 const ADDRESS: u64 = 0x10_0000;
 
-/// The guest as an ELF file of one segment (System V ABI, ELF-64 object file format).
-fn elf() -> Vec<u8> {
+/// A guest's instructions as an ELF file of one segment (System V ABI, ELF-64 object file format).
+pub fn elf(guest: &[u8]) -> Vec<u8> {
     let mut file = Vec::new();
     file.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     for half in [2_u16, 62] {
@@ -112,12 +112,12 @@ fn elf() -> Vec<u8> {
     for half in [1_u32, 5] {
         file.extend_from_slice(&half.to_le_bytes());
     }
-    let length = GUEST.len() as u64;
+    let length = guest.len() as u64;
     for word in [0x1000, ADDRESS, ADDRESS, length, length, 0x1000] {
         file.extend_from_slice(&word.to_le_bytes());
     }
     file.resize(0x1000, 0);
-    file.extend_from_slice(GUEST);
+    file.extend_from_slice(guest);
     file
 }
 
@@ -158,7 +158,7 @@ pub fn refuse(prepare: fn() -> io::Result<()>, args: &[&str]) -> Output {
 /// A directory with the guest in it.
 fn place() -> TempDir {
     let place = TempDir::new().expect("a directory");
-    std::fs::write(place.path().join("guest"), elf()).expect("a file");
+    std::fs::write(place.path().join("guest"), elf(GUEST)).expect("a file");
     place
 }
 
@@ -288,13 +288,17 @@ pub fn talk(stream: &mut UnixStream, send: &[u8], expect: &[u8]) {
 pub struct Terminal {
     ours: File,
     theirs: OwnedFd,
+    /// Where a program that was not started on it finds it.
+    pub path: PathBuf,
     before: libc::termios,
 }
 
 impl Terminal {
     /// A terminal as a shell leaves it to a program.
     pub fn open() -> Self {
-        let (ours, theirs) = Pty::open().expect("a terminal").into_parts();
+        let pty = Pty::open().expect("a terminal");
+        let path = pty.path().to_owned();
+        let (ours, theirs) = pty.into_parts();
         let mut before = settings(&theirs);
         before.c_iflag |= libc::ICRNL | libc::IXON;
         before.c_lflag |= libc::ICANON | libc::ECHO | libc::ISIG;
@@ -302,7 +306,7 @@ impl Terminal {
         // SAFETY: the settings are valid.
         assert_eq!(unsafe { libc::tcsetattr(theirs.as_raw_fd(), libc::TCSANOW, &before) }, 0);
         let before = settings(&theirs);
-        Self { ours, theirs, before }
+        Self { ours, theirs, path, before }
     }
 
     /// Whether every key goes to the program at once.
