@@ -1,7 +1,6 @@
 //! The zvmm process: one hardware virtual machine.
 
 pub mod cli;
-pub mod config;
 pub mod control;
 pub mod exit;
 #[doc(hidden)]
@@ -14,3 +13,4 @@ pub mod vcpu;
 pub mod worker;
 
 pub use cli::main_with;
+pub use zvmm_config as config;

@@ -1,7 +1,7 @@
 //! Memory, vCPUs, and what else is one for the whole machine.
 
-use crate::config::options::Options;
-use crate::config::{ConfigError, CpuConfig, MAX_VCPUS, Topology, Uuid, VmConfig, nearest, parse_size, vcpu_limits};
+use crate::options::Options;
+use crate::{ConfigError, CpuConfig, MAX_VCPUS, Topology, Uuid, VmConfig, nearest, parse_size, vcpu_limits};
 
 /// Guest memory without `-m`, in bytes.
 pub(super) const DEFAULT_MEMORY: u64 = 128 << 20;

@@ -50,7 +50,7 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// A setting has a value that cannot work.
-    pub(crate) fn setting(setting: &str, problem: impl Into<String>) -> Self {
+    pub fn setting(setting: &str, problem: impl Into<String>) -> Self {
         Self::Setting { setting: setting.to_owned(), problem: problem.into() }
     }
 }
@@ -62,7 +62,7 @@ pub(super) fn vcpu_count<'de, D: serde::Deserializer<'de>>(deserializer: D) -> R
 }
 
 /// What is said about a vCPU count outside the limits.
-pub(crate) fn vcpu_limits(count: u64) -> String {
+pub fn vcpu_limits(count: u64) -> String {
     format!("{count} vCPUs are not possible; a guest has 1 to {MAX_VCPUS}")
 }
 
@@ -108,7 +108,7 @@ impl VmConfig {
     }
 
     /// The problems of its disks alone.
-    pub(crate) fn disk_problems(&self) -> Vec<ConfigError> {
+    pub fn disk_problems(&self) -> Vec<ConfigError> {
         let mut found = Problems(Vec::new());
         self.check_disks(&mut found);
         self.check_ids(&mut found);
@@ -245,7 +245,7 @@ impl VmConfig {
     }
 
     /// Every serial line with the name of its setting.
-    pub(crate) fn backends(&self) -> Vec<(&'static str, &SerialBackend)> {
+    pub fn backends(&self) -> Vec<(&'static str, &SerialBackend)> {
         let names = ["com1", "com2", "com3", "com4"];
         let serials = names.into_iter().zip(&self.serials).filter_map(|(name, port)| Some((name, port.as_ref()?)));
         let console = self.console.iter().map(|console| ("console", &console.backend));

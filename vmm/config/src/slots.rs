@@ -100,7 +100,7 @@ impl Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConsoleConfig, DiskConfig, Mac, NetConfig, RngConfig, SerialBackend};
+    use crate::{ConsoleConfig, DiskConfig, Mac, NetConfig, RngConfig, SerialBackend};
 
     fn net(tap: &str) -> NetConfig {
         NetConfig { mac: Some(Mac([2, 0, 0, 0, 0, 1])), id: tap.into(), ..NetConfig::new(tap) }

@@ -1,8 +1,6 @@
 use super::support::DRIVERS;
 use super::*;
-use crate::config::{
-    BootConfig, CpuConfig, DiskCache, DiskConfig, NetConfig, SerialBackend, Slot, SmbiosConfig, Topology,
-};
+use crate::{BootConfig, CpuConfig, DiskCache, DiskConfig, NetConfig, SerialBackend, Slot, SmbiosConfig, Topology};
 
 const UUID: &str = "6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11";
 

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::{CpuConfig, DiskConfig};
+use crate::{CpuConfig, DiskConfig};
 
 const HOST: HostFacts = HostFacts { memory_bytes: 8 << 30, cpus: 4, phys_addr_bits: 36 };
 

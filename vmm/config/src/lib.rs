@@ -12,8 +12,8 @@ mod host;
 mod json;
 mod limits;
 mod metadata;
-pub(crate) mod nearest;
-pub(crate) mod options;
+pub mod nearest;
+pub mod options;
 mod ports;
 pub mod qemu;
 mod slots;
@@ -25,16 +25,16 @@ use std::path::PathBuf;
 use arch::cpu::{CpuError, CpuModel};
 use serde::{Deserialize, Serialize};
 
-pub use check::ConfigError;
-pub(crate) use check::vcpu_limits;
-pub use devices::{
+pub use self::devices::{
     ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, Duplex, MAX_BLOCK_BYTES, MAX_DISK_QUEUES,
     MAX_DISK_SERIAL, MAX_PHYSICAL_BLOCK_BYTES, NetConfig, ReadError, RngConfig, SerialBackend, WriteError,
 };
+pub use check::ConfigError;
+pub use check::vcpu_limits;
 pub use dhcp::DhcpConfig;
 pub use host::HostFacts;
-pub(crate) use host::system_text;
-pub(crate) use json::reword;
+pub use host::system_text;
+pub use json::reword;
 pub use limits::{LimitConfig, LimitGroupConfig};
 pub use metadata::{Metadata, is_metadata_key, read_metadata};
 pub use slots::SlotPlan;

@@ -1,7 +1,7 @@
 //! Wrong names answered with the nearest valid one.
 
 /// "unknown `what` 'wrong'", with the nearest of the valid names, or all of them when none is near.
-pub(crate) fn unknown<'a>(what: &str, wrong: &str, valid: impl Iterator<Item = &'a str>) -> String {
+pub fn unknown<'a>(what: &str, wrong: &str, valid: impl Iterator<Item = &'a str>) -> String {
     let valid: Vec<&str> = valid.collect();
     match nearest(wrong, &valid) {
         Some(name) => format!("unknown {what} '{wrong}'; did you mean '{name}'?"),
@@ -10,7 +10,7 @@ pub(crate) fn unknown<'a>(what: &str, wrong: &str, valid: impl Iterator<Item = &
 }
 
 /// The valid name that a typing error most likely made `wrong` of, if there is one.
-pub(crate) fn nearest<'a>(wrong: &str, valid: &[&'a str]) -> Option<&'a str> {
+pub fn nearest<'a>(wrong: &str, valid: &[&'a str]) -> Option<&'a str> {
     let lower = wrong.to_ascii_lowercase();
     let likeness = |name: &&str| match name.to_ascii_lowercase() {
         name if name.starts_with(&lower) && !lower.is_empty() => 1.0,

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::drives::unknown;
 use super::{Fate, Reading};
-use crate::config::options::Options;
-use crate::config::{ConfigError, DebugPortConfig, SerialBackend, nearest};
+use crate::options::Options;
+use crate::{ConfigError, DebugPortConfig, SerialBackend, nearest};
 
 /// Where qemu has its debug console.
 const DEBUG_PORT: u16 = 0xe9;

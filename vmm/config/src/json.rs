@@ -65,7 +65,7 @@ fn locate(file: &Path, path: &str, error: &serde_json::Error) -> ConfigError {
 }
 
 /// Turns serde's "unknown field `slto`, expected one of `path`, `slot`" into a sentence with the nearest valid name.
-pub(crate) fn reword(problem: &str) -> String {
+pub fn reword(problem: &str) -> String {
     let what = if problem.starts_with("unknown field ") {
         "key"
     } else if problem.starts_with("unknown variant ") {
@@ -81,7 +81,7 @@ pub(crate) fn reword(problem: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, Profile, SerialBackend};
+    use crate::{DiskConfig, Profile, SerialBackend};
 
     fn read(text: &str) -> Result<VmConfig, String> {
         VmConfig::from_json(Path::new("vm.json"), text).map_err(|error| error.to_string())
@@ -111,7 +111,7 @@ mod tests {
             DiskConfig {
                 id: "disk0".into(),
                 slot: "4".parse().ok(),
-                serial: Some(crate::config::devices::default_serial("", Path::new("root.img"), 0)),
+                serial: Some(crate::devices::default_serial("", Path::new("root.img"), 0)),
                 ..DiskConfig::new("root.img")
             }
         );

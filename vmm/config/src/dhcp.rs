@@ -103,6 +103,6 @@ fn default_lease_time() -> u32 {
 
 /// A text that reads as an address: for tests.
 #[cfg(test)]
-pub(crate) fn ip(text: &str) -> Ip {
+pub fn ip(text: &str) -> Ip {
     text.parse().unwrap()
 }

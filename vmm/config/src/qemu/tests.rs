@@ -1,7 +1,7 @@
 use super::*;
-use crate::config::devices::default_serial;
-use crate::config::dhcp::ip;
-use crate::config::{
+use crate::devices::default_serial;
+use crate::dhcp::ip;
+use crate::{
     BootConfig, CpuConfig, DebugPortConfig, DhcpConfig, DiskCache, DiskConfig, Mac, NetConfig, OnReset, OnTripleFault,
     ReadError, SerialBackend, Slot, SmbiosConfig, Topology, WriteError,
 };

@@ -2,9 +2,9 @@
 
 use super::slots::addr;
 use super::{Device, Reading};
-use crate::config::devices::default_serial;
-use crate::config::options::Options;
-use crate::config::{ConfigError, DiskCache, DiskConfig, ReadError, Slot, WriteError, nearest};
+use crate::devices::default_serial;
+use crate::options::Options;
+use crate::{ConfigError, DiskCache, DiskConfig, ReadError, Slot, WriteError, nearest};
 
 /// What `-device` calls a disk.
 pub(super) const DRIVER: &str = "virtio-blk-pci";

@@ -38,7 +38,7 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::SerialBackend;
+    use crate::SerialBackend;
 
     #[test]
     fn the_ports_of_debug_consoles_are_free_and_those_of_devices_are_not() {

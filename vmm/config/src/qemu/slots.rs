@@ -1,7 +1,7 @@
 //! Where each device goes on the PCI bus: where qemu's `pc` puts it.
 
 use super::{Device, Reading};
-use crate::config::{ConfigError, DiskConfig, NetConfig, Slot};
+use crate::{ConfigError, DiskConfig, NetConfig, Slot};
 
 /// First slot after the host bridge and the PIIX3.
 const FIRST: u8 = 2;

@@ -115,7 +115,7 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConfigError, DiskConfig};
+    use crate::{ConfigError, DiskConfig};
 
     fn group(name: &str, limits: LimitConfig) -> LimitGroupConfig {
         LimitGroupConfig { name: name.to_owned(), limits }

@@ -126,7 +126,7 @@ impl VmConfig {
     }
 
     /// Judges the disks by their files. Call [`VmConfig::check`] first.
-    pub(crate) fn check_images(&self) -> Result<(), ConfigError> {
+    pub fn check_images(&self) -> Result<(), ConfigError> {
         // Two paths can lead to one file: the path alone does not tell.
         let mut seen: Vec<((u64, u64), bool, &str)> = Vec::new();
         for disk in &self.disks {
@@ -175,7 +175,7 @@ fn cannot(setting: &str, what: &str, path: &Path, error: &std::io::Error) -> Con
 }
 
 /// What the system says, without the number that Rust appends.
-pub(crate) fn system_text(error: &std::io::Error) -> String {
+pub fn system_text(error: &std::io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
         Some(end) => text[..end].to_owned(),

@@ -1,6 +1,6 @@
 use super::*;
-use crate::config::dhcp::ip;
-use crate::config::{ConsoleConfig, CpuConfig, DhcpConfig, HugePages, Mac, MemoryConfig, NetConfig, Profile, Topology};
+use crate::dhcp::ip;
+use crate::{ConsoleConfig, CpuConfig, DhcpConfig, HugePages, Mac, MemoryConfig, NetConfig, Profile, Topology};
 
 fn good() -> VmConfig {
     let mut config = VmConfig::default();

@@ -7,7 +7,7 @@ use super::{ConfigError, nearest};
 
 /// The keys of one option value. A comma inside a value is written twice.
 #[derive(Debug)]
-pub(crate) struct Options {
+pub struct Options {
     option: &'static str,
     given: Vec<(String, Option<String>)>,
 }
@@ -16,7 +16,7 @@ impl Options {
     /// Splits the text and refuses keys that are not in `keys` or come twice.
     ///
     /// `first` is the key of a leading part without `=`, such as the path of a disk.
-    pub(crate) fn read(
+    pub fn read(
         option: &'static str,
         text: &str,
         first: Option<&'static str>,
@@ -45,12 +45,12 @@ impl Options {
     }
 
     /// An error about this option.
-    pub(crate) fn problem(&self, problem: impl Into<String>) -> ConfigError {
+    pub fn problem(&self, problem: impl Into<String>) -> ConfigError {
         ConfigError::setting(self.option, problem)
     }
 
     /// A switch: `ro`, `ro=on` or `ro=off`.
-    pub(crate) fn flag(&self, key: &str) -> Result<bool, ConfigError> {
+    pub fn flag(&self, key: &str) -> Result<bool, ConfigError> {
         match self.given.iter().find(|(other, _)| other == key) {
             None => Ok(false),
             Some((_, None)) => Ok(true),
@@ -59,7 +59,7 @@ impl Options {
     }
 
     /// The text of a key, if given.
-    pub(crate) fn text(&self, key: &str) -> Result<Option<String>, ConfigError> {
+    pub fn text(&self, key: &str) -> Result<Option<String>, ConfigError> {
         match self.given.iter().find(|(other, _)| other == key) {
             None => Ok(None),
             Some((_, Some(value))) => Ok(Some(value.clone())),
@@ -68,7 +68,7 @@ impl Options {
     }
 
     /// The text of a key that must be given.
-    pub(crate) fn required(&self, key: &str, example: &str) -> Result<String, ConfigError> {
+    pub fn required(&self, key: &str, example: &str) -> Result<String, ConfigError> {
         match self.text(key)? {
             Some(value) if !value.is_empty() => Ok(value),
             _ => Err(self.problem(format!("{key} is missing; write for example {example}"))),
@@ -76,13 +76,13 @@ impl Options {
     }
 
     /// The value of a key, if given.
-    pub(crate) fn value<T: FromStr<Err: std::fmt::Display>>(&self, key: &str) -> Result<Option<T>, ConfigError> {
+    pub fn value<T: FromStr<Err: std::fmt::Display>>(&self, key: &str) -> Result<Option<T>, ConfigError> {
         let parse = |text: String| text.parse().map_err(|error| self.problem(format!("{key}={text}: {error}")));
         self.text(key)?.map(parse).transpose()
     }
 
     /// The number of a key, if given; `max` is the largest that fits.
-    pub(crate) fn number<T: TryFrom<u64>>(&self, key: &str) -> Result<Option<T>, ConfigError> {
+    pub fn number<T: TryFrom<u64>>(&self, key: &str) -> Result<Option<T>, ConfigError> {
         let parse = |text: String| match text.parse::<u64>() {
             Ok(number) => T::try_from(number).map_err(|_| self.problem(format!("{key}={text} is too large"))),
             Err(error) if *error.kind() == IntErrorKind::PosOverflow => {
@@ -95,7 +95,7 @@ impl Options {
 }
 
 /// Reads `on` or `off`.
-pub(crate) fn on_off(text: &str) -> Result<bool, String> {
+pub fn on_off(text: &str) -> Result<bool, String> {
     match text {
         "on" => Ok(true),
         "off" => Ok(false),

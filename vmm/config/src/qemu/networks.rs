@@ -7,8 +7,8 @@ use std::fmt;
 
 use super::Reading;
 use super::slots::addr;
-use crate::config::options::Options;
-use crate::config::{ConfigError, DhcpConfig, Fate, Ip, Mac, NetConfig, Slot, nearest};
+use crate::options::Options;
+use crate::{ConfigError, DhcpConfig, Fate, Ip, Mac, NetConfig, Slot, nearest};
 
 /// What `-device` calls a network card.
 pub(super) const DRIVER: &str = "virtio-net-pci";
