@@ -16,10 +16,12 @@ use crate::machine;
 mod brand;
 mod disk_info;
 mod explain;
+mod from_vmadm;
 mod guest;
 
 use brand::ExplainArgs;
 use disk_info::DiskInfoArgs;
+use from_vmadm::FromVmadmArgs;
 pub use guest::GuestArgs;
 
 /// Runs one virtual machine.
@@ -57,6 +59,9 @@ enum Command {
     Qemu(BrandArgs),
     /// Show the machine that another VMM's command line describes, and what of it has no effect, without running it
     Explain(ExplainArgs),
+    /// Show the command line that SmartOS starts a guest with, and its machine, by what 'vmadm get' prints of it
+    #[command(after_help = from_vmadm::EXAMPLES)]
+    FromVmadm(FromVmadmArgs),
 }
 
 /// Taken off the command line before the others: their letters are not ours to read.
@@ -81,7 +86,7 @@ struct CheckArgs {
     guest: Box<GuestArgs>,
 }
 
-const COMMANDS: [&str; 6] = ["run", "check-config", "disk-info", "bhyve", "qemu", "explain"];
+const COMMANDS: [&str; 7] = ["run", "check-config", "disk-info", "bhyve", "qemu", "explain", "from-vmadm"];
 
 const RUN_ABOUT: &str = "\
 Run a guest until it powers off.
@@ -157,6 +162,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) 
         Command::Bhyve(BrandArgs { args }) => brand::Start::bhyve(args).run(open),
         Command::Qemu(BrandArgs { args }) => brand::Start::qemu(args).run(open),
         Command::Explain(args) => brand::explain(args),
+        Command::FromVmadm(args) => from_vmadm::run(args),
     }
 }
 
@@ -185,7 +191,7 @@ pub fn guest_arguments(args: impl IntoIterator<Item = OsString>) -> Result<Optio
         Command::Run { guest } => Some(*guest),
         Command::CheckConfig(check) => Some(*check.guest),
         Command::DiskInfo(disks) => Some(*disks.guest),
-        Command::Bhyve(_) | Command::Qemu(_) | Command::Explain(_) => None,
+        Command::Bhyve(_) | Command::Qemu(_) | Command::Explain(_) | Command::FromVmadm(_) => None,
     })
 }
 
@@ -239,7 +245,8 @@ fn one_line(error: &clap::Error) -> String {
             nearest::unknown("command", &wrong, COMMANDS.into_iter())
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            "no command; the commands are run, check-config, disk-info, bhyve, qemu and explain, and --help explains them"
+            "no command; the commands are run, check-config, disk-info, bhyve, qemu, explain and from-vmadm, and --help \
+             explains them"
                 .to_owned()
         }
         ErrorKind::InvalidValue if text(ContextKind::InvalidValue).unwrap_or_default().is_empty() => {

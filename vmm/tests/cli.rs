@@ -13,6 +13,8 @@ mod bhyve;
 mod disk_info;
 #[path = "cli/files.rs"]
 mod files;
+#[path = "cli/from_vmadm.rs"]
+mod from_vmadm;
 #[path = "cli/images.rs"]
 mod images;
 #[path = "cli/process.rs"]
@@ -116,7 +118,7 @@ fn an_unknown_option_or_command_is_answered_with_the_nearest_one() {
     refused(&["rnu"], "unknown command 'rnu'; did you mean 'run'?");
     refused(
         &[],
-        "no command; the commands are run, check-config, disk-info, bhyve, qemu and explain, and --help explains them",
+        "no command; the commands are run, check-config, disk-info, bhyve, qemu, explain and from-vmadm, and --help explains them",
     );
     refused(&["run", "--memory"], "--memory: no value is given");
 }
@@ -324,6 +326,7 @@ fn help_and_version_go_to_stdout_and_succeed() {
         &["run", "--help"],
         &["check-config", "--help"],
         &["disk-info", "--help"],
+        &["from-vmadm", "--help"],
     ] {
         let outcome = zvmm(args);
         assert_eq!((outcome.status, outcome.errors.as_str()), (Some(0), ""), "{args:?}");

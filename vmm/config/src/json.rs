@@ -4,31 +4,23 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+
 use super::host::system_text;
 use super::{ConfigError, VmConfig, nearest};
 
 /// A configuration is far smaller; the limit keeps a wrong path (a disk image, `/dev/zero`) from being read whole.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+const MAX_FILE_MIB: u64 = 1;
 
 impl VmConfig {
     /// Reads a JSON file. Keys that are missing keep their defaults; unknown and doubled keys are errors.
     pub fn read_json(file: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |reason: String| ConfigError::File { file: file.into(), reason };
-        let mut text = String::new();
-        let read = File::open(file).and_then(|open| open.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
-        read.map_err(|error| unreadable(system_text(&error)))?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(unreadable("it is longer than 1 MiB".to_owned()));
-        }
-        Self::from_json(file, &text)
+        Self::from_json(file, &read_text(file, MAX_FILE_MIB)?)
     }
 
     /// Reads JSON text; `file` only appears in errors.
     pub fn from_json(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        let mut json = serde_json::Deserializer::from_str(text);
-        let mut config: Self = serde_path_to_error::deserialize(&mut json)
-            .map_err(|error| locate(file, &path_of(&error), error.inner()))?;
-        json.end().map_err(|error| locate(file, ".", &error))?;
+        let mut config: Self = parse(file, text)?;
         config.name_devices();
         Ok(config)
     }
@@ -37,6 +29,28 @@ impl VmConfig {
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
     }
+}
+
+/// Reads a file of text that has no more than so many MiB.
+pub(super) fn read_text(file: &Path, most_mib: u64) -> Result<String, ConfigError> {
+    let unreadable = |reason: String| ConfigError::File { file: file.into(), reason };
+    let most_bytes = most_mib << 20;
+    let mut text = String::new();
+    let read = File::open(file).and_then(|open| open.take(most_bytes + 1).read_to_string(&mut text));
+    read.map_err(|error| unreadable(system_text(&error)))?;
+    if text.len() as u64 > most_bytes {
+        return Err(unreadable(format!("it is longer than {most_mib} MiB")));
+    }
+    Ok(text)
+}
+
+/// Reads text that is one JSON value and nothing more; `file` only appears in errors.
+pub(super) fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value =
+        serde_path_to_error::deserialize(&mut json).map_err(|error| locate(file, &path_of(&error), error.inner()))?;
+    json.end().map_err(|error| locate(file, ".", &error))?;
+    Ok(value)
 }
 
 /// The path of the key; where the text breaks off before the key is known, of what it is in.

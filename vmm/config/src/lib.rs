@@ -19,6 +19,7 @@ pub mod qemu;
 mod slots;
 mod translation;
 mod values;
+pub mod vmadm;
 
 use std::path::PathBuf;
 
@@ -29,11 +30,9 @@ pub use self::devices::{
     ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, Duplex, MAX_BLOCK_BYTES, MAX_DISK_QUEUES,
     MAX_DISK_SERIAL, MAX_PHYSICAL_BLOCK_BYTES, NetConfig, ReadError, RngConfig, SerialBackend, WriteError,
 };
-pub use check::ConfigError;
-pub use check::vcpu_limits;
+pub use check::{ConfigError, vcpu_limits};
 pub use dhcp::DhcpConfig;
-pub use host::HostFacts;
-pub use host::system_text;
+pub use host::{HostFacts, system_text};
 pub use json::reword;
 pub use limits::{LimitConfig, LimitGroupConfig};
 pub use metadata::{Metadata, is_metadata_key, read_metadata};
