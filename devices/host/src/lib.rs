@@ -22,6 +22,7 @@ pub mod disk;
 pub mod engine;
 pub mod event;
 pub mod heap;
+pub mod image;
 pub mod iovec;
 #[cfg(any(target_os = "illumos", test))]
 mod pipe;

@@ -7,8 +7,8 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use devices_host::clock;
 use devices_host::poll::{PollFd, poll};
+use devices_host::{clock, image};
 use serde_json::json;
 
 use super::inbox::{Inbox, Notice};
@@ -69,6 +69,8 @@ impl MainLoop {
     /// guest wrote last has been written out.
     pub fn run(mut self) -> Exit {
         self.controller.start(&*self.machine);
+        // Most of the program has been run for the last time.
+        image::give_back();
         let mut again = false;
         let mut failed = false;
         while !failed && !matches!(self.controller.state(), State::Stopped(_)) {

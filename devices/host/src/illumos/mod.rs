@@ -9,6 +9,7 @@ use crate::sys::P_MYID;
 pub(crate) mod direct;
 pub(crate) mod disk;
 pub(crate) mod heap;
+pub(crate) mod image;
 pub(crate) mod ram;
 pub(crate) mod ring;
 pub(crate) mod socket;

@@ -11,6 +11,7 @@ use crate::check;
 pub(crate) mod direct;
 pub(crate) mod disk;
 pub(crate) mod heap;
+pub(crate) mod image;
 #[cfg(test)]
 pub(crate) mod loop_device;
 pub(crate) mod ram;
