@@ -6,6 +6,8 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "life/clients.rs"]
+mod clients;
 #[path = "life/lines.rs"]
 mod lines;
 #[path = "life/metadata.rs"]

@@ -3,6 +3,7 @@
 mod bench;
 #[cfg(test)]
 mod brand;
+mod clients;
 mod debian;
 mod demo;
 mod fuzz;

@@ -10,7 +10,7 @@ use crate::lab::kvm_tests::PACKAGES;
 use crate::lab::vmm::Vmm;
 use crate::lab::{self, Case, kvm_tests, matrix, place, scenarios};
 use crate::times::Times;
-use crate::{fuzz, guests, illumos, paths};
+use crate::{clients, fuzz, guests, illumos, paths};
 
 /// What the gate lane may take in all.
 const GATE_LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -45,13 +45,14 @@ struct Part {
     full_only: bool,
 }
 
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 14] = [
     Part { name: "unit", run: unit, full_only: false },
     Part { name: "kvm", run: kvm, full_only: false },
     Part { name: "illumos", run: illumos, full_only: false },
     Part { name: "fuzz", run: fuzz, full_only: false },
     Part { name: "teeth", run: teeth, full_only: false },
     Part { name: "lab", run: lab, full_only: false },
+    Part { name: "clients", run: clients, full_only: true },
     Part { name: "storage", run: storage, full_only: true },
     Part { name: "crash", run: crash, full_only: true },
     Part { name: "micro", run: micro, full_only: true },
@@ -66,6 +67,13 @@ const PARTS: [Part; 13] = [
 /// # Errors
 /// When a part fails or takes too long.
 pub fn run(options: Options) -> anyhow::Result<()> {
+    let known = |wanted: &String| {
+        PARTS.iter().any(|part| part.name.starts_with(wanted.as_str()) && (options.full || !part.full_only))
+    };
+    if let Some(wanted) = options.parts.iter().find(|wanted| !known(wanted)) {
+        let names: Vec<_> = PARTS.iter().map(|part| part.name).collect();
+        anyhow::bail!("no part begins with '{wanted}'; with --full there are {}", names.join(", "));
+    }
     let times = Times::read()?;
     let start = Instant::now();
     let mut failures = Vec::new();
@@ -182,6 +190,12 @@ fn lab(options: &Options) -> anyhow::Result<&'static str> {
         lab::run_cases("gate", &matrix::gate(&all))?;
     }
     Ok("lab")
+}
+
+/// What others have written to talk to a VMM.
+fn clients(_options: &Options) -> anyhow::Result<&'static str> {
+    clients::run()?;
+    Ok("clients")
 }
 
 /// Verified load on disks, at length.
