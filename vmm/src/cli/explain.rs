@@ -3,14 +3,16 @@
 use std::fmt::Write;
 
 use crate::config::{DiskConfig, NetConfig, OnReset, OnTripleFault, Slot, Translation, VmConfig, format_size};
+use crate::logging;
 
 /// The machine that a command line comes to, what is wrong with it, and what of the command line has no effect.
 pub(super) fn table(translation: &Translation) -> String {
     let Translation { config, notes } = translation;
     let mut text = String::new();
     let mut row = |name: &str, what: String| {
+        // What somebody called a guest or a disk must neither look like a row of its own nor reach the terminal as it is.
         // A String takes whatever is written.
-        let _ = writeln!(text, "{name:<10} {what}");
+        let _ = writeln!(text, "{name:<10} {}", logging::line(what));
     };
     row("name", config.name.clone());
     if let Some(uuid) = config.uuid {
@@ -193,5 +195,20 @@ mod tests {
              note       -H: ignored: a halted vCPU always gives its host CPU away\n\
              note       -s 30,fbuf: not built yet; the guest runs without it\n"
         );
+    }
+
+    #[test]
+    fn no_text_of_a_command_line_is_more_than_a_part_of_its_row() {
+        let args = ["-B", "1,product=a\nslot 9     b", "-s", "4,virtio-blk,/d\x1b[2J", "vm\nproblem    none"];
+        let Ok(Request::Run(translation)) = translate(&args.map(str::to_owned)) else { panic!() };
+        let table = table(&translation);
+        assert!(!table.replace('\n', "").contains(char::is_control), "{table}");
+        for row in [
+            "name       vm problem    none",
+            "smbios     product a slot 9     b",
+            "slot 4     disk0 virtio-blk /d\\u{1b}[2J queues 1×256",
+        ] {
+            assert!(table.lines().any(|line| line == row), "{row} is not in {table}");
+        }
     }
 }
