@@ -199,14 +199,14 @@ mod tests {
 
     #[test]
     fn no_text_of_a_command_line_is_more_than_a_part_of_its_row() {
-        let args = ["-B", "1,product=a\nslot 9     b", "-s", "4,virtio-blk,/d\x1b[2J", "vm\nproblem    none"];
+        let args = ["-B", "1,product=a\nslot 9     b", "-s", "4,virtio-blk,/d\x1b[2J,serial=s", "vm\nproblem    none"];
         let Ok(Request::Run(translation)) = translate(&args.map(str::to_owned)) else { panic!() };
         let table = table(&translation);
         assert!(!table.replace('\n', "").contains(char::is_control), "{table}");
         for row in [
             "name       vm problem    none",
             "smbios     product a slot 9     b",
-            "slot 4     disk0 virtio-blk /d\\u{1b}[2J queues 1×256",
+            "slot 4     disk0 virtio-blk /d\\u{1b}[2J serial s queues 1×256",
         ] {
             assert!(table.lines().any(|line| line == row), "{row} is not in {table}");
         }

@@ -92,7 +92,7 @@ mod tests {
             assert_eq!(said(row(fate, shown_by)), [lines.clone(), problem.to_owned()]);
         }
         for (fate, shown_by) in [("done", "`cargo xtask illumos-check`"), ("not built yet", "–")] {
-            assert_eq!(said(row(fate, shown_by)), [lines.clone()]);
+            assert_eq!(said(row(fate, shown_by)), std::slice::from_ref(&lines));
         }
         assert_eq!(said("| bhyve A1 | too | few |\n".to_owned()), ["the lines are []"]);
     }
