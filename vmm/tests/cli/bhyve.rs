@@ -2,31 +2,18 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use zvmm::config::VmConfig;
 
-use crate::process::{Outcome, Place, empty_dev, refused, zvmm, zvmm_after};
+use crate::process::{Place, called, empty_dev, refused, refused_with, zvmm, zvmm_after};
 
 /// bhyve's status for "there is no guest": its zone halts, while 0 would start it again for ever.
 const ERROR: i32 = 4;
 
 #[track_caller]
 fn bhyve_refuses(args: &[&str], line: &str) {
-    let outcome = zvmm(&[&["bhyve"], args].concat());
-    assert_eq!(outcome.errors, format!("zvmm: {line}\n"), "{args:?}");
-    assert_eq!((outcome.status, outcome.output.as_str()), (Some(ERROR), ""), "{args:?}");
-}
-
-/// Runs the program under another name.
-fn called(place: &Place, name: &str, args: &[&str]) -> Outcome {
-    let program = place.path(name);
-    symlink(env!("CARGO_BIN_EXE_zvmm"), &program).expect("a link");
-    let run = Command::new(program).args(args).stdin(Stdio::null()).output().expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Outcome { status: run.status.code(), output: text(run.stdout), errors: text(run.stderr) }
+    refused_with(ERROR, &[&["bhyve"], args].concat(), line);
 }
 
 #[test]

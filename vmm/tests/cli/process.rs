@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -32,7 +33,18 @@ pub fn zvmm_after(prepare: fn() -> io::Result<()>, args: &[&str]) -> Outcome {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm"));
     // SAFETY: what tests pass makes system calls only, as it must between fork and exec.
     unsafe { command.pre_exec(prepare) };
-    let run = command.args(args).stdin(Stdio::null()).output().expect("the binary runs");
+    outcome(command.args(args))
+}
+
+/// Runs the program under another name.
+pub fn called(place: &Place, name: &str, args: &[&str]) -> Outcome {
+    let program = place.path(name);
+    symlink(env!("CARGO_BIN_EXE_zvmm"), &program).expect("a link");
+    outcome(Command::new(program).args(args))
+}
+
+fn outcome(command: &mut Command) -> Outcome {
+    let run = command.stdin(Stdio::null()).output().expect("the binary runs");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Outcome { status: run.status.code(), output: text(run.stdout), errors: text(run.stderr) }
 }
@@ -94,9 +106,15 @@ fn check(result: libc::c_int) -> io::Result<()> {
 /// The run is refused as a configuration error, with this one line.
 #[track_caller]
 pub fn refused(args: &[&str], line: &str) {
+    refused_with(2, args, line);
+}
+
+/// The run is refused with this status, and this one line.
+#[track_caller]
+pub fn refused_with(status: i32, args: &[&str], line: &str) {
     let outcome = zvmm(args);
     assert_eq!(outcome.errors, format!("zvmm: {line}\n"), "{args:?}");
-    assert_eq!((outcome.status, outcome.output.as_str()), (Some(2), ""), "{args:?}");
+    assert_eq!((outcome.status, outcome.output.as_str()), (Some(status), ""), "{args:?}");
 }
 
 /// A directory with what a good configuration names.

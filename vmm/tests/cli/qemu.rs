@@ -1,11 +1,8 @@
 //! The front end of the kvm brand from outside: one line and qemu's exit status, whatever the process was called.
 
-use std::os::unix::fs::symlink;
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
 
-use crate::process::{Outcome, Place, empty_dev, zvmm, zvmm_after};
+use crate::process::{Place, called, empty_dev, refused_with, zvmm, zvmm_after};
 
 /// qemu's status for whatever went wrong. Any end halts the zone.
 const ERROR: i32 = 1;
@@ -14,18 +11,7 @@ const LINK: [&str; 4] = ["-device", "virtio-net-pci,mac=b2:1e:ba:a5:6e:71,vlan=0
 
 #[track_caller]
 fn qemu_refuses(args: &[&str], line: &str) {
-    let outcome = zvmm(&[&["qemu"], args].concat());
-    assert_eq!(outcome.errors, format!("zvmm: {line}\n"), "{args:?}");
-    assert_eq!((outcome.status, outcome.output.as_str()), (Some(ERROR), ""), "{args:?}");
-}
-
-/// Runs the program under another name.
-fn called(place: &Place, name: &str, args: &[&str]) -> Outcome {
-    let program = place.path(name);
-    symlink(env!("CARGO_BIN_EXE_zvmm"), &program).expect("a link");
-    let run = Command::new(program).args(args).stdin(Stdio::null()).output().expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Outcome { status: run.status.code(), output: text(run.stdout), errors: text(run.stderr) }
+    refused_with(ERROR, &[&["qemu"], args].concat(), line);
 }
 
 #[test]
