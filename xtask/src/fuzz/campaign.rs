@@ -152,7 +152,9 @@ impl Campaign<'_> {
         command
             .arg(format!("-max_total_time={}", self.time.as_secs()))
             .arg(format!("-artifact_prefix={}/", findings.display()))
-            .args(["-timeout=10", "-rss_limit_mb=2048", "-max_len=4096", "-print_final_stats=1"]);
+            // By the clock on the wall: a machine that is busy with something else may leave a program alone for long. What
+            // spins is found by its steps.
+            .args(["-timeout=120", "-rss_limit_mb=2048", "-max_len=4096", "-print_final_stats=1"]);
         // To replace inputs by shorter ones takes a fifth of the time, mostly the file system's; programs are short anyway.
         command.arg("-reduce_inputs=0");
         // To keep count of rare features for each input takes a quarter of the time while most are still rare, and what it
