@@ -23,35 +23,33 @@ pub fn unpack() -> anyhow::Result<PathBuf> {
     let folder = paths::lab().join("clients");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     write_launcher(&root, "socat", &folder, OsStr::new(""))?;
-    let library = fetch_library(&root, &folder.join("wheels"))?;
+    let library = fetch_library(&root, &folder.join("python"))?;
     write_launcher(&root, "python3", &folder, library.as_os_str())?;
     Ok(folder)
 }
 
-/// The wheel of the library, which Python imports from as it is.
+/// The folder of the library, for Python to import from.
 fn fetch_library(root: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let wanted = folder.join("wanted.txt");
-    let is_there = fs::read_to_string(&wanted).is_ok_and(|text| text == QMP_LIBRARY) && wheel(folder)?.is_some();
-    if !is_there {
-        fs::write(&wanted, QMP_LIBRARY).with_context(|| format!("cannot write {}", wanted.display()))?;
-        let status = debian::command(root, "python3")?
-            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"])
-            .arg("--dest")
-            .arg(folder)
-            .arg("--requirement")
-            .arg(&wanted)
-            .status()
-            .context("cannot run the unpacked Python")?;
-        ensure!(status.success(), "pip cannot fetch {}", QMP_LIBRARY.trim_end());
+    let (modules, wanted) = (folder.join("modules"), folder.join("wanted.txt"));
+    if fs::read_to_string(&wanted).is_ok_and(|text| text == QMP_LIBRARY) && modules.is_dir() {
+        return Ok(modules);
     }
-    wheel(folder)?.with_context(|| format!("{} holds no wheel", folder.display()))
-}
-
-fn wheel(folder: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-    Ok(paths.into_iter().find(|path| path.extension() == Some(OsStr::new("whl"))))
+    debian::remove_tree(&modules)?;
+    fs::write(&wanted, QMP_LIBRARY).with_context(|| format!("cannot write {}", wanted.display()))?;
+    // Aside first: what was broken off is not there.
+    let fresh = folder.join("modules.new");
+    debian::remove_tree(&fresh)?;
+    let status = debian::command(root, "python3")?
+        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--target"])
+        .arg(&fresh)
+        .arg("--requirement")
+        .arg(&wanted)
+        .status()
+        .context("cannot run the unpacked Python")?;
+    ensure!(status.success(), "pip cannot fetch {}", QMP_LIBRARY.trim_end());
+    fs::rename(&fresh, &modules).with_context(|| format!("cannot write {}", modules.display()))?;
+    Ok(modules)
 }
 
 /// A script that runs a program of the set with the set's libraries, and Python with `modules`.
