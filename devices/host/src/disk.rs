@@ -1,5 +1,6 @@
 //! Files and block devices that hold a disk.
 
+mod again;
 mod size;
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
@@ -132,8 +133,8 @@ pub struct DiskOptions {
 /// What keeps a disk's bytes.
 #[derive(Debug)]
 enum Store {
-    /// A file or block device, under the kernel's own calls for those.
-    File(File),
+    /// A file or block device, under the kernel's own calls for those, and where it was opened.
+    File(File, PathBuf),
     /// A volume, by its raw device: its data goes by way of bounce buffers always.
     Volume(Volume),
 }
@@ -142,6 +143,8 @@ enum Store {
 #[derive(Debug)]
 pub struct Disk {
     store: Store,
+    /// The one that this is an open file of, and which has the lock.
+    _locked: Option<Arc<Disk>>,
     size_bytes: u64,
     left_out_bytes: u64,
     logical_block_bytes: u32,
@@ -220,8 +223,10 @@ impl Disk {
     /// Anything that can be read or written as if it were a disk, through the cache.
     #[cfg(test)]
     pub(crate) fn of_file(file: File, size_bytes: u64) -> Self {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         Self {
-            store: Store::File(file),
+            store: Store::File(file, path.into()),
+            _locked: None,
             size_bytes,
             left_out_bytes: 0,
             logical_block_bytes: 512,
@@ -255,6 +260,7 @@ impl Disk {
             can_discard: volume.can_free(),
             direct: Ok(Alignment { memory_bytes: 1, offset_bytes: 1 }),
             store: Store::Volume(volume),
+            _locked: None,
         })
     }
 
@@ -306,7 +312,8 @@ impl Disk {
         };
         let can_discard = !read_only && os::disk::can_discard(&file, is_block_device, size_bytes);
         let mut disk = Self {
-            store: Store::File(file),
+            store: Store::File(file, path.to_owned()),
+            _locked: None,
             size_bytes,
             left_out_bytes: 0,
             logical_block_bytes,
@@ -381,16 +388,22 @@ impl Disk {
     }
 
     /// Writes guest memory, which is as [`alignment`](Self::alignment) asks, at `offset_bytes`; `durable`: it is on stable
-    /// storage when this returns.
+    /// storage when this returns, where the disk is used around the page cache, and after a [`flush`](Self::flush) elsewhere.
     ///
     /// # Errors
     /// As [`Vectors::write_all_at`].
     pub fn write(&self, vectors: Vectors<'_>, offset_bytes: u64, durable: bool) -> io::Result<()> {
-        if durable {
+        if durable && self.tells_of_each_write() {
             os::disk::write_durably(self.file()?.as_fd(), vectors, offset_bytes)
         } else {
             vectors.write_all_at(self.file()?.as_fd(), offset_bytes)
         }
+    }
+
+    /// Whether a write that is to be durable and cannot be is one that fails. Through the page cache the failure is the
+    /// file's, and told to one of those who write to it at that time: such a write is durable after a [`flush`](Self::flush).
+    pub(crate) fn tells_of_each_write(&self) -> bool {
+        self.direct.is_ok()
     }
 
     /// Says whether writes may stay in a volatile cache: see [`Volume::set_write_cache`]. What is no volume says of each
@@ -404,7 +417,7 @@ impl Disk {
     /// The volume that it is, whose requests are run by the volume itself.
     pub(crate) fn volume(&self) -> Option<&Volume> {
         match &self.store {
-            Store::File(_) => None,
+            Store::File(..) => None,
             Store::Volume(volume) => Some(volume),
         }
     }
@@ -415,7 +428,7 @@ impl Disk {
     /// `Unsupported` where it is a volume: no system call is made on guest memory there.
     pub(crate) fn file(&self) -> io::Result<&File> {
         match &self.store {
-            Store::File(file) => Ok(file),
+            Store::File(file, _) => Ok(file),
             Store::Volume(_) => {
                 Err(io::Error::new(io::ErrorKind::Unsupported, "a volume is read and written by threads"))
             }
@@ -433,7 +446,7 @@ impl Disk {
     /// What fdatasync(2) says. After an error the system may have dropped the data: it is not worth a second try.
     pub fn flush(&self) -> io::Result<()> {
         let file = match &self.store {
-            Store::File(file) => file,
+            Store::File(file, _) => file,
             Store::Volume(volume) => return volume.flush(),
         };
         crate::retry(|| {
@@ -454,8 +467,8 @@ impl Disk {
         os::disk::discard(self.file()?, self.is_block_device, offset_bytes, len_bytes).map_err(as_unsupported)
     }
 
-    /// Makes the range read as zeroes; `unmap`: its blocks may be given back. `go_on` is asked between the steps of a
-    /// long operation, which ends early with `Interrupted` where it says no.
+    /// Makes the range read as zeroes, durably after a [`flush`](Self::flush); `unmap`: its blocks may be given back. `go_on`
+    /// is asked between the steps of a long operation, which ends early with `Interrupted` where it says no.
     ///
     /// # Errors
     /// What the system says.
@@ -464,17 +477,15 @@ impl Disk {
         offset_bytes: u64,
         len_bytes: u64,
         unmap: bool,
-        durable: bool,
         go_on: &dyn Fn() -> bool,
     ) -> io::Result<()> {
         let zeroed = os::disk::zero_range(self.file()?, self.is_block_device, offset_bytes, len_bytes, unmap);
         match zeroed.map_err(as_unsupported) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                crate::iovec::write_zeroes_at(self.file()?.as_fd(), offset_bytes, len_bytes, go_on)?;
+                crate::iovec::write_zeroes_at(self.file()?.as_fd(), offset_bytes, len_bytes, go_on)
             }
-            result => result?,
+            result => result,
         }
-        if durable { self.flush() } else { Ok(()) }
     }
 }
 
@@ -621,7 +632,7 @@ mod tests {
         for unmap in [false, true] {
             mem.write_slice(&[0x5a; 0x20000], GuestAddress(0)).unwrap();
             all(true);
-            disk.write_zeroes(4096 + 512, 0x10000, unmap, true, &|| true).unwrap();
+            disk.write_zeroes(4096 + 512, 0x10000, unmap, &|| true).unwrap();
             mem.write_slice(&[1; 0x20000], GuestAddress(0)).unwrap();
             all(false);
             let mut bytes = vec![0; 0x20000];

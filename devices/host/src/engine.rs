@@ -40,6 +40,17 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// How a request ends whose data could not be put on stable storage. That there was no space is said of a write of which
+    /// nothing was taken, and here the system took it, with others that may be lost as well.
+    pub(crate) fn unsynced(self, error: EngineError) -> EngineError {
+        match error {
+            EngineError::Host(libc::ENOSPC) if self != Self::Flush => EngineError::Host(libc::EIO),
+            error => error,
+        }
+    }
+}
+
 /// How a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {

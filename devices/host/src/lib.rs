@@ -31,6 +31,7 @@ mod pool;
 pub mod ram;
 pub mod random;
 pub mod socket;
+mod syncs;
 pub mod sys;
 pub mod tap;
 pub mod thread;

@@ -15,6 +15,7 @@ use crate::disk::Disk;
 use crate::engine::{EngineError, EngineOptions, MAX_THREADS, Op};
 use crate::iovec::{GuestRange, VectorBuffer, Vectors};
 use crate::ram::SharedRam;
+use crate::syncs::Syncs;
 use crate::thread;
 
 #[derive(Debug)]
@@ -49,6 +50,8 @@ struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
     done: Mutex<Vec<Completion>>,
+    /// Jobs that end when what is written is on stable storage.
+    syncs: Mutex<Syncs<Job>>,
     wake: Arc<Event>,
     /// Counts cancellations.
     epoch: AtomicU64,
@@ -84,6 +87,7 @@ impl Pool {
         options: &EngineOptions,
     ) -> io::Result<Self> {
         let depth = options.depth.max(1);
+        let disk = disk.opened_again()?;
         let threads = options.threads.clamp(1, MAX_THREADS);
         let bounce_bytes = options.bounce_bytes.max((threads + 1) * MAX_ALIGNMENT_BYTES as usize);
         let bounce = disk.alignment().map(|_| Bounce::map(bounce_bytes)).transpose()?;
@@ -95,6 +99,7 @@ impl Pool {
             queue: Mutex::new(Queue { jobs: VecDeque::with_capacity(depth), idle: 0, stop: false }),
             work: Condvar::new(),
             done: Mutex::new(Vec::with_capacity(depth)),
+            syncs: Mutex::new(Syncs::with_capacity(threads)),
             wake,
             epoch: AtomicU64::new(0),
         });
@@ -155,6 +160,10 @@ impl Pool {
         if let (Some(buffer), [_], 1) = (&mut self.inline, &self.staged[..], self.in_flight) {
             if let Some(job) = self.staged.pop() {
                 let result = self.shared.execute(&job, buffer, self.shared.threads);
+                let result = match self.shared.ends_with_a_sync(&job) {
+                    true => result.and_then(|()| self.shared.flush().map_err(|error| job.op.unsynced(error))),
+                    false => result,
+                };
                 // Nobody sleeps who would have to be woken: the caller polls next.
                 self.shared.add(job, result);
             }
@@ -192,7 +201,8 @@ impl Pool {
         queue.jobs.extend(self.staged.drain(..));
         let cancelled = std::mem::take(&mut queue.jobs);
         drop(queue);
-        for job in cancelled {
+        let unsynced: Vec<Job> = lock(&self.shared.syncs).cancel().collect();
+        for job in cancelled.into_iter().chain(unsynced) {
             self.shared.complete(job, Err(EngineError::Cancelled));
         }
     }
@@ -220,8 +230,10 @@ impl Shared {
     fn run(&self, number: usize) {
         let mut buffer = VectorBuffer::with_capacity(64);
         while let Some(job) = self.next() {
-            let result = self.execute(&job, &mut buffer, number);
-            self.complete(job, result);
+            match self.execute(&job, &mut buffer, number) {
+                Ok(()) if self.ends_with_a_sync(&job) => self.sync(job),
+                result => self.complete(job, result),
+            }
         }
     }
 
@@ -240,7 +252,38 @@ impl Shared {
         }
     }
 
-    /// Does a job on the thread with this number; the committing thread's follows those of the engine's.
+    /// Whether a job is done only once what is written is on stable storage, which its own call does not see to.
+    fn ends_with_a_sync(&self, job: &Job) -> bool {
+        self.disk.volume().is_none()
+            && match job.op {
+                Op::Flush | Op::WriteZeroes { durable: true, .. } => true,
+                Op::Write { durable } => durable && !self.disk.tells_of_each_write(),
+                Op::Read | Op::Discard | Op::WriteZeroes { .. } => false,
+            }
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        outcome(self.disk.flush())
+    }
+
+    /// Puts what is written on stable storage, for this job and those that come meanwhile, or leaves it to whoever does so.
+    fn sync(&self, job: Job) {
+        let mut is_next = lock(&self.syncs).ask(job);
+        while is_next {
+            let result = self.flush();
+            let mut is_first = false;
+            is_next = lock(&self.syncs).end(|job| {
+                let result = result.map_err(|error| job.op.unsynced(error));
+                is_first |= self.add(job, result);
+            });
+            if is_first {
+                self.wake.wake();
+            }
+        }
+    }
+
+    /// Does a job on the thread with this number, but for the sync it may end with; the committing thread's follows those
+    /// of the engine's.
     fn execute(&self, job: &Job, buffer: &mut VectorBuffer, number: usize) -> Result<(), EngineError> {
         let go_on = || self.epoch.load(Ordering::Relaxed) == job.epoch;
         if !go_on() {
@@ -266,11 +309,9 @@ impl Shared {
                     _ => step(vectors, job.offset_bytes),
                 }
             }
-            Op::Flush => self.disk.flush(),
+            Op::Flush => Ok(()),
             Op::Discard => self.disk.discard(job.offset_bytes, job.len_bytes),
-            Op::WriteZeroes { unmap, durable } => {
-                self.disk.write_zeroes(job.offset_bytes, job.len_bytes, unmap, durable, &go_on)
-            }
+            Op::WriteZeroes { unmap, .. } => self.disk.write_zeroes(job.offset_bytes, job.len_bytes, unmap, &go_on),
         })
     }
 

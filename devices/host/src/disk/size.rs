@@ -14,8 +14,8 @@ impl Disk {
     pub fn bytes_now(&self) -> io::Result<u64> {
         match &self.store {
             Store::Volume(volume) => volume.bytes_now(),
-            Store::File(file) if self.is_block_device => os::disk::block_device_size(file).map(|(bytes, _)| bytes),
-            Store::File(file) => file.metadata().map(|metadata| metadata.len()),
+            Store::File(file, _) if self.is_block_device => os::disk::block_device_size(file).map(|(bytes, _)| bytes),
+            Store::File(file, _) => file.metadata().map(|metadata| metadata.len()),
         }
     }
 

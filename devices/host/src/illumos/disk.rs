@@ -4,6 +4,7 @@ use std::fs::{File, FileType};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::check;
@@ -40,6 +41,11 @@ pub(crate) fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
             _ => Err(error),
         },
     }
+}
+
+/// A second descriptor of the same open file: whoever asks here is told of what could not be written by his own call.
+pub(crate) fn open_again(file: &File, _path: &Path) -> io::Result<File> {
+    file.try_clone()
 }
 
 /// Whether ranges can be given back: files can be full of holes. A block node is in front of the page cache, where a

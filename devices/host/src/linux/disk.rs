@@ -3,7 +3,8 @@
 use std::fs::{File, FileType};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::check;
@@ -42,6 +43,18 @@ pub(crate) fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<bool> {
             _ => Err(error),
         },
     }
+}
+
+/// The file at `path`, opened as `file` is: with its access mode, and direct I/O or none.
+pub(crate) fn open_again(file: &File, path: &Path) -> io::Result<File> {
+    // SAFETY: takes numbers only.
+    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
+    let mode = flags & libc::O_ACCMODE;
+    std::fs::OpenOptions::new()
+        .read(mode != libc::O_WRONLY)
+        .write(mode != libc::O_RDONLY)
+        .custom_flags((flags & libc::O_DIRECT) | libc::O_NOCTTY)
+        .open(path)
 }
 
 /// Whether ranges can be given back, found out without touching any that is the disk's.

@@ -8,9 +8,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
+use crate::Event;
 use crate::disk::{Cache, Disk, DiskOptions};
+use crate::engine::{Engine, EngineError, EngineOptions, Kind, Op};
 use crate::iovec::{GuestRange, VectorBuffer};
 use crate::os::loop_device::LoopDevice;
+use crate::poll::{PollFd, poll};
+use crate::ram::{RamOptions, SharedRam, allocate};
 
 const BYTES: u64 = 8 << 20;
 /// Used of the disk by a test.
@@ -34,7 +38,8 @@ impl Rig {
     fn fill(&mut self, disk: &Disk, byte: u8) {
         self.mem.write_slice(&vec![byte; PART], GuestAddress(0)).unwrap();
         let vectors = self.buffer.fill(&self.mem, [GuestRange { address: 0, len: PART as u32 }]).unwrap();
-        disk.write(vectors, 0, true).unwrap();
+        disk.write(vectors, 0, false).unwrap();
+        disk.flush().unwrap();
     }
 
     fn read(&mut self, disk: &Disk) -> Vec<u8> {
@@ -75,7 +80,7 @@ fn a_block_device_gives_back_what_is_discarded_and_zeroes_what_is_to_be_zero() {
         let mut rig = Rig::new();
         for unmap in [false, true] {
             rig.fill(&disk, 0x5a);
-            disk.write_zeroes(65536, 131_072, unmap, true, &|| true).unwrap();
+            disk.write_zeroes(65536, 131_072, unmap, &|| true).unwrap();
             let bytes = rig.read(&disk);
             let expected = |at| if (65536..65536 + 131_072).contains(&at) { 0 } else { 0x5a };
             assert!(
@@ -106,7 +111,7 @@ fn a_file_gives_its_space_back_around_the_cache_and_through_it() {
         rig.fill(&disk, 0x5a);
         let held = held_bytes(&path);
         disk.discard(0, PART as u64 / 2).unwrap();
-        disk.write_zeroes(PART as u64 / 2, PART as u64 / 2, true, true, &|| true).unwrap();
+        disk.write_zeroes(PART as u64 / 2, PART as u64 / 2, true, &|| true).unwrap();
         assert!(held_bytes(&path) + (PART as u64) <= held, "{held} and {} bytes", held_bytes(&path));
         assert!(rig.read(&disk)[PART / 2..].iter().all(|&byte| byte == 0));
     }
@@ -150,7 +155,83 @@ fn a_range_that_no_device_has_is_refused() {
     let disk = open(&device.path, Cache::Auto);
     for (offset, len) in [(BYTES, 512), (BYTES - 512, 1024), (u64::MAX - 511, 512)] {
         assert!(disk.discard(offset, len).is_err());
-        assert!(disk.write_zeroes(offset, len, false, false, &|| true).is_err(), "{offset} {len}");
+        assert!(disk.write_zeroes(offset, len, false, &|| true).is_err(), "{offset} {len}");
     }
     assert_eq!(disk.discard(0, 0).map_err(|error: io::Error| error.kind()), Ok(()));
+}
+
+/// What an engine reports of requests with the numbers 0 to `count` - 1, in the order in which it does.
+fn reports(engine: &mut Engine, wake: &Event, count: usize) -> Vec<(u64, Result<(), EngineError>)> {
+    let mut reports = Vec::new();
+    engine.commit();
+    loop {
+        wake.clear();
+        engine.poll(|token, result| reports.push((token, result)));
+        if reports.len() == count {
+            return reports;
+        }
+        poll(&mut [PollFd::new(wake.as_raw_fd()).readable(true)], None).unwrap();
+    }
+}
+
+/// Two engines on one disk, as a device of two queues has them, on a device that holds what was written to it by one and
+/// cannot write it any more.
+fn with_a_lost_write(kind: Kind, test: impl FnOnce([(Engine, Arc<Event>); 2])) {
+    let Some(device) = LoopDevice::in_memory(BYTES, 512) else { return };
+    let disk = Arc::new(open(&device.path, Cache::Buffered));
+    let mem: SharedRam = Arc::new(allocate(&[(0, PART as u64)], &RamOptions::default()).unwrap());
+    let mut engines = [(); 2].map(|()| {
+        let wake = Arc::new(Event::new().unwrap());
+        let options = EngineOptions { kind, ..EngineOptions::default() };
+        (Engine::start("disk", disk.clone(), mem.clone(), wake.clone(), &options).unwrap(), wake)
+    });
+    let (engine, wake) = &mut engines[0];
+    engine.submit(0, Op::Write { durable: false }, 0, 4096, [GuestRange { address: 0, len: 4096 }]);
+    assert_eq!(reports(engine, wake, 1), [(0, Ok(()))]);
+    // SAFETY: takes numbers only.
+    crate::check(unsafe { libc::fcntl(device.backing.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) }).unwrap();
+    test(engines);
+}
+
+/// Linux says it once for each open file. A queue whose flush comes second would tell its guest that all is well.
+#[test]
+fn a_write_that_is_lost_fails_the_next_flush_of_each_queue() {
+    for kind in [Kind::Threads, Kind::IoUring] {
+        with_a_lost_write(kind, |engines| {
+            for (mut engine, wake) in engines {
+                engine.submit(0, Op::Flush, 0, 0, []);
+                assert_eq!(reports(&mut engine, &wake, 1), [(0, Err(EngineError::Host(libc::EIO)))], "{kind:?}");
+            }
+        });
+    }
+}
+
+/// And to one of the calls that wait for it.
+#[test]
+fn a_write_that_is_lost_is_reported_before_any_flush_succeeds_of_those_made_at_once() {
+    for kind in [Kind::Threads, Kind::IoUring] {
+        for flushes in 2..=16 {
+            with_a_lost_write(kind, |[(mut engine, wake), _]| {
+                (0..flushes).for_each(|n| engine.submit(n, Op::Flush, 0, 0, []));
+                let reports = reports(&mut engine, &wake, flushes as usize);
+                assert_eq!(reports[0].1, Err(EngineError::Host(libc::EIO)), "{kind:?}: {reports:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_write_that_is_to_be_durable_and_is_lost_is_reported_before_any_that_may_be_lost_with_it() {
+    for kind in [Kind::Threads, Kind::IoUring] {
+        with_a_lost_write(kind, |engines| {
+            for (mut engine, wake) in engines {
+                for n in 0..8 {
+                    let place = GuestRange { address: 0, len: 4096 };
+                    engine.submit(n, Op::Write { durable: true }, (n + 1) * 8192, 4096, [place]);
+                }
+                let reports = reports(&mut engine, &wake, 8);
+                assert!(reports[0].1.is_err(), "{kind:?}: {reports:?}");
+            }
+        });
+    }
 }

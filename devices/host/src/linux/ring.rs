@@ -30,11 +30,14 @@ use crate::engine::{EngineError, EngineOptions, Op};
 use crate::iovec::{self, GuestRange, VectorBuffer};
 use crate::pool::Pool;
 use crate::ram::SharedRam;
+use crate::syncs::Syncs;
 
 /// The disk among the ring's files.
 const DISK: Fixed = Fixed(0);
 /// Names the call that cancels the others, which nobody waits for.
 const CANCEL: u64 = u64::MAX;
+/// Names the call that puts what is written on stable storage.
+const SYNC: u64 = u64::MAX - 1;
 /// How often in a row a call may be interrupted or put off before its request fails. The kernel does so for moments; a
 /// file system that does it always would have the worker ask for ever.
 const MAX_RETRIES: u8 = 100;
@@ -57,6 +60,10 @@ pub(crate) struct Ring {
     come: Vec<(u64, i32)>,
     in_flight: usize,
     depth: usize,
+    /// Requests that end when what is written is on stable storage.
+    syncs: Syncs<usize>,
+    /// Times in a row that the call for it has come to nothing.
+    sync_retries: u8,
     eraser: Pool,
     wake: Arc<Event>,
     mem: SharedRam,
@@ -129,6 +136,12 @@ impl Bouncing {
 }
 
 impl Slot {
+    /// Whether a write is done only once what is written is on stable storage, which its own call does not see to: see
+    /// [`Disk::tells_of_each_write`].
+    fn ends_with_a_sync(&self, tells_of_each_write: bool) -> bool {
+        self.op == Op::Write { durable: true } && !tells_of_each_write
+    }
+
     fn bytes_left(&self) -> usize {
         self.vectors.vectors[self.first..].iter().map(|vector| vector.iov_len).sum()
     }
@@ -165,10 +178,13 @@ impl Ring {
         options: &EngineOptions,
     ) -> io::Result<Self> {
         let depth = options.depth.max(1);
+        let own = disk.opened_again()?;
         let ring = IoUring::new(u32::try_from(depth.next_power_of_two()).unwrap_or(u32::MAX))?;
         // A kernel before 5.6 knows neither the probe nor a read without vectors, and would fail every one of them.
         ring.submitter().register_probe(&mut Probe::new())?;
-        ring.submitter().register_files(&[disk.file()?.as_raw_fd()])?;
+        // And the one that has the lock: the kernel may still be at work for a process that was killed, and until it has done
+        // nobody else is to have the disk.
+        ring.submitter().register_files(&[own.file()?.as_raw_fd(), disk.file()?.as_raw_fd()])?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
         let eraser = Pool::start(
             name,
@@ -189,11 +205,13 @@ impl Ring {
             come: Vec::with_capacity(depth.next_power_of_two().saturating_mul(2)),
             in_flight: 0,
             depth,
+            syncs: Syncs::with_capacity(depth),
+            sync_retries: 0,
             eraser,
             wake,
             mem,
             bouncing,
-            _disk: disk,
+            _disk: own,
         })
     }
 
@@ -226,7 +244,7 @@ impl Ring {
         (slot.retries, slot.cancelled, slot.whole_bytes) = (0, false, 0);
         slot.vectors.vectors.clear();
         if op == Op::Flush {
-            return self.call_again(number);
+            return self.sync(number);
         }
         match slot.vectors.extend(&self.mem, ranges) {
             Err(_) => self.end(number, Err(EngineError::Memory)),
@@ -238,7 +256,9 @@ impl Ring {
                 if bounces {
                     return self.bounce(number);
                 }
-                slot.whole_bytes = len_bytes;
+                if !slot.ends_with_a_sync(self.bouncing.is_some()) {
+                    slot.whole_bytes = len_bytes;
+                }
                 self.call(number);
             }
         }
@@ -268,6 +288,45 @@ impl Ring {
         self.call_again(number);
     }
 
+    /// Has a request end when what is written is on stable storage.
+    #[cold]
+    fn sync(&mut self, number: usize) {
+        if self.syncs.ask(number) {
+            self.begin_sync();
+        }
+    }
+
+    fn begin_sync(&mut self) {
+        self.sync_retries = 0;
+        self.call_sync();
+    }
+
+    fn call_sync(&mut self) {
+        self.push(&opcode::Fsync::new(DISK).flags(FsyncFlags::DATASYNC).build().user_data(SYNC));
+    }
+
+    /// Takes what the call for that has come to.
+    fn synced(&mut self, result: i32) {
+        if is_passing(result) && self.sync_retries < MAX_RETRIES {
+            self.sync_retries += 1;
+            return self.call_sync();
+        }
+        let mut syncs = std::mem::take(&mut self.syncs);
+        let is_next = syncs.end(|number| {
+            let Slot { op, cancelled, .. } = self.slots[number];
+            let result = match result {
+                0.. => Ok(()),
+                errno if cancelled && is_passing(errno) => Err(EngineError::Cancelled),
+                errno => Err(op.unsynced(failure(errno))),
+            };
+            self.end(number, result);
+        });
+        self.syncs = syncs;
+        if is_next {
+            self.begin_sync();
+        }
+    }
+
     /// Stages a call of a request that is not its first, or not a plain one.
     #[inline(never)]
     fn call_again(&mut self, number: usize) {
@@ -287,11 +346,13 @@ impl Ring {
         let count = iovec::vectors_of_a_call(vectors) as u32;
         let entry = match slot.op {
             Op::Read => opcode::Readv::new(DISK, vectors.as_ptr(), count).offset(slot.offset_bytes).build(),
-            Op::Write { durable } => opcode::Writev::new(DISK, vectors.as_ptr(), count)
-                .offset(slot.offset_bytes)
-                .rw_flags(if durable { libc::RWF_DSYNC as _ } else { 0 })
-                .build(),
-            _ => opcode::Fsync::new(DISK).flags(FsyncFlags::DATASYNC).build(),
+            _ => {
+                let durable = slot.op == Op::Write { durable: true } && self.bouncing.is_some();
+                opcode::Writev::new(DISK, vectors.as_ptr(), count)
+                    .offset(slot.offset_bytes)
+                    .rw_flags(if durable { libc::RWF_DSYNC as _ } else { 0 })
+                    .build()
+            }
         };
         self.push(&entry.user_data(number as u64));
     }
@@ -408,8 +469,10 @@ impl Ring {
     /// Goes on with requests whose calls have come to something else than all of them.
     fn look_closer(&mut self) {
         while let Some((number, result)) = self.come.pop() {
-            if number != CANCEL {
-                self.take(number as usize, result);
+            match number {
+                CANCEL => {}
+                SYNC => self.synced(result),
+                _ => self.take(number as usize, result),
             }
         }
     }
@@ -419,30 +482,29 @@ impl Ring {
     fn take(&mut self, number: usize, result: i32) {
         let slot = &mut self.slots[number];
         let result = match (slot.op, result) {
-            (_, errno) if [-libc::EINTR, -libc::EAGAIN].contains(&errno) && slot.retries < MAX_RETRIES => {
+            (_, errno) if is_passing(errno) && slot.retries < MAX_RETRIES => {
                 slot.retries += 1;
                 if !slot.cancelled {
                     return self.call_again(number);
                 }
                 Err(EngineError::Cancelled)
             }
-            (_, errno) if errno == -libc::ECANCELED => Err(EngineError::Cancelled),
-            (_, errno @ ..0) => Err(EngineError::Host(-errno)),
             (Op::Read, 0) => Err(EngineError::Short),
-            (Op::Write { .. }, 0) => Err(EngineError::Host(libc::EIO)),
-            (Op::Read | Op::Write { .. }, moved) => {
+            (_, 0) => Err(EngineError::Host(libc::EIO)),
+            (_, moved @ 1..) => {
                 let moved = moved as usize;
                 slot.advance(moved);
                 // Only the disk's end leaves direct I/O in the middle of a block.
                 let has_ended = self.bouncing.as_ref().is_some_and(|it| !it.alignment.is_met_after(moved));
                 match slot.first < slot.vectors.vectors.len() {
+                    false if slot.ends_with_a_sync(self.bouncing.is_some()) => return self.sync(number),
                     false => Ok(()),
                     true if slot.cancelled => Err(EngineError::Cancelled),
                     true if has_ended => Err(EngineError::Short),
                     true => return self.go_on(number),
                 }
             }
-            _ => Ok(()),
+            (_, errno) => Err(failure(errno)),
         };
         self.end(number, result);
     }
@@ -483,12 +545,30 @@ impl Ring {
         while let Some(number) = self.bouncing.as_mut().and_then(|bouncing| bouncing.waiting.pop_front()) {
             self.end(number, Err(EngineError::Cancelled));
         }
+        let mut syncs = std::mem::take(&mut self.syncs);
+        syncs.cancel().for_each(|number| self.end(number, Err(EngineError::Cancelled)));
+        self.syncs = syncs;
         self.slots.iter_mut().for_each(|slot| slot.cancelled = true);
+        // The call for them, if there is one, is not made again.
+        self.sync_retries = MAX_RETRIES;
         if self.calls > 0 {
             // A kernel before 5.19 does not know it, and then everything takes its time.
             self.push(&opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(CANCEL));
         }
         self.commit();
+    }
+}
+
+/// Whether a call has come to nothing that it may come to when it is made again.
+fn is_passing(result: i32) -> bool {
+    [-libc::EINTR, -libc::EAGAIN].contains(&result)
+}
+
+/// How a call has failed that has come to this, a negative number.
+fn failure(errno: i32) -> EngineError {
+    match -errno {
+        libc::ECANCELED => EngineError::Cancelled,
+        errno => EngineError::Host(errno),
     }
 }
 
