@@ -208,6 +208,9 @@ fn check_config(check: CheckArgs) -> Result<Exit, ConfigError> {
     if problems.is_empty() && !check.no_host {
         let phys_bits = HostFacts::read().phys_addr_bits;
         problems.extend(machine::check_boot(&config, phys_bits).err().map(|error| error.to_string()));
+        problems.extend(
+            config.disks.iter().filter_map(|disk| machine::disk::check(disk).err()).map(|error| error.to_string()),
+        );
     }
     for problem in &problems {
         logging::say(format_args!("{name}: {problem}"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use devices::virtio::blk::{BlkConfig, EraseLimits, OnError, SECTOR_BYTES};
-use devices_host::disk::{Cache, Disk, DiskOptions, DiskProblem, IoSizes};
+use devices_host::disk::{Cache, Disk, DiskError, DiskOptions, DiskProblem, IoSizes};
 use devices_host::engine::{EngineOptions, Kind, MAX_THREADS};
 use devices_host::sys::Sys;
 
@@ -28,25 +28,48 @@ const ERASE_SEGMENTS: u32 = 16;
 /// One line that names the disk. What the configuration names and nobody can use is its fault; anything else is the
 /// host's.
 pub fn open(config: &DiskConfig, sys: Option<&Arc<dyn Sys>>) -> Result<Arc<Disk>, StartError> {
+    opened(config, sys).map_err(start_error).and_then(|disk| fitting(config, disk))
+}
+
+/// The disk, where the configured blocks suit it; what is left out of it is said.
+fn fitting(config: &DiskConfig, disk: Disk) -> Result<Arc<Disk>, StartError> {
+    let line = |what: &str| format!("disk {}: {}: {what}", config.id, config.path.display());
+    if let Some(what) = left_out(config, &disk).map_err(|what| StartError::Config(line(&what)))? {
+        log::warn!("{}", line(&what));
+    }
+    Ok(Arc::new(disk))
+}
+
+/// Checks that a disk can be opened as it is configured. One that is in use may be so by the very guest that is configured,
+/// and is not looked at.
+///
+/// # Errors
+/// As [`open`].
+pub fn check(config: &DiskConfig) -> Result<(), StartError> {
+    match opened(config, None) {
+        Err(DiskError { why: DiskProblem::InUse, .. }) => Ok(()),
+        opened => opened.map_err(start_error).and_then(|disk| fitting(config, disk)).map(drop),
+    }
+}
+
+fn opened(config: &DiskConfig, sys: Option<&Arc<dyn Sys>>) -> Result<Disk, DiskError> {
     let cache = match config.cache {
         None => Cache::Auto,
         Some(DiskCache::Direct) => Cache::Direct,
         Some(DiskCache::Buffered) => Cache::Buffered,
     };
     let options = DiskOptions { read_only: config.read_only, cache, guest_block_bytes: config.block_size };
-    let opened = match sys {
+    match sys {
         Some(_) => Disk::open_through(sys, &config.id, &config.path, options),
         None => Disk::open(&config.id, &config.path, options),
-    };
-    let disk = opened.map_err(|error| match error.why {
+    }
+}
+
+fn start_error(error: DiskError) -> StartError {
+    match error.why {
         DiskProblem::Query { .. } => StartError::Host(error.to_string()),
         _ => StartError::Config(error.to_string()),
-    })?;
-    let line = |what: &str| format!("disk {}: {}: {what}", config.id, config.path.display());
-    if let Some(what) = left_out(config, &disk).map_err(|what| StartError::Config(line(&what)))? {
-        log::warn!("{}", line(&what));
     }
-    Ok(Arc::new(disk))
 }
 
 /// Whether the configured blocks suit the disk, and what is to be said of what follows its last whole one. A guest that is

@@ -97,10 +97,25 @@ fn a_disk_in_memory_is_told_to_go_through_the_cache_and_refused_where_it_is_not_
     let direct = format!("{image},cache=direct");
     let line = format!("disk disk0: {image}: cache=direct is not possible: {why}; leave it out, or use cache=buffered");
     refused(&["disk-info", &direct], &line);
+    let kernel = place.text("vmlinuz");
+    refused(&["check-config", "--kernel", &kernel, "--disk", &direct], &format!("configuration: {line}"));
     // And so it is by a run, which sees it once there is a hypervisor.
     if crate::images::has_kvm() {
-        refused(&["run", "--kernel", &place.text("vmlinuz"), "--disk", &direct], &line);
+        refused(&["run", "--kernel", &kernel, "--disk", &direct], &line);
     }
+}
+
+#[test]
+fn a_configuration_whose_disk_somebody_works_on_is_as_good_as_it_was() {
+    let place = Place::new();
+    let image = place.0.path().join("disk");
+    fs::write(&image, [0; 4096]).expect("a file");
+    let _used =
+        devices_host::disk::Disk::open("d0", &image, devices_host::disk::DiskOptions::default()).expect("a disk");
+    let (kernel, image) = (place.text("vmlinuz"), image.display().to_string());
+    let checked = zvmm(&["check-config", "--kernel", &kernel, "--disk", &image]);
+    assert_eq!(checked.output, "configuration: good\n", "{checked:?}");
+    refused(&["disk-info", &image], &format!("disk disk0: {image}: is in use by another process or mounted"));
 }
 
 #[test]
