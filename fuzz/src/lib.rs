@@ -5,6 +5,7 @@
 //! `fuzz_targets/`, `cargo test` replays the inputs of `regressions/`, and `cargo xtask fuzz` drives campaigns.
 
 pub mod counters;
+pub mod judge;
 pub mod machine;
 pub mod program;
 pub mod record;
@@ -35,6 +36,7 @@ macro_rules! targets {
 
 /// Every target, by name.
 pub const TARGETS: &[Target] = targets![
+    bhyve_argv,
     blk,
     config,
     console,

@@ -21,6 +21,7 @@ mod guest;
 
 use brand::ExplainArgs;
 use disk_info::DiskInfoArgs;
+pub(crate) use explain::table as machine_table;
 use from_vmadm::FromVmadmArgs;
 pub use guest::GuestArgs;
 

@@ -82,6 +82,11 @@ pub mod qmp {
     }
 }
 
+/// What `explain` shows of a command line.
+pub fn machine_table(translation: &crate::config::Translation) -> String {
+    crate::cli::machine_table(translation)
+}
+
 /// What the process would write on stderr about `what`.
 pub fn said(what: impl std::fmt::Display) -> String {
     crate::logging::line(what)

@@ -7,9 +7,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
-use zvmm::config::{ConfigError, VmConfig};
+use zvmm::config::VmConfig;
 
-const FILE: &str = "vm.json";
+use crate::judge::{FILE, configuration, message};
 
 /// Reads the input as a configuration.
 ///
@@ -28,9 +28,9 @@ pub fn run(data: &[u8]) {
 
 fn file(text: &str) {
     match VmConfig::from_json(Path::new(FILE), text) {
-        Ok(config) => judge(&config),
+        Ok(config) => configuration(&config),
         Err(error) => {
-            let line = judge_message(&error);
+            let line = message(&error);
             assert!(line.starts_with("vm.json:"), "'{line}' names no place");
         }
     }
@@ -46,52 +46,19 @@ fn arguments(data: &[u8]) {
         Ok(Some(guest)) => guest,
         Ok(None) => return,
         Err(error) => {
-            judge_message(&error);
+            message(&error);
             return;
         }
     };
     // Files of this machine are no input.
     guest.config = None;
     match guest.into_config() {
-        Ok(config) => judge(&config),
+        Ok(config) => configuration(&config),
         Err(error) => {
-            let line = judge_message(&error);
+            let line = message(&error);
             assert!(line.starts_with("--"), "'{line}' names no option");
         }
     }
-}
-
-/// A configuration that was accepted reads back as itself, and everything that is said about it is well said.
-fn judge(config: &VmConfig) {
-    // JSON is text: a path that is not can be typed, but not printed.
-    let paths = [Some(&config.boot.kernel), config.boot.initrd.as_ref(), config.qmp.as_ref()];
-    let disks = config.disks.iter().map(|disk| &disk.path);
-    if paths.into_iter().flatten().chain(disks).all(|path| path.to_str().is_some()) {
-        let printed = config.to_json();
-        let again = VmConfig::from_json(Path::new(FILE), &printed);
-        assert_eq!(again.as_ref().ok(), Some(config), "{again:?} from {printed}");
-    }
-    for problem in config.problems() {
-        judge_message(&problem);
-    }
-    assert_eq!(config.check().is_ok(), config.problems().is_empty());
-    if config.check().is_ok() {
-        let topology = config.cpus.topology();
-        assert_eq!(
-            u16::from(topology.sockets) * u16::from(topology.cores) * u16::from(topology.threads),
-            u16::from(config.cpus.count)
-        );
-        let _ = (config.cpu_model(), config.com_ports(), config.has_ps2(), config.memory.end_of_ram());
-        config.slot_plan().expect("a good configuration has a place for every device");
-    }
-}
-
-/// A message is one line that does nothing to a terminal, and says something.
-fn judge_message(error: &ConfigError) -> String {
-    let line = zvmm::fuzzing::said(error);
-    assert!(!line.contains(char::is_control), "{line:?} is no plain line");
-    assert!(!line.trim().is_empty());
-    line
 }
 
 /// The text.

@@ -1,5 +1,6 @@
 //! One module a target.
 
+pub mod bhyve_argv;
 pub mod blk;
 pub mod config;
 pub mod console;

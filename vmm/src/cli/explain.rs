@@ -6,7 +6,7 @@ use crate::config::{DiskConfig, NetConfig, OnReset, OnTripleFault, Slot, Transla
 use crate::logging;
 
 /// The machine that a command line comes to, what is wrong with it, and what of the command line has no effect.
-pub(super) fn table(translation: &Translation) -> String {
+pub(crate) fn table(translation: &Translation) -> String {
     let Translation { config, notes } = translation;
     let mut text = String::new();
     let mut row = |name: &str, what: String| {
