@@ -50,7 +50,8 @@ pub const TARGETS: &[Target] = targets![
     queue_split,
     rng,
     saved_state,
-    transport
+    transport,
+    zhyve_cmd
 ];
 
 /// Finds a target.

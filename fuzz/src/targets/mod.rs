@@ -15,3 +15,4 @@ pub mod queue_split;
 pub mod rng;
 pub mod saved_state;
 pub mod transport;
+pub mod zhyve_cmd;
