@@ -45,6 +45,7 @@ pub const TARGETS: &[Target] = targets![
     loaders,
     net,
     pci_config,
+    qemu_argv,
     qmp,
     queue_packed,
     queue_split,

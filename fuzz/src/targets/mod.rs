@@ -9,6 +9,7 @@ pub mod legacy;
 pub mod loaders;
 pub mod net;
 pub mod pci_config;
+pub mod qemu_argv;
 pub mod qmp;
 pub mod queue_packed;
 pub mod queue_split;
