@@ -43,6 +43,7 @@ pub const TARGETS: &[Target] = targets![
     dhcp,
     legacy,
     loaders,
+    metadata,
     net,
     pci_config,
     qemu_argv,

@@ -7,6 +7,7 @@ pub mod console;
 pub mod dhcp;
 pub mod legacy;
 pub mod loaders;
+pub mod metadata;
 pub mod net;
 pub mod pci_config;
 pub mod qemu_argv;

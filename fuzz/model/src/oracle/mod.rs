@@ -16,6 +16,7 @@ pub mod console;
 pub mod dhcp;
 pub mod fetch;
 pub mod limit;
+pub mod metadata;
 pub mod net;
 pub mod packed;
 pub mod resources;

@@ -85,6 +85,11 @@ impl Responder {
         self.answers = VecDeque::new();
     }
 
+    /// Memory that is held for the request so far and for answers, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.line.capacity().saturating_add(self.answers.capacity())
+    }
+
     fn keep(&mut self, part: &[u8]) {
         if self.too_long {
             return;
