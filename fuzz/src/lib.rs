@@ -53,6 +53,7 @@ pub const TARGETS: &[Target] = targets![
     rng,
     saved_state,
     transport,
+    vmadm,
     zhyve_cmd
 ];
 

@@ -17,4 +17,5 @@ pub mod queue_split;
 pub mod rng;
 pub mod saved_state;
 pub mod transport;
+pub mod vmadm;
 pub mod zhyve_cmd;
