@@ -13,7 +13,7 @@ pub mod inventory;
 mod line;
 mod main_loop;
 mod metadata;
-mod orders;
+pub(crate) mod orders;
 mod pid_file;
 pub mod provisioning;
 pub(crate) mod qmp;

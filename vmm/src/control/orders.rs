@@ -8,7 +8,7 @@ use super::{CommandError, Controller, Event, Machine, State, Ticket};
 
 /// Whoever carries out orders; it knows which were not answered at once, and what was said before.
 #[derive(Debug, Default)]
-pub(super) struct Orders {
+pub struct Orders {
     tickets: u64,
     /// Commands without effect that the log has already told of.
     said: Vec<&'static str>,
@@ -16,7 +16,7 @@ pub(super) struct Orders {
 
 impl Orders {
     /// Carries out one order.
-    pub(super) fn act(&mut self, order: Order, controller: &mut Controller, machine: &dyn Machine) -> Outcome {
+    pub fn act(&mut self, order: Order, controller: &mut Controller, machine: &dyn Machine) -> Outcome {
         match order {
             Order::QueryStatus => now(Ok(qmp::status(controller.state()))),
             Order::QueryStats => now(Ok(machine.stats())),

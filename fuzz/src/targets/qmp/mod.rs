@@ -2,18 +2,23 @@
 //!
 //! Oracles: no panic; every message is answered once, in order, under its id, by an answer that is JSON in one line, and
 //! what it leads to follows from how it was written; whatever was sent before, a client that starts over (a line end, then
-//! the byte that has half a message forgotten) is heard; and no more is kept than one message may be long.
+//! the byte that has half a message forgotten) is heard; and no more is kept than one message may be long. What is ordered
+//! is carried out on a guest: what is asked of its machine, the events and the answer follow from what clients know of it.
 
+mod answers;
+mod board;
+mod guest;
+mod life;
+mod monitor;
 mod program;
 
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use zvmm::control::{Command, Event, State};
-use zvmm::exit::Exit;
-use zvmm::fuzzing::qmp::{ErrorClass, Id, MAX_MESSAGE, Order, Request, Session, Step, event, failure, status, success};
+use zvmm::fuzzing::qmp::{Id, MAX_MESSAGE, Session, Step};
 
 use crate::stats;
+use guest::Guest;
 use program::{Expected, KNOWN, Long, Message, PIECES, Program, Sent};
 pub use program::{mutate, rarely_long};
 
@@ -24,7 +29,7 @@ pub use program::{mutate, rarely_long};
 pub fn run(data: &[u8]) {
     let program = Program::read(data);
     stats::operations(program.len());
-    let mut talk = Talk::default();
+    let mut talk = Talk::new(&program);
     if let Some(long) = &program.long {
         talk.long(long);
     }
@@ -36,11 +41,16 @@ pub fn run(data: &[u8]) {
     let last = json!("last");
     let answer = talk.answer_to(b"{\"execute\":\"query-version\",\"id\":\"last\"}");
     assert_eq!(answer.get("id"), Some(&last), "{answer}");
+    talk.session = Session::default();
+    talk.answer_to(b"{\"execute\":\"qmp_capabilities\"}");
+    talk.answer_to(b"{\"execute\":\"query-status\"}");
 }
 
 /// A conversation so far, and what is known about it.
-#[derive(Default)]
 struct Talk {
+    machine: u8,
+    policy: u8,
+    guest: Guest,
     session: Session,
     /// Whether half a message, or the rest of one that is skipped, may stand before what comes.
     is_within: bool,
@@ -48,6 +58,12 @@ struct Talk {
 }
 
 impl Talk {
+    fn new(program: &Program<'_>) -> Self {
+        let (machine, policy) = (program.machine, program.policy);
+        let (guest, session) = (Guest::new(machine, policy), Session::default());
+        Self { machine, policy, guest, session, is_within: false, text: Vec::new() }
+    }
+
     fn perform(&mut self, sent: &Sent) {
         match sent {
             Sent::Message(message) if message.is_glued => {
@@ -72,13 +88,16 @@ impl Talk {
             Sent::Bytes(bytes, count) => self.feed(&bytes[..*count]),
             Sent::StartOver => self.start_over(),
             Sent::LineEnd => self.feed(b"\n"),
-            Sent::NewClient => {
-                *self = Self { text: std::mem::take(&mut self.text), ..Self::default() };
+            Sent::NewClient { of_another_guest } => {
+                (self.session, self.is_within) = (Session::default(), false);
+                if *of_another_guest {
+                    self.guest = Guest::new(self.machine, self.policy);
+                }
                 let greeting = Session::greeting();
                 assert!(greeting["QMP"]["version"].is_object() && greeting["QMP"]["capabilities"].is_array());
                 assert!(!self.session.wants_events(), "a client that has not negotiated is told of events");
             }
-            Sent::Event(which) => tell(&happened(*which)),
+            Sent::Event(which) => self.guest.happens(*which),
         }
     }
 
@@ -88,7 +107,7 @@ impl Talk {
             if let Some(step) = self.session.byte(*byte) {
                 // A session may answer whatever it likes to nonsense, as long as it is one line of JSON.
                 match step {
-                    Step::Do(request) => drop(carry_out(request, *byte)),
+                    Step::Do(request) => drop(self.guest.carry_out(request, *byte)),
                     Step::Answer(answer) => judge(&answer),
                 }
             }
@@ -117,7 +136,7 @@ impl Talk {
             Step::Do(request) => {
                 assert_eq!(Expected::Order(request.order.clone()), expected, "{}", said(&request));
                 assert_eq!(request.id, Id::from(message.id().cloned()), "{}", said(&request));
-                carry_out(request, message.outcome)
+                self.guest.carry_out(request, message.outcome)
             }
             Step::Answer(answer) => {
                 judge(&answer);
@@ -151,7 +170,7 @@ impl Talk {
 
     fn answer_to(&mut self, text: &[u8]) -> Value {
         match self.step_of(text) {
-            Step::Do(request) => carry_out(request, 0),
+            Step::Do(request) => self.guest.carry_out(request, 0),
             Step::Answer(answer) => {
                 judge(&answer);
                 answer
@@ -199,74 +218,6 @@ fn check_return(command: &str, which: usize, answer: &Value) {
     assert!(is_right, "{command} was answered by {answer}");
 }
 
-/// Does as the main loop does: tells what happens, then answers; `outcome`: what became of it.
-fn carry_out(Request { order, id }: Request, outcome: u8) -> Value {
-    let answer = match order {
-        Order::QueryStatus => {
-            let (state, name) = match outcome & 7 {
-                0 => (State::Starting, "prelaunch"),
-                1 => (State::Paused, "paused"),
-                2 => (State::Resetting { paused: true }, "paused"),
-                3 => (State::Resetting { paused: false }, "running"),
-                4 => (State::Stopped(Exit::Done), "shutdown"),
-                _ => (State::Running, "running"),
-            };
-            let status = status(state);
-            assert!(status["status"] == name && status["running"] == (name == "running"), "{state:?}: {status}");
-            success(id, status)
-        }
-        Order::QueryStats => success(id, json!({"vcpus": []})),
-        Order::ResizeDisk(resize) if outcome & 8 == 0 => {
-            failure(id, ErrorClass::GenericError, &format!("unknown disk '{}'", resize.disk))
-        }
-        Order::SetLink(change) if outcome & 8 == 0 => {
-            failure(id, ErrorClass::DeviceNotFound, &format!("Device '{}' not found", change.name))
-        }
-        Order::ResizeDisk(_) | Order::SetLink(_) => success(id, json!({})),
-        Order::Command(Command::Nmi { vcpu }) if outcome & 8 == 0 => {
-            failure(id, ErrorClass::GenericError, &format!("the guest has no vCPU {vcpu}"))
-        }
-        Order::Command(_) if outcome & 0x30 == 0x30 => failure(id, ErrorClass::CommandNotFound, "not now"),
-        Order::Command(command) => {
-            match command {
-                Command::Pause => tell(&Event::Stopped),
-                Command::Resume => tell(&Event::Resumed),
-                Command::PowerButton => tell(&Event::PowerButton),
-                Command::Reset => tell(&Event::Reset { guest: false }),
-                Command::Quit => tell(&Event::Shutdown { guest: false, reason: "host-qmp-quit" }),
-                Command::Nmi { .. } => {}
-            }
-            success(id, json!({}))
-        }
-    };
-    judge(&answer);
-    answer
-}
-
-/// What happens to a guest by itself, by number.
-fn happened(which: u8) -> Event {
-    match which & 7 {
-        0 => Event::Stopped,
-        1 => Event::Resumed,
-        2 => Event::PowerButton,
-        3 => Event::GuestPanicked,
-        4 => Event::Reset { guest: false },
-        5 => Event::Reset { guest: true },
-        6 => Event::Shutdown { guest: true, reason: "guest-shutdown" },
-        _ => Event::Shutdown { guest: false, reason: "host-signal" },
-    }
-}
-
-/// An event is a line with a time.
-fn tell(what: &Event) {
-    let told = event(what, (1_700_000_000, 999_999_999));
-    assert!(told["event"].is_string() && told["timestamp"]["microseconds"] == 999_999, "{told}");
-    if let Event::Reset { guest } | Event::Shutdown { guest, .. } = what {
-        assert!(told["data"]["guest"] == *guest && told["data"]["reason"].is_string(), "{told}");
-    }
-    one_line(&told);
-}
-
 /// An answer has either of two members.
 fn judge(answer: &Value) {
     let members = answer.as_object().expect("an answer is an object");
@@ -287,7 +238,7 @@ fn one_line(value: &Value) {
 #[must_use]
 pub fn explain(data: &[u8]) -> String {
     let program = Program::read(data);
-    let mut text = String::new();
+    let mut text = format!("machine {}, policy {:?}\n", program.machine, life::policy(program.policy));
     if let Some(long) = &program.long {
         let _ = writeln!(text, "sends a message of {} bytes, full of {:?}", long.len, long.fill);
     }
@@ -306,9 +257,13 @@ pub fn explain(data: &[u8]) -> String {
             Sent::Bytes(bytes, count) => writeln!(text, "sends {}", bytes[..count].escape_ascii()),
             Sent::StartOver => writeln!(text, "starts over"),
             Sent::LineEnd => writeln!(text, "ends the line"),
-            Sent::NewClient => writeln!(text, "another client comes"),
-            Sent::Event(which) => writeln!(text, "is told of {:?}", happened(which)),
+            Sent::NewClient { of_another_guest: false } => writeln!(text, "another client comes"),
+            Sent::NewClient { of_another_guest: true } => writeln!(text, "a client of another guest comes"),
+            Sent::Event(which) => match life::report(which) {
+                Some(report) => writeln!(text, "the machine reports {report:?}"),
+                None => writeln!(text, "the guest is started if it was not"),
+            },
         };
     }
-    text + "starts over and sends query-version"
+    text + "starts over and sends query-version; a client that comes then asks for the status"
 }

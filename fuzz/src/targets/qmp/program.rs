@@ -6,7 +6,9 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 use zvmm::control::{Command as Act, DiskResize, LinkChange};
-use zvmm::fuzzing::qmp::{MAX_MESSAGE, Order};
+use zvmm::fuzzing::qmp::{MAX_MESSAGE, Order, Query};
+
+use super::monitor;
 
 use crate::program::mutate::mutate_within;
 use crate::program::{KNOBS, RECORD};
@@ -29,8 +31,8 @@ pub enum Sent {
     /// The end of a line.
     LineEnd,
     /// Another client comes: a new session.
-    NewClient,
-    /// The main loop tells what happened, by number.
+    NewClient { of_another_guest: bool },
+    /// Something happens to the guest by itself, by number.
     Event(u8),
 }
 
@@ -45,10 +47,10 @@ pub struct Message {
     pub form: Form,
     /// White space around and inside, letters as escapes, members in another order.
     pub layout: u8,
-    /// What the main loop makes of it.
+    /// What the host makes of it; or what a line of the human monitor is made of.
     pub outcome: u8,
-    /// Number of its arguments, where its command takes some.
-    pub arguments: usize,
+    /// Number of its arguments, where its command takes some, in the lower half.
+    pub arguments: u8,
     /// Whether half a message may lie before it: then nobody knows what it leads to.
     pub is_glued: bool,
 }
@@ -82,6 +84,10 @@ pub enum Expected {
 /// The commands that take arguments, by number.
 const RESIZE: usize = 11;
 const SET_LINK: usize = 12;
+const MONITOR: usize = 24;
+const SET_PASSWORD: usize = 25;
+const SCREENDUMP: usize = 26;
+const CHANGE: usize = 27;
 
 /// A disk, and the size it is to have.
 type Resize = (&'static str, Option<u64>);
@@ -129,8 +135,60 @@ const LINKS: [(&str, Option<Link>); 16] = [
     ("{\"name\":\"net0\",\"up\":[true]}", None),
 ];
 
+/// Around a line of the human monitor; whether that is an order.
+const MONITORS: [(&str, &str, bool); 16] = [
+    ("{\"command-line\":", "}", true),
+    ("{ \"command-line\" : ", "\r\n}", true),
+    ("{\"cpu-index\":0,\"command-line\":", "}", true),
+    ("{\"command-line\":", ",\"cpu-index\":18446744073709551615}", true),
+    ("{\"c\\u006fmmand-line\":", "}", true),
+    ("{\"command-line\":", "}", true),
+    ("{\"command-line\":", "}", true),
+    ("{\"command-line\":", "}", true),
+    ("{\"command-line\":", ",\"cpu-index\":-1}", false),
+    ("{\"command-line\":", ",\"cpu-index\":null}", false),
+    ("{\"command-line\":", ",\"cpu_index\":0}", false),
+    ("{\"command_line\":", "}", false),
+    ("{\"command-line\":[", "]}", false),
+    ("{\"command-line\":{\"command-line\":", "}}", false),
+    ("{\"command-line\":null,\"cpu-index\":", "}", false),
+    ("{\"cpu-index\":", "}", false),
+];
+
+/// Arguments of `set_password`, and whether they are an order.
+const PASSWORDS: [(&str, bool); 8] = [
+    ("{\"protocol\":\"vnc\",\"password\":\"secret\"}", true),
+    ("{\"password\":\"\",\"protocol\":\"spice\",\"connected\":\"keep\"}", true),
+    ("{\"protocol\":\"VNC\",\"password\":\"\"}", false),
+    ("{\"protocol\":\"vnc\"}", false),
+    ("{\"password\":\"secret\"}", false),
+    ("{\"protocol\":\"vnc\",\"password\":null}", false),
+    ("{\"protocol\":\"vnc\",\"password\":\"\",\"connected\":1}", false),
+    ("{\"protocol\":\"vnc\",\"password\":\"\",\"time\":\"now\"}", false),
+];
+
+/// Arguments of `screendump`.
+const DUMPS: [(&str, bool); 4] = [
+    ("{\"filename\":\"/tmp/vm.ppm\"}", true),
+    ("{\"filename\":\"\\u0000\"}", true),
+    ("{\"filename\":[\"/tmp/vm.ppm\"]}", false),
+    ("{\"filename\":\"/tmp/vm.ppm\",\"head\":0}", false),
+];
+
+/// Arguments of `change`, and the device they name.
+const CHANGES: [(&str, Option<&str>); 8] = [
+    ("{\"device\":\"vnc\",\"target\":\"password\",\"arg\":\"secret\"}", Some("vnc")),
+    ("{\"target\":\"\",\"device\":\"disk0\"}", Some("disk0")),
+    ("{\"device\":\"\\u0000\\\"}]\",\"target\":\"eject\"}", Some("\0\"}]")),
+    ("{\"device\":\"Vnc\",\"target\":\"password\"}", Some("Vnc")),
+    ("{\"device\":\"vnc\"}", None),
+    ("{\"target\":\"password\"}", None),
+    ("{\"device\":\"vnc\",\"target\":null}", None),
+    ("{\"device\":\"vnc\",\"target\":\"password\",\"arg\":[]}", None),
+];
+
 /// Commands that there are, with what each orders.
-pub const KNOWN: [(&str, Option<Order>); 13] = [
+pub const KNOWN: [(&str, Option<Order>); 28] = [
     ("qmp_capabilities", None),
     ("query-version", None),
     ("query-commands", None),
@@ -144,6 +202,21 @@ pub const KNOWN: [(&str, Option<Order>); 13] = [
     ("inject-nmi", Some(Order::Command(Act::Nmi { vcpu: 0 }))),
     ("block_resize", None),
     ("set_link", None),
+    ("query-name", Some(Order::Query(Query::Name))),
+    ("query-uuid", Some(Order::Query(Query::Uuid))),
+    ("query-kvm", Some(Order::Query(Query::Kvm))),
+    ("query-block", Some(Order::Query(Query::Block))),
+    ("query-blockstats", Some(Order::Query(Query::BlockStats))),
+    ("query-cpus", Some(Order::Query(Query::Cpus))),
+    ("query-cpus-fast", Some(Order::Query(Query::CpusFast))),
+    ("query-chardev", Some(Order::Query(Query::Characters))),
+    ("query-pci", Some(Order::Query(Query::Pci))),
+    ("query-vnc", Some(Order::Query(Query::Display))),
+    ("query-spice", Some(Order::Query(Query::Display))),
+    ("human-monitor-command", None),
+    ("set_password", None),
+    ("screendump", None),
+    ("change", None),
 ];
 
 /// Commands that there are not: near to one, and near to none.
@@ -166,7 +239,7 @@ const IDS: [&str; 12] = [
 ];
 
 /// Pieces that messages are made of, and some that belong in none.
-pub const PIECES: [&[u8]; 32] = [
+pub const PIECES: [&[u8]; 40] = [
     b"{",
     b"}",
     b"[",
@@ -199,6 +272,14 @@ pub const PIECES: [&[u8]; 32] = [
     b"{\"execute\":\"query-version\"}",
     b"{\"execute\":\"cont\",\"id\":2}",
     b"\"quit\"",
+    b"{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"",
+    b"{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"sendkey ",
+    b"\"}}",
+    b"info ",
+    b"f12-",
+    b"print",
+    b"\"command-line\":\"q\"",
+    b"\"human-monitor-command\"",
 ];
 
 static ID_VALUES: LazyLock<Vec<Value>> =
@@ -222,8 +303,10 @@ impl Message {
         ];
         Self {
             // One of eight is unknown: looking for the name that is nearest takes longer than most commands.
+            // One of five is a line of the human monitor, which is a language of its own.
             command: match usize::from(command) {
-                known @ 0..=223 => known % KNOWN.len(),
+                known @ 0..=167 => known % KNOWN.len(),
+                168..=223 => MONITOR,
                 unknown => KNOWN.len() + unknown % UNKNOWN.len(),
             },
             id: usize::from(id) % IDS.len(),
@@ -231,7 +314,7 @@ impl Message {
             form: form.checked_sub(4).map_or(Form::Plain, |form| FORMS[usize::from(form) % FORMS.len()]),
             layout,
             outcome,
-            arguments: usize::from(arguments) % RESIZES.len(),
+            arguments,
             is_glued: glued > 0xe0,
         }
     }
@@ -266,22 +349,67 @@ impl Message {
         match self.form {
             Form::SomethingEnabled | Form::UnknownArgument => return Expected::GenericError,
             Form::NothingEnabled if !negotiates => return Expected::GenericError,
-            Form::NoArguments if matches!(self.command, RESIZE | SET_LINK) => return Expected::GenericError,
+            Form::NoArguments if self.takes_arguments() => return Expected::GenericError,
             _ => {}
         }
-        if self.command == RESIZE {
-            let Some((disk, size_bytes)) = RESIZES[self.arguments].1 else { return Expected::GenericError };
-            return Expected::Order(Order::ResizeDisk(DiskResize { disk: disk.to_owned(), size_bytes }));
-        }
-        if self.command == SET_LINK {
-            let Some((name, up)) = LINKS[self.arguments].1 else { return Expected::GenericError };
-            return Expected::Order(Order::SetLink(LinkChange { name: name.to_owned(), up }));
+        if self.takes_arguments() {
+            return self.order_of_arguments().map_or(Expected::GenericError, Expected::Order);
         }
         match order {
             Some(order) => Expected::Order(order.clone()),
             None if negotiates && negotiated => Expected::CommandNotFound,
             None => Expected::Return,
         }
+    }
+
+    fn takes_arguments(&self) -> bool {
+        matches!(self.command, RESIZE | SET_LINK | MONITOR | SET_PASSWORD | SCREENDUMP | CHANGE)
+    }
+
+    /// Which of these arguments it has.
+    fn chosen<T>(&self, of: &'static [T]) -> &'static T {
+        &of[usize::from(self.arguments & 0xf) % of.len()]
+    }
+
+    /// What its arguments make of its command; `None` where they are refused.
+    fn order_of_arguments(&self) -> Option<Order> {
+        match self.command {
+            RESIZE => self
+                .chosen(&RESIZES)
+                .1
+                .map(|(disk, size_bytes)| Order::ResizeDisk(DiskResize { disk: disk.to_owned(), size_bytes })),
+            SET_LINK => {
+                self.chosen(&LINKS).1.map(|(name, up)| Order::SetLink(LinkChange { name: name.to_owned(), up }))
+            }
+            MONITOR => self.chosen(&MONITORS).2.then(|| Order::Monitor(self.line())),
+            SET_PASSWORD => self.chosen(&PASSWORDS).1.then_some(Order::NoDisplay("set_password")),
+            SCREENDUMP => self.chosen(&DUMPS).1.then_some(Order::NoDisplay("screendump")),
+            _ => self.chosen(&CHANGES).1.map(|device| match device {
+                "vnc" => Order::NoDisplay("change"),
+                other => Order::ChangeMedium(other.to_owned()),
+            }),
+        }
+    }
+
+    /// Its line of the human monitor.
+    fn line(&self) -> String {
+        monitor::line(self.outcome & 0xf, self.outcome >> 4 | self.arguments & 0x10, self.arguments >> 5)
+    }
+
+    fn write_arguments(&self, text: &mut Vec<u8>) {
+        let plain = match self.command {
+            RESIZE => self.chosen(&RESIZES).0,
+            SET_LINK => self.chosen(&LINKS).0,
+            SET_PASSWORD => self.chosen(&PASSWORDS).0,
+            SCREENDUMP => self.chosen(&DUMPS).0,
+            CHANGE => self.chosen(&CHANGES).0,
+            _ => {
+                let (before, behind, _) = self.chosen(&MONITORS);
+                text.extend_from_slice(format!("{before}{}{behind}", Value::from(self.line())).as_bytes());
+                return;
+            }
+        };
+        text.extend_from_slice(plain.as_bytes());
     }
 
     /// Writes it as it is sent.
@@ -325,12 +453,12 @@ impl Message {
             Form::SomethingEnabled => Some(b"{\"enable\":[\"oob\"]}"),
             Form::UnknownArgument => Some(b"{\"fd\\n\":{\"\":\"]}\"}}"),
             Form::ArgumentsOfAnotherType => Some(b"[]"),
-            Form::Plain if self.command == RESIZE => Some(RESIZES[self.arguments].0.as_bytes()),
-            Form::Plain if self.command == SET_LINK => Some(LINKS[self.arguments].0.as_bytes()),
             _ => None,
         };
         if let Some(arguments) = arguments {
             member(text, "arguments", &|text| text.extend_from_slice(arguments));
+        } else if self.form == Form::Plain && self.takes_arguments() {
+            member(text, "arguments", &|text| self.write_arguments(text));
         }
         if self.form == Form::UnknownMember {
             member(text, "exec-oob", &|text| text.extend_from_slice(b"\"stop\""));
@@ -384,6 +512,10 @@ impl Long {
 /// A conversation.
 pub struct Program<'a> {
     pub long: Option<Long>,
+    /// Which machine the guest has.
+    pub machine: u8,
+    /// What becomes of it when it resets itself or panics, and whether it waits to be started.
+    pub policy: u8,
     records: &'a [u8],
 }
 
@@ -391,7 +523,8 @@ impl<'a> Program<'a> {
     /// Any bytes are one.
     pub fn read(data: &'a [u8]) -> Self {
         let (knobs, records) = data.split_at(data.len().min(KNOBS));
-        Self { long: Long::read(knobs), records: &records[..records.len().min(MAX_SENT * RECORD)] }
+        let [machine, policy] = [3, 4].map(|at| knobs.get(at).copied().unwrap_or(0));
+        Self { long: Long::read(knobs), machine, policy, records: &records[..records.len().min(MAX_SENT * RECORD)] }
     }
 
     /// How many operations it has, with the message that ends each.
@@ -422,7 +555,7 @@ fn sent(record: [u8; RECORD]) -> Sent {
         11..=13 => Sent::Bytes([a, b, c, d, e, f, g], 1 + high % 7),
         14 if high & 1 == 0 => Sent::StartOver,
         14 => Sent::LineEnd,
-        _ if high < 3 => Sent::NewClient,
+        _ if high < 3 => Sent::NewClient { of_another_guest: high == 2 },
         _ => Sent::Event(a),
     }
 }

@@ -16,9 +16,6 @@ pub(super) enum Meaning {
     With(fn(Map<String, Value>) -> Result<Order, String>),
 }
 
-/// The commands that the fuzz target of the control socket knows, at the beginning of [`COMMANDS`].
-pub(super) const FUZZED: usize = 13;
-
 /// All commands; docs/qmp.md says where each comes from and how it is answered.
 pub(super) const COMMANDS: [(&str, Meaning); 28] = [
     ("qmp_capabilities", Meaning::OfTheSession),
