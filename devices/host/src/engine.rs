@@ -10,11 +10,17 @@ use crate::Event;
 use crate::disk::Disk;
 use crate::iovec::GuestRange;
 use crate::os::ring::Ring;
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 use crate::ram::SharedRam;
 
 /// The most threads an engine starts.
 pub const MAX_THREADS: usize = 16;
+
+/// Has every thread of engines that are started from now on do something before its first request: the process may want to
+/// confine it. Said once; what is said later is not heard.
+pub fn at_thread_start(what: fn()) {
+    pool::at_thread_start(what);
+}
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

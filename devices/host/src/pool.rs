@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::Event;
@@ -17,6 +17,15 @@ use crate::iovec::{GuestRange, VectorBuffer, Vectors};
 use crate::ram::SharedRam;
 use crate::syncs::Syncs;
 use crate::thread;
+
+/// What every thread does first, if anything.
+static AT_START: OnceLock<fn()> = OnceLock::new();
+
+/// See [`crate::engine::at_thread_start`].
+pub(crate) fn at_thread_start(what: fn()) {
+    // The first one stays: threads that run already have done it.
+    let _ = AT_START.set(what);
+}
 
 #[derive(Debug)]
 struct Job {
@@ -228,6 +237,9 @@ impl std::fmt::Debug for Pool {
 impl Shared {
     /// The body of the engine's threads, by their number.
     fn run(&self, number: usize) {
+        if let Some(what) = AT_START.get() {
+            what();
+        }
         let mut buffer = VectorBuffer::with_capacity(64);
         while let Some(job) = self.next() {
             match self.execute(&job, &mut buffer, number) {
