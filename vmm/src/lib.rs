@@ -9,6 +9,7 @@ pub mod hypervisor;
 mod logging;
 pub mod machine;
 pub mod run;
+pub mod sandbox;
 pub mod vcpu;
 pub mod worker;
 

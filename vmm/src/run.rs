@@ -11,6 +11,7 @@ use crate::exit::{Exit, ExitConvention};
 use crate::hypervisor::OpenHypervisor;
 use crate::logging;
 use crate::machine::{self, StartError};
+use crate::sandbox::{self, SandboxError, ThreadKind};
 
 /// Why there is no guest, or no more.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,8 @@ enum RunError {
     Line(#[from] LineError),
     #[error("{0}")]
     Start(#[from] StartError),
+    #[error("sandbox: {0}")]
+    Sandbox(#[from] SandboxError),
 }
 
 impl RunError {
@@ -35,6 +38,7 @@ impl RunError {
             Self::PidFile(error) => error.exit(),
             Self::Line(error) => error.exit(),
             Self::Start(error) => error.exit(),
+            Self::Sandbox(error) => error.exit(),
         }
     }
 }
@@ -76,8 +80,9 @@ pub fn run_as(config: &VmConfig, notes: &[Note], convention: ExitConvention, ope
     }
 }
 
-/// The order matters: signals before the first thread; everything that can be refused before there is guest memory; the
-/// terminal last, so that no error is said in raw mode.
+/// The order matters: signals and sandbox before the first thread; everything that can be refused before there is guest
+/// memory; the terminal late, so that no error is said in raw mode; the main thread's own confinement last, as the zone's
+/// mark is renamed with rights that it gives up.
 fn start_and_serve(
     config: &VmConfig,
     policy: Policy,
@@ -90,6 +95,7 @@ fn start_and_serve(
         logging::say(format_args!("this is a bug: {bug}"));
         std::process::abort();
     }));
+    sandbox::prepare(config)?;
     let inbox = Inbox::new().map_err(system("cannot create a wake-up"))?;
     let qmp = config.qmp.as_deref().map(Listener::bind).transpose()?.map(QmpServer::new);
     let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;
@@ -108,7 +114,9 @@ fn start_and_serve(
     if convention.marks_provisioned() {
         provisioning::succeeded();
     }
-    let exit = MainLoop::new(inbox, policy, config.cpus.count, built, lines, qmp).with_signals(signals).run();
+    let main_loop = MainLoop::new(inbox, policy, config.cpus.count, built, lines, qmp).with_signals(signals);
+    sandbox::enter(ThreadKind::Main);
+    let exit = main_loop.run();
     drop(raw_mode);
     drop(pid_file);
     Ok(exit)

@@ -28,6 +28,8 @@ use devices_host::clock::monotonic_ns;
 use devices_host::event::Event;
 use devices_host::poll::{PollFd, poll};
 
+use crate::sandbox::{self, ThreadKind};
+
 pub use life::Holder;
 use life::{Life, Message};
 use patience::Patience;
@@ -92,11 +94,24 @@ impl Countdown {
 }
 
 impl DeviceWorkers {
-    /// Starts a thread for every worker.
+    /// Starts a thread for every worker: those of a disk's queues, as far as the sandbox goes.
     ///
     /// # Errors
     /// When the system has no thread left.
     pub fn spawn(ram: &GuestRam, rings: Rings, specs: Vec<WorkerSpec>) -> std::io::Result<Arc<Self>> {
+        Self::spawn_as(ThreadKind::DiskQueue, ram, rings, specs)
+    }
+
+    /// Starts a thread of this kind for every worker.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn spawn_as(
+        kind: ThreadKind,
+        ram: &GuestRam,
+        rings: Rings,
+        specs: Vec<WorkerSpec>,
+    ) -> std::io::Result<Arc<Self>> {
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for spec in specs {
@@ -109,6 +124,7 @@ impl DeviceWorkers {
             workers.push(shared.clone());
             let ram = ram.clone();
             threads.push(devices_host::thread::spawn(&spec.name, &[], move || {
+                sandbox::enter(kind);
                 let WorkerSpec { worker, backend_fd, counters, poll_ns, .. } = spec;
                 let (life, patience) = (Life::new(worker), Patience::new(poll_ns));
                 Loop { shared, life, ram, backend_fd, counters, patience }.run();

@@ -101,6 +101,9 @@ impl VmConfig {
         self.check_backends(&mut found);
         self.check_debug_port(&mut found);
         self.check_smbios(&mut found);
+        if self.jail.as_ref().and_then(|jail| jail.user.as_deref()).is_some_and(|user| user.trim().is_empty()) {
+            found.add("jail (--jail user=)", "no user is named");
+        }
         if let Err(error) = self.slot_plan() {
             found.0.push(error);
         }

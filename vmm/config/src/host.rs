@@ -122,7 +122,8 @@ impl VmConfig {
             }
         }
         self.qmp.as_deref().map_or(Ok(()), |path| socket_place("qmp (--qmp)", path))?;
-        self.pid_file.as_deref().map_or(Ok(()), |path| file_place("pid_file (--pid-file)", path))
+        self.pid_file.as_deref().map_or(Ok(()), |path| file_place("pid_file (--pid-file)", path))?;
+        self.jail.as_ref().map_or(Ok(()), |jail| directory("jail (--jail)", &jail.dir))
     }
 
     /// Judges the disks by their files. Call [`VmConfig::check`] first.
@@ -210,6 +211,14 @@ fn socket_place(setting: &str, path: &Path) -> Result<(), ConfigError> {
             Err(ConfigError::setting(setting, problem))
         }
         Err(_) => parent_place(setting, path),
+    }
+}
+
+fn directory(setting: &str, path: &Path) -> Result<(), ConfigError> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(ConfigError::setting(setting, format!("{} is not a directory", path.display()))),
+        Err(error) => Err(ConfigError::setting(setting, format!("{}: {}", path.display(), system_text(&error)))),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod nearest;
 pub mod options;
 mod ports;
 pub mod qemu;
+mod sandbox;
 mod slots;
 mod translation;
 mod values;
@@ -36,6 +37,7 @@ pub use host::{HostFacts, system_text};
 pub use json::reword;
 pub use limits::{LimitConfig, LimitGroupConfig};
 pub use metadata::{Metadata, is_metadata_key, read_metadata};
+pub use sandbox::{JailConfig, SandboxMode};
 pub use slots::SlotPlan;
 pub use translation::{Fate, Note, Translation};
 pub use values::{BadValue, Ip, LogRule, Mac, Size, Slot, Uuid, format_size, parse_size};
@@ -106,6 +108,11 @@ pub struct VmConfig {
     /// File that has the process id while the process runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PathBuf>,
+    /// Whether threads give up what they do not need.
+    pub sandbox: SandboxMode,
+    /// The root directory and user that the process takes once everything is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jail: Option<JailConfig>,
     /// What is logged on stderr; `warn` when empty.
     pub log: Vec<LogRule>,
 }
@@ -136,6 +143,8 @@ impl Default for VmConfig {
             on_panic: OnPanic::default(),
             qmp: None,
             pid_file: None,
+            sandbox: SandboxMode::DEFAULT,
+            jail: None,
             log: Vec::new(),
         }
     }

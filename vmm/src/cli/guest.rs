@@ -9,8 +9,8 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use crate::config::options::{Options, on_off};
 use crate::config::{
-    ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DiskConfig, Ip, LimitConfig, LimitGroupConfig, NetConfig,
-    RngConfig, SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
+    ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DiskConfig, Ip, JailConfig, LimitConfig, LimitGroupConfig,
+    NetConfig, RngConfig, SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
 };
 
 /// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
@@ -178,6 +178,15 @@ pub struct GuestArgs {
     /// File that has the process id while the process runs
     #[arg(long, value_name = "FILE", help_heading = "Life cycle")]
     pub pid_file: Option<PathBuf>,
+    /// What becomes of a thread of the process that asks the host for what it does not need: strict (the process ends), log
+    /// (the kernel's audit log has a line) or off (nothing is held back) [default: off]
+    #[arg(long, value_name = "strict|log|off", help_heading = "Life cycle")]
+    pub sandbox: Option<String>,
+    /// Empty directory to be the process's root once everything is open
+    ///
+    /// Keys: user=NAME (whose the process is from then on; only the superuser can say so).
+    #[arg(long, value_name = "DIR[,user=NAME]", help_heading = "Life cycle")]
+    pub jail: Option<String>,
     /// What is logged on stderr: a level (off, error, warn [default], info, debug, trace) and levels of modules
     #[arg(long, value_name = "LEVEL,MODULE=LEVEL…", help_heading = "Life cycle")]
     pub log: Vec<String>,
@@ -300,6 +309,12 @@ impl GuestArgs {
         set(&mut config.on_panic, named("--on-panic", &self.on_panic)?);
         set(&mut config.qmp, self.qmp.clone().map(Some));
         set(&mut config.pid_file, self.pid_file.clone().map(Some));
+        set(&mut config.sandbox, named("--sandbox", &self.sandbox)?);
+        if let Some(text) = &self.jail {
+            let given = Options::read("--jail", text, Some("dir"), &["user"])?;
+            let dir = given.required("dir", "--jail /var/empty")?.into();
+            config.jail = Some(JailConfig { dir, user: given.text("user")? });
+        }
         for rule in self.log.iter().flat_map(|rules| rules.split(',')) {
             config.log.push(rule.trim().parse().map_err(|error| problem("--log", error))?);
         }

@@ -53,6 +53,8 @@ const FULL: &[&str] = &[
     "--on-panic=exit",
     "--qmp=/run/q",
     "--pid-file=/run/p",
+    "--sandbox=log",
+    "--jail=/var/empty,user=nobody",
     "--log=info,zvmm::vcpu=debug",
 ];
 
@@ -76,7 +78,8 @@ const FULL_JSON: &str = r#"{
     "serial": {"com1": "stdio", "com4": "socket:/run/c"}, "console": {"backend": "pty", "slot": 7}, "rng": {},
     "debug_port": {"backend": "file:/tmp/x", "port": 233}, "pvpanic": true, "ps2": false, "kvmclock": false,
     "smbios": {"product": "Box", "serial": "1,2"}, "on_reset": "exit", "on_triple_fault": "exit", "on_panic": "exit",
-    "qmp": "/run/q", "pid_file": "/run/p", "log": ["info", "zvmm::vcpu=debug"] }"#;
+    "qmp": "/run/q", "pid_file": "/run/p", "sandbox": "log", "jail": {"dir": "/var/empty", "user": "nobody"},
+    "log": ["info", "zvmm::vcpu=debug"] }"#;
 
 #[test]
 fn every_option_and_its_json_key_give_the_same_configuration() {

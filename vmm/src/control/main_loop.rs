@@ -21,6 +21,7 @@ use super::{
 use crate::config::system_text;
 use crate::exit::Exit;
 use crate::logging;
+use crate::sandbox;
 
 /// How long readers of the console and clients of the control socket may keep the end of the process waiting.
 const FAREWELL_NS: u64 = 1_000_000_000;
@@ -81,6 +82,7 @@ impl MainLoop {
             }
         }
         self.machine.join();
+        sandbox::leave();
         self.take_leave();
         drop(self.signals.take());
         self.last_notices();

@@ -10,6 +10,7 @@ use devices_host::thread::{KickGuard, KickTarget, SignalWaiter, Signalled, spawn
 
 use super::inbox::EventSender;
 use crate::exit::{Exit, ExitConvention};
+use crate::sandbox::{self, ThreadKind};
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,7 @@ impl Signals {
         let thread = spawn("signals", &[], {
             let ending = ending.clone();
             move || {
+                sandbox::enter(ThreadKind::Signals);
                 let guard = KickGuard::for_current_thread();
                 // Nobody to introduce ourselves to: the starter is gone, and so will we be.
                 let _ = introduce.send(guard.target());

@@ -47,6 +47,7 @@ use crate::control::{
 };
 use crate::exit::Exit;
 use crate::hypervisor::{self, Hypervisor, HypervisorError, Vcpu, VcpuStart, Vm, VmSpec};
+use crate::sandbox::{self, ThreadKind};
 use crate::vcpu::{self, Gate, VcpuCounters, VcpuEvent, VcpuIo, VcpuOwner};
 use crate::worker::Holder;
 
@@ -316,6 +317,7 @@ impl Machine {
             let start = start.take().unwrap_or(VcpuStart::WaitForSipi);
             let cpus: Vec<usize> = pin.get(index).copied().into_iter().collect();
             let body = move || {
+                sandbox::enter(ThreadKind::Vcpu);
                 machine.thread_ids[index].store(hypervisor::thread_id(), Ordering::Relaxed);
                 let (ports, memory) = (machine.chipset.ports.clone(), machine.chipset.memory.clone());
                 let mut io = VcpuIo::new(ports, memory, vendor, machine.counters[index].clone());

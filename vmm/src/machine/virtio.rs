@@ -33,6 +33,7 @@ use super::{StartError, address, disk};
 use crate::config::{DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
+use crate::sandbox::ThreadKind;
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 
 /// What a device needs of the host, opened before any guest memory exists.
@@ -185,7 +186,7 @@ impl Builder<'_> {
             true => Arc::new(WriteThrough(device.clone())),
             false => Arc::new(device.clone()),
         };
-        let (workers, interrupt) = self.add("disk", &config.id, offered, queues, slot)?;
+        let (workers, interrupt) = self.add("disk", ThreadKind::DiskQueue, &config.id, offered, queues, slot)?;
         if let Some(added) = self.devices.last_mut() {
             added.disk = Some(device.clone());
             added.requests = requests;
@@ -241,7 +242,8 @@ impl Builder<'_> {
         ];
         let rings = Rings { packed: config.packed, in_order: config.in_order };
         let queues = Queues { rings, workers: specs, counters };
-        let (workers, interrupt) = self.add("net", &config.id, Arc::new(device.clone()), queues, slot)?;
+        let (workers, interrupt) =
+            self.add("net", ThreadKind::NetQueue, &config.id, Arc::new(device.clone()), queues, slot)?;
         if let Some(added) = self.devices.last_mut() {
             added.card = Some(device.clone());
         }
@@ -262,7 +264,7 @@ impl Builder<'_> {
             poll_ns: 0,
         };
         let queues = Queues { rings: Rings::default(), workers: vec![spec], counters: vec![counters] };
-        self.add("rng", "rng", Arc::new(RngDevice), queues, slot).map(drop)
+        self.add("rng", ThreadKind::RngQueue, "rng", Arc::new(RngDevice), queues, slot).map(drop)
     }
 
     /// A console with one port; the main loop's end of it is returned.
@@ -281,13 +283,14 @@ impl Builder<'_> {
             poll_ns: 0,
         };
         let queues = Queues { rings: Rings::default(), workers: vec![spec], counters };
-        self.add("console", "console", Arc::new(device), queues, slot)?;
+        self.add("console", ThreadKind::ConsoleQueue, "console", Arc::new(device), queues, slot)?;
         Ok(pipe)
     }
 
     fn add(
         &mut self,
         kind: &'static str,
+        threads: ThreadKind,
         id: &str,
         device: Arc<dyn VirtioDevice>,
         queues: Queues,
@@ -295,7 +298,7 @@ impl Builder<'_> {
     ) -> Result<(Arc<DeviceWorkers>, Arc<dyn VirtioInterrupt>), DeviceError> {
         let pci = |source| DeviceError::Pci { id: id.to_owned(), source };
         let slot = PciAddress::new(slot.device, slot.function).map_err(pci)?;
-        let workers = DeviceWorkers::spawn(self.vm.ram(), queues.rings, queues.workers)
+        let workers = DeviceWorkers::spawn_as(threads, self.vm.ram(), queues.rings, queues.workers)
             .map_err(|source| DeviceError::Host { id: id.to_owned(), what: "cannot start a thread", source })?;
         let (pin, intx, interrupt_line) = self.chipset.interrupt_pin(slot);
         let function = VirtioPci::new(VirtioPciParts {

@@ -140,6 +140,7 @@ fn document(place: &Place, path: &str, value: &str) -> String {
         "nets" => json!({"tap": "tap0", "mac": "52:54:00:12:34:56"}),
         "dhcp" => json!({"ip": "10.0.0.5", "netmask": "255.255.255.0"}),
         "limit_groups" => json!({"name": "all", "limits": {}}),
+        "jail" => json!({"dir": "/"}),
         "console" | "debug_port" => json!({"backend": "null"}),
         _ => json!({}),
     };

@@ -9,13 +9,15 @@ use crate::paths;
 const SHIPS: [&str; 5] = ["vmm/src", "devices/src", "devices/host/src", "arch", "firmware"];
 
 /// The switches between the systems' modules, and how often each names a system.
-const SWITCHES: [(&str, usize); 4] = [
+const SWITCHES: [(&str, usize); 5] = [
     // linux/ or illumos/; and the pipe that stands for an eventfd, tested everywhere.
     ("devices/host/src/lib.rs", 4),
     // The real calls are illumos'.
     ("devices/host/src/sys/mod.rs", 3),
     // The host's hypervisor, and Linux KVM.
     ("vmm/src/hypervisor/mod.rs", 3),
+    // What the process gives up; the order on illumos is tested everywhere.
+    ("vmm/src/sandbox/mod.rs", 3),
     // The heap of the static Linux binary.
     ("vmm/src/main.rs", 1),
 ];

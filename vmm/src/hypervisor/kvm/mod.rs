@@ -4,6 +4,7 @@ mod collected;
 mod irq;
 mod kick;
 mod registers;
+pub mod requests;
 mod rom;
 mod vcpu;
 mod vm;

@@ -1,0 +1,65 @@
+//! Numbers of the requests that are made of KVM while a guest runs (Linux `include/uapi/linux/kvm.h`), for whoever lets
+//! through those alone. `kvm-ioctls` keeps its own to itself.
+
+use kvm_bindings::{
+    KVMIO, kvm_coalesced_mmio_zone, kvm_debugregs, kvm_fpu, kvm_ioeventfd, kvm_irq_level, kvm_irq_routing, kvm_irqchip,
+    kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+
+/// A request without an argument, or with a number (`_IO`).
+const fn plain(number: u32) -> u32 {
+    KVMIO << 8 | number
+}
+
+/// A request that KVM reads a structure of (`_IOW`).
+const fn writes<T>(number: u32) -> u32 {
+    1 << 30 | (size_of::<T>() as u32) << 16 | plain(number)
+}
+
+/// A request that KVM answers with a structure (`_IOR`).
+const fn reads<T>(number: u32) -> u32 {
+    2 << 30 | (size_of::<T>() as u32) << 16 | plain(number)
+}
+
+/// Of a vCPU: runs the guest.
+pub const KVM_RUN: u32 = plain(0x80);
+/// Of a vCPU: what a failure names.
+pub const KVM_GET_REGS: u32 = reads::<kvm_regs>(0x81);
+/// Of a vCPU: a reset.
+pub const KVM_SET_REGS: u32 = writes::<kvm_regs>(0x82);
+/// Of a vCPU: a reset.
+pub const KVM_SET_SREGS: u32 = writes::<kvm_sregs>(0x84);
+/// Of a vCPU: a reset.
+pub const KVM_SET_MSRS: u32 = writes::<kvm_msrs>(0x89);
+/// Of a vCPU: a reset.
+pub const KVM_SET_FPU: u32 = writes::<kvm_fpu>(0x8d);
+/// Of a vCPU: a reset.
+pub const KVM_SET_LAPIC: u32 = writes::<kvm_lapic_state>(0x8f);
+/// Of a vCPU: a reset.
+pub const KVM_SET_MP_STATE: u32 = writes::<kvm_mp_state>(0x99);
+/// Of a vCPU: a non-maskable interrupt.
+pub const KVM_NMI: u32 = plain(0x9a);
+/// Of a vCPU: a reset.
+pub const KVM_SET_VCPU_EVENTS: u32 = writes::<kvm_vcpu_events>(0xa0);
+/// Of a vCPU: a reset.
+pub const KVM_SET_DEBUGREGS: u32 = writes::<kvm_debugregs>(0xa2);
+/// Of a vCPU: a reset.
+pub const KVM_SET_XCRS: u32 = writes::<kvm_xcrs>(0xa7);
+/// Of a vCPU: the guest's clock was stopped for a pause.
+pub const KVM_KVMCLOCK_CTRL: u32 = plain(0xad);
+/// Of a VM: an interrupt line.
+pub const KVM_IRQ_LINE: u32 = writes::<kvm_irq_level>(0x61);
+/// Of a VM: a reset. Its number says that it answers, which it does not.
+pub const KVM_SET_IRQCHIP: u32 = reads::<kvm_irqchip>(0x63);
+/// Of a VM: port writes that are collected.
+pub const KVM_REGISTER_COALESCED_MMIO: u32 = writes::<kvm_coalesced_mmio_zone>(0x67);
+/// Of a VM: port writes that are no longer collected.
+pub const KVM_UNREGISTER_COALESCED_MMIO: u32 = writes::<kvm_coalesced_mmio_zone>(0x68);
+/// Of a VM: where message-signalled interrupts go.
+pub const KVM_SET_GSI_ROUTING: u32 = writes::<kvm_irq_routing>(0x6a);
+/// Of a VM: an interrupt by eventfd.
+pub const KVM_IRQFD: u32 = writes::<kvm_irqfd>(0x76);
+/// Of a VM: a doorbell by eventfd.
+pub const KVM_IOEVENTFD: u32 = writes::<kvm_ioeventfd>(0x79);
+/// Of a VM: a reset.
+pub const KVM_SET_PIT2: u32 = writes::<kvm_pit_state2>(0xa0);

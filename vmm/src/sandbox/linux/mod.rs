@@ -1,0 +1,128 @@
+//! Linux: no new privileges, no file system (Landlock), no other user (`--jail`), and no system calls but those of the
+//! table (seccomp).
+
+mod calls;
+mod files;
+mod filter;
+mod jail;
+pub mod policy;
+
+use std::io;
+use std::sync::OnceLock;
+
+use landlock::RulesetCreated;
+use seccompiler::{BpfProgram, SeccompAction};
+
+use self::jail::Jail;
+use super::ThreadKind;
+use crate::config::{SandboxMode, VmConfig, system_text};
+use crate::exit::Exit;
+
+/// Why the process cannot be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The configuration names what cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// The kernel lacks it.
+    #[error("the kernel has no seccomp filters: {}; --sandbox off runs without", system_text(.0))]
+    NoSeccomp(io::Error),
+    /// The kernel refuses it.
+    #[error("{what}: {}", system_text(.source))]
+    Call {
+        /// What was asked for.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The policy does not become a program the kernel takes.
+    #[error("seccomp: {0}")]
+    Filter(String),
+    /// Landlock refuses.
+    #[error("landlock: {0}")]
+    Files(String),
+}
+
+impl SandboxError {
+    /// How the process ends for it.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) => Exit::Config,
+            Self::NoSeccomp(_) => Exit::HostLacks,
+            Self::Call { .. } | Self::Filter(_) | Self::Files(_) => Exit::HostFailed,
+        }
+    }
+}
+
+fn call(what: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
+    move |source| SandboxError::Call { what, source }
+}
+
+/// What threads enter.
+pub struct Prepared {
+    jail: Option<Jail>,
+    /// `None` where the operator wants no filters.
+    filters: Option<Filters>,
+}
+
+struct Filters {
+    files: RulesetCreated,
+    /// What becomes of a call that is not in the table.
+    refused: SeccompAction,
+    /// By kind of thread, each made for the first thread of its kind.
+    programs: [OnceLock<BpfProgram>; ThreadKind::ALL.len()],
+}
+
+impl Prepared {
+    /// Gives up new privileges, and makes the rest ready.
+    ///
+    /// # Errors
+    /// When the host cannot do it.
+    pub fn new(config: &VmConfig) -> Result<Self, SandboxError> {
+        calls::no_new_privileges().map_err(call("cannot give up new privileges"))?;
+        let refused = match config.sandbox {
+            SandboxMode::Off => None,
+            SandboxMode::Log => Some((SeccompAction::Log, libc::SECCOMP_RET_LOG)),
+            SandboxMode::Strict => Some((SeccompAction::KillProcess, libc::SECCOMP_RET_KILL_PROCESS)),
+        };
+        let filters = match refused {
+            None => None,
+            Some((refused, number)) => {
+                calls::knows_action(number).map_err(SandboxError::NoSeccomp)?;
+                let files = files::ruleset(config).map_err(|error| SandboxError::Files(error.to_string()))?;
+                Some(Filters { files, refused, programs: Default::default() })
+            }
+        };
+        let jail = config.jail.as_ref().map(Jail::prepare).transpose()?;
+        Ok(Self { jail, filters })
+    }
+
+    /// Confines the calling thread.
+    pub fn enter(&self, kind: ThreadKind) -> Result<(), SandboxError> {
+        if let Some(jail) = &self.jail {
+            jail.enter(kind)?;
+        }
+        let Some(filters) = &self.filters else { return Ok(()) };
+        let files = filters.files.try_clone().map_err(call("cannot have a descriptor twice"))?;
+        files::enter(files, kind).map_err(|error| SandboxError::Files(error.to_string()))?;
+        let program = &filters.programs[kind as usize];
+        if program.get().is_none() {
+            let made = filter::program(kind, filters.refused.clone());
+            // Another thread of the kind may have been faster, with the same.
+            let _ = program.set(made.map_err(|error| SandboxError::Filter(error.to_string()))?);
+        }
+        let program = program.get().map_or(&[][..], Vec::as_slice);
+        seccompiler::apply_filter(program).map_err(|error| SandboxError::Filter(error.to_string()))
+    }
+
+    /// Nothing comes back.
+    ///
+    /// # Errors
+    /// None.
+    pub fn leave(&self) -> Result<(), SandboxError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! What the process gives up once it has everything that a guest needs: what a guest that takes over a thread could ask of
+//! the host's kernel is what that thread needs to go on, and no more.
+//!
+//! [`prepare`] is called while the process has one thread; each thread [`enter`]s by itself as it begins its steady work,
+//! the main thread last, when all is open. What is given up differs between the systems, and is in one folder a system;
+//! `docs/sandbox.md` is for operators.
+
+#[cfg(target_os = "linux")]
+#[path = "linux/mod.rs"]
+#[doc(hidden)]
+pub mod os;
+
+#[cfg(target_os = "illumos")]
+#[path = "illumos/mod.rs"]
+#[doc(hidden)]
+pub mod os;
+
+#[cfg(any(target_os = "illumos", test))]
+mod ladder;
+
+use std::sync::OnceLock;
+
+use crate::config::{SandboxMode, VmConfig};
+use crate::control::restore_terminals;
+use crate::exit::Exit;
+use crate::logging;
+
+pub use os::SandboxError;
+
+/// What threads there are, by what they need of the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ThreadKind {
+    /// Control sockets, consoles, timers.
+    Main,
+    /// Waits for signals.
+    Signals,
+    /// Runs a vCPU.
+    Vcpu,
+    /// Works on a queue of a disk; on Linux it may give the work to the kernel (io_uring).
+    DiskQueue,
+    /// Does a disk's blocking calls.
+    DiskEngine,
+    /// Works on a queue of a network interface.
+    NetQueue,
+    /// Works on the queue of the entropy source.
+    RngQueue,
+    /// Works on the queues of the virtio console.
+    ConsoleQueue,
+}
+
+impl ThreadKind {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Main,
+        Self::Signals,
+        Self::Vcpu,
+        Self::DiskQueue,
+        Self::DiskEngine,
+        Self::NetQueue,
+        Self::RngQueue,
+        Self::ConsoleQueue,
+    ];
+
+    /// Its name in messages and in the documentation.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Signals => "signals",
+            Self::Vcpu => "vcpu",
+            Self::DiskQueue => "disk queue",
+            Self::DiskEngine => "disk engine",
+            Self::NetQueue => "net queue",
+            Self::RngQueue => "rng queue",
+            Self::ConsoleQueue => "console queue",
+        }
+    }
+}
+
+static PREPARED: OnceLock<os::Prepared> = OnceLock::new();
+
+/// Makes ready what threads enter later, and gives up at once what nobody needs. Call it while the process has one thread.
+///
+/// # Errors
+/// When the host cannot do what the configuration asks for: nobody runs a guest who believes it to be confined.
+pub fn prepare(config: &VmConfig) -> Result<(), SandboxError> {
+    if config.sandbox == SandboxMode::Off && config.jail.is_none() {
+        return Ok(());
+    }
+    let prepared = os::Prepared::new(config)?;
+    // Only a second guest in one process could find one there, and there is none.
+    let _ = PREPARED.set(prepared);
+    devices_host::engine::at_thread_start(|| enter(ThreadKind::DiskEngine));
+    Ok(())
+}
+
+/// Confines the calling thread, from now on and for ever, to what its kind needs. Nothing happens where nothing was
+/// prepared.
+///
+/// Where it fails the process ends, as a thread that is not confined may not meet its guest.
+pub fn enter(kind: ThreadKind) {
+    let Some(prepared) = PREPARED.get() else { return };
+    if let Err(error) = prepared.enter(kind) {
+        restore_terminals();
+        logging::say(format_args!("sandbox: {}: {error}", kind.name()));
+        std::process::exit(Exit::HostFailed.status().into());
+    }
+}
+
+/// The guest is gone, none of its threads runs any more, and what the process made in the file system is about to go.
+pub fn leave() {
+    if let Some(Err(error)) = PREPARED.get().map(os::Prepared::leave) {
+        log::warn!("sandbox: {error}");
+    }
+}
