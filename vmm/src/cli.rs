@@ -12,6 +12,7 @@ use crate::exit::{Exit, ExitConvention};
 use crate::hypervisor::OpenHypervisor;
 use crate::logging;
 use crate::machine;
+use crate::sandbox::secrets;
 
 mod brand;
 mod disk_info;
@@ -132,7 +133,10 @@ fn command() -> clap::Command {
 pub fn main_with(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let (convention, outcome) = match brand::started_as(&args) {
-        Some(start) => (start.convention(), start.run(open)),
+        Some(start) => {
+            secrets::wipe(args.iter().any(|arg| secrets::is_in(arg.as_encoded_bytes())));
+            (start.convention(), start.run(open))
+        }
         None => (ExitConvention::Own, dispatch(args, open)),
     };
     let exit = outcome.unwrap_or_else(|error| {

@@ -17,6 +17,7 @@ pub mod os;
 
 #[cfg(any(target_os = "illumos", test))]
 mod ladder;
+pub mod secrets;
 
 use std::sync::OnceLock;
 

@@ -1,9 +1,12 @@
 //! illumos: the zone is the jail, and the process gives up its privileges ([`ladder`](super::ladder)).
 
+mod arguments;
+
 use std::io;
 
 use illumos_priv::{PrivOp, PrivPtype, PrivSet, Privilege as Name, getppriv, setppriv};
 
+pub use self::arguments::each_argument;
 use super::ThreadKind;
 use super::ladder::{self, Privilege, Privileges, Set};
 use crate::config::{SandboxMode, VmConfig, system_text};

@@ -1,6 +1,7 @@
 //! Linux: no new privileges, no file system (Landlock), no other user (`--jail`), and no system calls but those of the
 //! table (seccomp).
 
+mod arguments;
 mod calls;
 mod files;
 mod filter;
@@ -13,6 +14,7 @@ use std::sync::OnceLock;
 use landlock::RulesetCreated;
 use seccompiler::{BpfProgram, SeccompAction};
 
+pub use self::arguments::each_argument;
 use self::jail::Jail;
 use super::ThreadKind;
 use crate::config::{SandboxMode, VmConfig, system_text};
