@@ -1,6 +1,6 @@
 //! `-o`: values of bhyve's configuration, and our own in its manner.
 
-use super::super::{ConfigError, Fate};
+use super::super::{ConfigError, Fate, SandboxMode};
 use super::support::{KEYS, Word, find, unknown};
 use super::{Reading, getopt, machine};
 
@@ -47,6 +47,7 @@ impl Reading {
             }
             "zvmm.kernel" => given().map(|path| self.config.boot.kernel = path.into()),
             "zvmm.initrd" => given().map(|path| self.config.boot.initrd = Some(path.into())),
+            "zvmm.sandbox" => sandbox(value).map(|mode| self.config.sandbox = mode),
             "zvmm.cmdline" => {
                 // The brand splits its extra options at blanks, so that a command line comes in words.
                 let cmdline = &mut self.config.boot.cmdline;
@@ -59,5 +60,14 @@ impl Reading {
             _ => Err("it has no reader".to_owned()),
         };
         done.map_err(problem)
+    }
+}
+
+fn sandbox(value: &str) -> Result<SandboxMode, String> {
+    match value {
+        "strict" => Ok(SandboxMode::Strict),
+        "log" => Ok(SandboxMode::Log),
+        "off" => Ok(SandboxMode::Off),
+        other => Err(format!("'{other}' is none of strict, log and off")),
     }
 }

@@ -130,10 +130,11 @@ pub static NET_KEYS: [Word; 6] = [
 const ALL_FRAMES: &str = "a TAP interface hands over every frame";
 
 /// Keys of `-o`: bhyve's that mean something here, and our own. Others are stored by bhyve without a word.
-pub static KEYS: [Word; 18] = [
+pub static KEYS: [Word; 19] = [
     word("zvmm.kernel", "PATH", "kernel to boot in place of a ROM: a bzImage or an ELF file", Implemented),
     word("zvmm.initrd", "PATH", "its initial RAM disk", Implemented),
     word("zvmm.cmdline", "TEXT", "its command line; given again, TEXT follows after a blank", Implemented),
+    word("zvmm.sandbox", "MODE", "what the process gives up: strict, log or off (docs/sandbox.md)", Implemented),
     word("memory.size", "SIZE", "as -m", Implemented),
     word("memory.wired", "BOOL", "as -S", Implemented),
     word("memory.use_reservoir", "BOOL", "memory that the host's administrator has set aside", Implemented),

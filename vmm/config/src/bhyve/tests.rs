@@ -1,6 +1,8 @@
 use super::support::DRIVERS;
 use super::*;
-use crate::{BootConfig, CpuConfig, DiskCache, DiskConfig, NetConfig, SerialBackend, Slot, SmbiosConfig, Topology};
+use crate::{
+    BootConfig, CpuConfig, DiskCache, DiskConfig, NetConfig, SandboxMode, SerialBackend, Slot, SmbiosConfig, Topology,
+};
 
 const UUID: &str = "6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11";
 
@@ -130,13 +132,14 @@ fn what_the_boot_hook_passes_is_the_machine_it_means() {
 fn a_kernel_in_place_of_the_rom_comes_by_extra_options_in_words() {
     let mut args = example();
     let name = args.pop().unwrap();
-    for extra in ["zvmm.kernel=/k", "zvmm.initrd=/i", "zvmm.cmdline=root=/dev/vda", "zvmm.cmdline=console=ttyS0,115200"]
-    {
+    let cmdline = ["zvmm.cmdline=root=/dev/vda", "zvmm.cmdline=console=ttyS0,115200"];
+    for extra in ["zvmm.kernel=/k", "zvmm.initrd=/i", "zvmm.sandbox=strict"].into_iter().chain(cmdline) {
         args.extend(["-o".to_owned(), extra.to_owned()]);
     }
     args.push(name);
     let Ok(Request::Run(Translation { config, .. })) = translate(&args) else { panic!() };
     let cmdline = "root=/dev/vda console=ttyS0,115200".to_owned();
+    assert_eq!(config.sandbox, SandboxMode::Strict);
     assert_eq!(config.boot, BootConfig { kernel: "/k".into(), initrd: Some("/i".into()), cmdline });
     assert_eq!(config.check(), Ok(()));
 }
@@ -452,6 +455,7 @@ fn keys_of_the_configuration_mean_what_they_mean_and_others_are_stored() {
     refused(&["-o", "verbose"], "-o: 'verbose' is no KEY=VALUE");
     refused(&["-o", "=x"], "-o: '=x' is no KEY=VALUE");
     refused(&["-o", "zvmm.kernal=/k"], "-o: unknown key 'zvmm.kernal'; did you mean 'zvmm.kernel'?");
+    refused(&["-o", "zvmm.sandbox=on"], "-o zvmm.sandbox: 'on' is none of strict, log and off");
     refused(&["-o", "zvmm.kernel="], "-o zvmm.kernel: no value is given; write -o zvmm.kernel=PATH");
     refused(&["-o", "virtio.modern=perhaps"], "-o virtio.modern: 'perhaps' is neither true nor false");
     refused(&["-o", "pci.0.4.0.path=/x"], "-o pci.0.4.0.path: give devices with -s");
