@@ -282,3 +282,38 @@ fn a_reader_that_does_not_read_does_not_stop_the_guest() {
     qmp.ask("quit");
     assert_eq!(zvmm.status(), Some(0));
 }
+
+#[test]
+fn a_password_among_bhyves_arguments_is_not_shown_to_other_users_of_the_host() {
+    if process::skip() {
+        return;
+    }
+    let display = "30:0,fbuf,vga=off,unix=@vnc,password=sesame";
+    let mut zvmm = Zvmm::start_as_bhyve(&[
+        "-c",
+        "1",
+        "-m",
+        "32M",
+        "-s",
+        "0,hostbridge",
+        "-s",
+        "31,lpc",
+        "-l",
+        "com1,socket,@com1",
+        "-s",
+        display,
+        "-o",
+        "zvmm.kernel=@guest",
+        "-o",
+        "zvmm.sandbox=strict",
+        "vm",
+    ]);
+    let mut console = process::connect(&zvmm.place("com1"));
+    talk(&mut console, b"x", b"x");
+    let shown = std::fs::read(format!("/proc/{}/cmdline", zvmm.id())).expect("a process");
+    let shown = String::from_utf8_lossy(&shown).replace('\0', " ");
+    assert!(shown.contains(",password=xxxxxx -o zvmm.kernel=") && !shown.contains("sesame"), "{shown}");
+    zvmm.signal(libc::SIGQUIT);
+    zvmm.status();
+    assert!(!zvmm.errors().contains("sesame"), "{}", zvmm.errors());
+}

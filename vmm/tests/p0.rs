@@ -24,8 +24,12 @@ mod reboots;
 mod refusals;
 #[path = "p0/resize.rs"]
 mod resize;
+#[path = "p0/sandbox.rs"]
+mod sandbox;
 #[path = "p0/tap.rs"]
 mod tap;
+#[path = "p0/tracer.rs"]
+mod tracer;
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 

@@ -163,16 +163,20 @@ fn place() -> TempDir {
 }
 
 fn command(place: &TempDir, args: &[&str]) -> Command {
-    let prefix = format!("{}/", place.path().display());
-    let mut all = vec!["run"];
+    let mut all = vec!["run", "--sandbox", "strict"];
     for (option, value) in [("--memory", "32M"), ("--kernel", "@guest")] {
         if !args.contains(&option) {
             all.extend([option, value]);
         }
     }
     all.extend(args);
+    plain_command(place, &all)
+}
+
+fn plain_command(place: &TempDir, args: &[&str]) -> Command {
+    let prefix = format!("{}/", place.path().display());
     let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm"));
-    command.args(all.iter().map(|arg| arg.replace('@', &prefix)));
+    command.args(args.iter().map(|arg| arg.replace('@', &prefix)));
     command
 }
 
@@ -186,18 +190,23 @@ pub struct Zvmm {
 impl Zvmm {
     /// Starts it with the echoing guest; `@name` in an argument stands for a path in its own directory.
     pub fn start(args: &[&str]) -> Self {
-        Self::spawn(args, Stdio::null)
+        Self::spawn(|place| command(place, args), Stdio::null)
+    }
+
+    /// Starts it in bhyve's place, with bhyve's options; the guest is `@guest`.
+    pub fn start_as_bhyve(args: &[&str]) -> Self {
+        Self::spawn(|place| plain_command(place, &[&["bhyve"], args].concat()), Stdio::null)
     }
 
     /// Starts it on a terminal.
     pub fn start_on(terminal: &Terminal, args: &[&str]) -> Self {
-        Self::spawn(args, || terminal.theirs.try_clone().expect("a descriptor").into())
+        Self::spawn(|place| command(place, args), || terminal.theirs.try_clone().expect("a descriptor").into())
     }
 
-    fn spawn(args: &[&str], stdio: impl Fn() -> Stdio) -> Self {
+    fn spawn(command: impl FnOnce(&TempDir) -> Command, stdio: impl Fn() -> Stdio) -> Self {
         let place = place();
         let errors = File::create(place.path().join(ERRORS)).expect("a file");
-        let mut command = command(&place, args);
+        let mut command = command(&place);
         let child = command.stdin(stdio()).stdout(stdio()).stderr(errors).spawn().expect("the binary runs");
         Self { child, place }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::tap;
 
 /// For guests that hang. A hundred reboots of three guests at once take two minutes where an emulated machine runs them.
-const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// The folder of the guests, or `None` with a printed reason.
 ///
@@ -38,7 +38,18 @@ impl Zvmm {
     /// One vCPU, 128 MiB, the guest's serial port on standard output.
     pub fn new(guests: &Path, guest: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm"));
-        command.args(["run", "--cpus", "1", "--memory", "128M", "--serial", "stdio", "--kernel"]);
+        command.args([
+            "run",
+            "--sandbox",
+            "strict",
+            "--cpus",
+            "1",
+            "--memory",
+            "128M",
+            "--serial",
+            "stdio",
+            "--kernel",
+        ]);
         command.arg(guests.join(guest));
         Self { command }
     }
@@ -150,6 +161,12 @@ impl Running {
         // One that has ended already cannot be killed, and is what it is.
         let _ = self.child.kill();
         self.finish()
+    }
+
+    /// What became of it, when somebody else has waited for its end.
+    pub fn ended(self, status: i32) -> Outcome {
+        let status = Some(ExitStatus::from_raw(status));
+        Outcome { command: self.command, status, output: self.output.rest(), errors: self.errors.rest() }
     }
 
     /// Waits for the end, or kills it at the time limit.
@@ -273,6 +290,11 @@ impl Outcome {
     #[track_caller]
     pub fn ended_with(&self, status: i32) {
         assert_eq!(self.status.and_then(|status| status.code()), Some(status), "{self:?}");
+    }
+
+    /// The signal that has ended the process.
+    pub fn signal(&self) -> Option<i32> {
+        self.status.and_then(|status| status.signal())
     }
 
     /// The guest proved all of these, failed in nothing, and powered off; nothing was said on stderr.
