@@ -3,6 +3,9 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use seccompiler::BpfProgramRef;
 
 /// Turns the `-1` of a libc call into the error it left in `errno`.
 fn check(result: impl Into<i64>) -> io::Result<()> {
@@ -20,6 +23,26 @@ pub fn no_new_privileges() -> io::Result<()> {
 pub fn knows_action(action: u32) -> io::Result<()> {
     // SAFETY: the kernel reads the number, which lives through the call.
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) })
+}
+
+/// The calling thread keeps to a Landlock ruleset from now on (landlock_restrict_self(2)). It has given up new privileges.
+pub fn restrict_files(rules: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes numbers.
+    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) })
+}
+
+/// The calling thread keeps to a program from now on (seccomp(2)). It has given up new privileges.
+pub fn filter_calls(program: BpfProgramRef<'_>) -> io::Result<()> {
+    /// `struct sock_fprog`.
+    #[repr(C)]
+    struct Program {
+        len: libc::c_ushort,
+        first: *const seccompiler::sock_filter,
+    }
+    let len = libc::c_ushort::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = Program { len, first: program.as_ptr() };
+    // SAFETY: the kernel copies the instructions, of which there are so many, and changes nothing.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
 }
 
 /// Whether the process is the superuser's.

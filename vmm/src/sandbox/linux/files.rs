@@ -7,14 +7,14 @@
 //! Signals are left to the table: kernels before 6.15 hold a thread back that Landlock restricted from signalling another
 //! of its own process, which is how vCPUs are woken.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    Scope,
 };
 
-use super::ThreadKind;
 use crate::config::{SerialBackend, VmConfig};
 
 /// What a kernel can hold back that is not older: an older one holds back less.
@@ -22,11 +22,12 @@ const FILES: ABI = ABI::V5;
 const PORTS: ABI = ABI::V4;
 
 /// Everything is refused but to remove what the process makes in the file system and takes away at its end: its sockets
-/// and the file with its id. A jail has none of the directories.
+/// and the file with its id. A jail has none of the directories. `None` where the kernel has no Landlock; one that has some
+/// of it does that.
 ///
 /// # Errors
-/// Never where the kernel lacks all or some of it; when no descriptor is left.
-pub fn ruleset(config: &VmConfig) -> Result<RulesetCreated, RulesetError> {
+/// When no descriptor is left.
+pub fn ruleset(config: &VmConfig) -> Result<Option<OwnedFd>, RulesetError> {
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(FILES))?
         .handle_access(AccessNet::from_all(PORTS))?
@@ -41,7 +42,7 @@ pub fn ruleset(config: &VmConfig) -> Result<RulesetCreated, RulesetError> {
             }
         }
     }
-    Ok(rules)
+    Ok(rules.into())
 }
 
 /// The files that go away with the process.
@@ -51,16 +52,4 @@ fn made(config: &VmConfig) -> impl Iterator<Item = &Path> {
         _ => None,
     });
     lines.chain(config.qmp.as_deref()).chain(config.pid_file.as_deref())
-}
-
-/// Restricts the calling thread. The main thread says once where the kernel has no Landlock.
-///
-/// # Errors
-/// When the kernel has it and refuses.
-pub fn enter(rules: RulesetCreated, kind: ThreadKind) -> Result<(), RulesetError> {
-    let status = rules.restrict_self()?;
-    if kind == ThreadKind::Main && status.ruleset == RulesetStatus::NotEnforced {
-        log::warn!("the kernel has no Landlock: files are kept from threads by their system calls alone");
-    }
-    Ok(())
 }

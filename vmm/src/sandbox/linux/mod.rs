@@ -9,9 +9,9 @@ mod jail;
 pub mod policy;
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
 
-use landlock::RulesetCreated;
 use seccompiler::{BpfProgram, SeccompAction};
 
 pub use self::arguments::each_argument;
@@ -68,7 +68,8 @@ pub struct Prepared {
 }
 
 struct Filters {
-    files: RulesetCreated,
+    /// Landlock's rules; `None` where the kernel has none.
+    files: Option<OwnedFd>,
     /// What becomes of a call that is not in the table.
     refused: SeccompAction,
     /// By kind of thread, each made for the first thread of its kind.
@@ -105,8 +106,14 @@ impl Prepared {
             jail.enter(kind)?;
         }
         let Some(filters) = &self.filters else { return Ok(()) };
-        let files = filters.files.try_clone().map_err(call("cannot have a descriptor twice"))?;
-        files::enter(files, kind).map_err(|error| SandboxError::Files(error.to_string()))?;
+        // Calls alone, and no more of them than two a thread: the crates' own functions make five.
+        match &filters.files {
+            Some(files) => calls::restrict_files(files.as_fd()).map_err(call("landlock"))?,
+            None if kind == ThreadKind::Main => {
+                log::warn!("the kernel has no Landlock: files are kept from threads by their system calls alone");
+            }
+            None => {}
+        }
         let program = &filters.programs[kind as usize];
         if program.get().is_none() {
             let made = filter::program(kind, filters.refused.clone());
@@ -114,7 +121,7 @@ impl Prepared {
             let _ = program.set(made.map_err(|error| SandboxError::Filter(error.to_string()))?);
         }
         let program = program.get().map_or(&[][..], Vec::as_slice);
-        seccompiler::apply_filter(program).map_err(|error| SandboxError::Filter(error.to_string()))
+        calls::filter_calls(program).map_err(call("seccomp"))
     }
 
     /// Nothing comes back.
