@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use devices_host::tty::Pty;
 use serde_json::json;
 use zvmm::sandbox::ThreadKind;
 use zvmm::sandbox::os::policy::{LINES, When, texts};
@@ -107,10 +108,12 @@ fn every_line_of_the_policy_is_used_and_no_guest_needs_more() {
     // What is ordered from outside.
     let (image, folder) = (disk(1), tempfile::tempdir().expect("a folder"));
     let [socket, pid_file, console] = ["qmp", "pid", "com2"].map(|name| folder.path().join(name));
+    let terminal = Pty::open().expect("a terminal");
     let zvmm = Zvmm::new(&guests, "resize")
         .args(["--disk", &path(&image), "--qmp", &socket.display().to_string()])
         .args(["--pid-file", &pid_file.display().to_string()])
-        .args(["--serial", &format!("com2=socket:{}", console.display())]);
+        .args(["--serial", &format!("com2=socket:{}", console.display())])
+        .args(["--serial", &format!("com3=device:{}", terminal.path().display())]);
     let outcome = census.run(zvmm, |running| {
         running.wait_for("SIZE 2048");
         let client = UnixStream::connect(&console).expect("a console");

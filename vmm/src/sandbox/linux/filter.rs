@@ -19,7 +19,11 @@ pub fn program(kind: ThreadKind, refused: SeccompAction) -> Result<BpfProgram, B
     program_of(LINES.iter().filter(|line| line.is_for(kind)), refused)
 }
 
-fn program_of<'a>(lines: impl Iterator<Item = &'a Line>, refused: SeccompAction) -> Result<BpfProgram, BackendError> {
+/// As [`program`], of some lines of the table.
+pub(super) fn program_of<'a>(
+    lines: impl Iterator<Item = &'a Line>,
+    refused: SeccompAction,
+) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     // A call without rules passes always: one that passes always must have none, however many lines name it.
     let mut always = Vec::new();

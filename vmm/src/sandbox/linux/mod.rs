@@ -134,4 +134,6 @@ impl Prepared {
 }
 
 #[cfg(test)]
+mod line_tests;
+#[cfg(test)]
 mod tests;

@@ -150,7 +150,7 @@ policy! {
     SYS_rt_sigprocmask ALWAYS, ALL, seen "signals are kept away from a thread that ends";
     SYS_sigaltstack ALWAYS, ALL, seen "the end of a thread: its stack for signals goes";
     SYS_madvise ALWAYS, ALL & !MAIN, seen "the end of a thread: its stack's memory goes";
-    SYS_madvise ALWAYS, MAIN, rare "heap: shrinks";
+    SYS_madvise ALWAYS, MAIN, seen "the program's own pages are given back once the guest runs";
     SYS_mmap NO_CODE, ALL, rare "heap: grows only with what is asked of the process";
     SYS_mremap ALWAYS, ALL, rare "heap: large pieces grow";
     SYS_brk ALWAYS, ALL, rare "heap: grows and shrinks";
@@ -168,11 +168,14 @@ policy! {
     SYS_gettid ALWAYS, ALL, rare "a bug ends the process with SIGABRT; a vCPU tells its thread's number";
     SYS_fcntl request(F_GETFD as u32), ALL, rare "debug builds look at a descriptor before they close it";
     SYS_ioctl ioctl(TCSETS), ALL, rare "the terminal is put back before the process ends";
+    SYS_ioctl ioctl(TCSETS2), MAIN, seen "the terminal of a serial line is given back";
+    SYS_ioctl ioctl(TCSETS2), ALL & !MAIN, rare "the same before the process ends";
     SYS_ioctl ioctl(TCGETS), ALL, rare "the C library looks whether it was";
 
     // Waiting.
     SYS_ppoll ALWAYS, MAIN | NET, seen "waiting for several things, or for some time";
-    SYS_ppoll ALWAYS, DISK | RNG | CONSOLE, rare "waiting for some time: rate limits, a second try";
+    SYS_ppoll ALWAYS, DISK | RNG | CONSOLE, rare "waiting for some time: rate limits, a second try; whether the log has a reader";
+    SYS_ppoll ALWAYS, SIGNALS | VCPU | ENGINE, rare "whether the log has a reader";
     SYS_read ALWAYS, MAIN | VCPU | QUEUES, seen "wake-ups, consoles; a vCPU: kernel and initrd, at a reset";
     SYS_preadv2 ALWAYS, MAIN | NET, seen "taking a wake-up without waiting for it";
     SYS_preadv2 ALWAYS, DISK | RNG | CONSOLE, rare "the same, after a wait for some time";
