@@ -1,7 +1,9 @@
 //! Memory, vCPUs, and what else is one for the whole machine.
 
 use crate::options::Options;
-use crate::{ConfigError, CpuConfig, MAX_VCPUS, Topology, Uuid, VmConfig, nearest, parse_size, vcpu_limits};
+use crate::{
+    ConfigError, CpuConfig, MAX_VCPUS, SandboxMode, Topology, Uuid, VmConfig, nearest, parse_size, vcpu_limits,
+};
 
 /// Guest memory without `-m`, in bytes.
 pub(super) const DEFAULT_MEMORY: u64 = 128 << 20;
@@ -225,6 +227,18 @@ fn letters(key: &str, order: &str) -> Result<(), ConfigError> {
         return Err(ConfigError::setting("-boot", problem));
     }
     Ok(())
+}
+
+/// `-sandbox`, as later versions of qemu have it: the keys take more away there, and everything is taken away here.
+pub(super) fn sandbox(text: &str) -> Result<SandboxMode, ConfigError> {
+    let keys = ["obsolete", "elevateprivileges", "spawn", "resourcecontrol"];
+    let given = Options::read("-sandbox", text, Some("enable"), &keys)?;
+    for key in keys {
+        if let Some(word) = given.text(key)?.filter(|word| !["allow", "deny", "children"].contains(&word.as_str())) {
+            return Err(given.problem(format!("{key}={word} is neither allow nor deny")));
+        }
+    }
+    Ok(if given.flag("enable")? { SandboxMode::Strict } else { SandboxMode::Off })
 }
 
 pub(super) fn balloon(text: &str) -> Result<(), ConfigError> {

@@ -166,6 +166,7 @@ impl Reading {
             "kernel" => self.config.boot.kernel = value.into(),
             "initrd" => self.config.boot.initrd = Some(value.into()),
             "append" => value.clone_into(&mut self.config.boot.cmdline),
+            "sandbox" => self.config.sandbox = machine::sandbox(value)?,
             "no-reboot" => self.config.on_reset = super::OnReset::Exit,
             "nodefaults" => self.defaults = false,
             "nographic" => self.nographic = true,

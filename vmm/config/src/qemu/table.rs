@@ -25,6 +25,7 @@ smbios|type=1,KEY=VALUE…|implemented|SMBIOS type 1; type=0 is firmware's and n
 kernel|FILE|implemented|bzImage or ELF kernel
 initrd|FILE|implemented|initial RAM disk
 append|TEXT|implemented|kernel command line
+sandbox|on|off[,KEY=allow|deny…]|implemented|what the process gives up (docs/sandbox.md): on is strict whatever the keys say; off
 no-reboot|-|implemented|a reset by the guest ends the process, with exit status 0
 nodefaults|-|implemented|no serial port and no graphics card unless given
 nographic|-|implemented|COM1 on stdio unless -serial is given

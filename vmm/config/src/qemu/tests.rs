@@ -3,7 +3,7 @@ use crate::devices::default_serial;
 use crate::dhcp::ip;
 use crate::{
     BootConfig, CpuConfig, DebugPortConfig, DhcpConfig, DiskCache, DiskConfig, Mac, NetConfig, OnReset, OnTripleFault,
-    ReadError, SerialBackend, Slot, SmbiosConfig, Topology, WriteError,
+    ReadError, SandboxMode, SerialBackend, Slot, SmbiosConfig, Topology, WriteError,
 };
 
 const UUID: &str = "6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11";
@@ -244,6 +244,9 @@ fn every_option_with_a_wrong_value_is_refused_with_a_line_that_names_it() {
         ("-boot once=d,ordr=c", "-boot: unknown key 'ordr'; did you mean 'order'?"),
         ("-boot menu=maybe", "-boot: menu='maybe' is neither on nor off"),
         ("-vga sdt", "-vga: unknown graphics card 'sdt'; did you mean 'std'?"),
+        ("-sandbox yes", "-sandbox: enable='yes' is neither on nor off"),
+        ("-sandbox on,spwan=deny", "-sandbox: unknown key 'spwan'; did you mean 'spawn'?"),
+        ("-sandbox on,spawn=no", "-sandbox: spawn=no is neither allow nor deny"),
         ("-balloon virtio", "-balloon: 'virtio' is not built; write none"),
         ("-usbdevice disk:/x", "-usbdevice: 'disk' is not built"),
         ("-net user", "-net: user is not built; use vnic,ifname=LINK"),
@@ -515,6 +518,8 @@ fn a_direct_boot_and_the_rest_of_the_machine() {
     );
     assert_eq!((config.on_reset, config.cpus.model.as_str()), (OnReset::Exit, "host"));
     assert_eq!(config.check(), Ok(()));
+    assert_eq!(read("-sandbox off").sandbox, SandboxMode::Off);
+    assert_eq!(read("-sandbox on,obsolete=deny,spawn=allow").sandbox, SandboxMode::Strict);
     assert_eq!(read("-cpu kvm64,-popcnt").cpus.model, "x86-64-v2,-popcnt");
     assert_eq!(
         notes("-parallel null -monitor none"),
