@@ -12,6 +12,8 @@
 //! * `--calls FILE`: writes how often each call was made.
 //! * `--record FILE`: writes what the guest does to its machine, as `zvmm_double::record` says.
 //!
+//! The process is not confined (`--sandbox`), as it does a kernel's work.
+//!
 //! Ends as zvmm does; or, where a rule of the interface was broken or something was left behind, with status 70, after one
 //! line a violation on stderr.
 
@@ -189,6 +191,7 @@ mod double {
         let mutating = Mutating::new(process.clone(), options.mutations);
         let injecting = Injecting::new(mutating, options.injections);
 
+        zvmm::sandbox::never();
         let sys: Arc<dyn Sys> = injecting.clone();
         let open: OpenHypervisor<'_> = match options.interface {
             Interface::Bhyve => &|config| {

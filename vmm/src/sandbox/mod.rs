@@ -20,6 +20,7 @@ mod ladder;
 pub mod secrets;
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{SandboxMode, VmConfig};
 use crate::control::restore_terminals;
@@ -80,12 +81,21 @@ impl ThreadKind {
 
 static PREPARED: OnceLock<os::Prepared> = OnceLock::new();
 
+/// Whether this process is never confined.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// Has this process give up nothing, whatever its configuration says: one that plays the part of a kernel needs what no
+/// policy lets pass.
+pub fn never() {
+    NEVER.store(true, Ordering::Relaxed);
+}
+
 /// Makes ready what threads enter later, and gives up at once what nobody needs. Call it while the process has one thread.
 ///
 /// # Errors
 /// When the host cannot do what the configuration asks for: nobody runs a guest who believes it to be confined.
 pub fn prepare(config: &VmConfig) -> Result<(), SandboxError> {
-    if config.sandbox == SandboxMode::Off && config.jail.is_none() {
+    if NEVER.load(Ordering::Relaxed) || config.sandbox == SandboxMode::Off && config.jail.is_none() {
         return Ok(());
     }
     let prepared = os::Prepared::new(config)?;

@@ -56,6 +56,7 @@ fn the_worked_example_provisions_talks_on_both_lines_and_stops_in_time() {
     // Its sockets, and nothing else that stays when the zone is booted again.
     assert_eq!(zone.sockets_and_files(), (vec!["vm.ttyb".to_owned()], vec![]));
     assert_eq!(zone.root.names("/var/run"), [""; 0]);
+    zone.until_confined();
 
     zone.root.forget_console();
     zone.root.type_on_console(b"abc\r\n\x03\x04\x1a");

@@ -205,6 +205,20 @@ impl Zone {
         (names("fd").len(), threads)
     }
 
+    /// Waits until every thread of the VMM has given up new privileges and all system calls that it does not need.
+    #[track_caller]
+    pub fn until_confined(&mut self) {
+        self.until("every thread is confined", |zone| {
+            let threads = fs::read_dir(format!("/proc/{}/task", zone.init_pid())).expect("a process");
+            let mut statuses =
+                threads.map(|thread| fs::read_to_string(thread.expect("a thread").path().join("status")));
+            statuses.all(|status| {
+                let status = status.expect("a thread's status");
+                ["Seccomp:\t2\n", "NoNewPrivs:\t1\n"].iter().all(|line| status.contains(line))
+            })
+        });
+    }
+
     /// Where a socket of the zone is.
     pub fn socket(&self, name: &str) -> PathBuf {
         self.root.path("/tmp").join(name)

@@ -115,6 +115,7 @@ fn the_worked_example_provisions_answers_vmadmd_and_stops_in_time() {
     console.call(&mut zone);
     console.send(b"abc");
     console.until(&mut zone, "abc");
+    zone.until_confined();
     // What `vmadm info` shows as it comes, and what else vmadmd sends: an error would have it wait for ever.
     let socket = zone.socket("vm.qmp");
     for (what, least) in [
