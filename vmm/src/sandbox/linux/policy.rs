@@ -2,8 +2,8 @@
 //!
 //! A line has a system call, a condition on one of its arguments, the threads that may make it, and why they do. `rare`
 //! marks what no run of the tests can be expected to show (another C library, an error path); all other lines are shown to
-//! be used (`vmm/tests/sandbox.rs`), so that none outlives its reason. A call that several lines name passes where one of
-//! them lets it.
+//! be used (`vmm/tests/p0/sandbox.rs`), so that none outlives its reason. Each line is shown to be in force and not covered by
+//! another (`line_tests.rs`). A call that several lines name passes where one of them lets it.
 //!
 //! What a thread has open already is all that it can use: no line opens, connects or executes anything. File names are
 //! known to one line, the removal of sockets and of the process's own id file at the end, which Landlock holds to their
@@ -42,8 +42,8 @@ const fn request(value: u32) -> When {
     When::Is { arg: 1, value }
 }
 
-/// As [`request`], for those that the C library counts among the long ones.
-const fn ioctl(value: c_ulong) -> When {
+/// As [`request`], for numbers of the C library: their type depends on which one it is.
+const fn ioctl(value: Ioctl) -> When {
     request(value as u32)
 }
 
@@ -67,12 +67,12 @@ const ALWAYS: When = When::Always;
 const OWN: When = When::ThisProcess;
 
 // Numbers that the C library's bindings lack.
-const FIONBIO: c_ulong = 0x5421;
-const SIOCGIFFLAGS: c_ulong = 0x8913;
-const BLKDISCARD: c_ulong = 0x1277;
-const BLKZEROOUT: c_ulong = 0x127f;
-const BLKSSZGET: c_ulong = 0x1268;
-const BLKGETSIZE64: c_ulong = 0x8008_1272;
+const FIONBIO: u32 = 0x5421;
+const SIOCGIFFLAGS: u32 = 0x8913;
+const BLKDISCARD: u32 = 0x1277;
+const BLKZEROOUT: u32 = 0x127f;
+const BLKSSZGET: u32 = 0x1268;
+const BLKGETSIZE64: u32 = 0x8008_1272;
 const IORING_UNREGISTER_FILES: u32 = 3;
 
 /// Sets of kinds of threads.
@@ -188,7 +188,7 @@ policy! {
     SYS_accept4 ALWAYS, MAIN, seen "a client of a socket that is listened on";
     SYS_getsockopt OF_SOCKETS, MAIN, seen "who a client is";
     SYS_geteuid ALWAYS, MAIN, rare "who a client must be that is not the superuser";
-    SYS_ioctl ioctl(FIONBIO), MAIN, seen "a client's socket does not block";
+    SYS_ioctl request(FIONBIO), MAIN, seen "a client's socket does not block";
     SYS_fcntl request(F_DUPFD_CLOEXEC as u32), MAIN, seen "a console's client is read and written";
     SYS_recvfrom ALWAYS, MAIN, seen "what clients and the kernel's messages about interfaces say";
     SYS_sendto ALWAYS, MAIN, seen "what clients are told";
@@ -203,7 +203,7 @@ policy! {
     SYS_writev ALWAYS, NET, seen "a frame to the TAP device";
     SYS_ioctl ioctl(TUNSETOFFLOAD), NET, seen "what the driver takes";
     SYS_ioctl ioctl(TUNGETIFF), MAIN, rare "which interface a TAP device has, when one has changed";
-    SYS_ioctl ioctl(SIOCGIFFLAGS), MAIN, rare "whether it is up";
+    SYS_ioctl request(SIOCGIFFLAGS), MAIN, rare "whether it is up";
 
     // Disks.
     SYS_preadv ALWAYS, DISK | ENGINE, seen "reads";
@@ -213,10 +213,10 @@ policy! {
     SYS_fdatasync ALWAYS, DISK, seen "flushes";
     SYS_fdatasync ALWAYS, ENGINE, rare "a flush beside other requests";
     SYS_fallocate ALWAYS, DISK | ENGINE, rare "discards, and zeroes";
-    SYS_ioctl ioctl(BLKDISCARD), DISK | ENGINE, rare "discards on a block device";
-    SYS_ioctl ioctl(BLKZEROOUT), DISK | ENGINE, rare "zeroes on a block device";
-    SYS_ioctl ioctl(BLKGETSIZE64), DISK, rare "the size of a block device now";
-    SYS_ioctl ioctl(BLKSSZGET), DISK, rare "the size of a block device now";
+    SYS_ioctl request(BLKDISCARD), DISK | ENGINE, rare "discards on a block device";
+    SYS_ioctl request(BLKZEROOUT), DISK | ENGINE, rare "zeroes on a block device";
+    SYS_ioctl request(BLKGETSIZE64), DISK, rare "the size of a block device now";
+    SYS_ioctl request(BLKSSZGET), DISK, rare "the size of a block device now";
     SYS_ftruncate ALWAYS, DISK, seen "another size of a disk's file, as the operator orders";
     SYS_io_uring_enter ALWAYS, DISK, seen "engine=io_uring: gives the kernel work";
     SYS_io_uring_register request(IORING_UNREGISTER_FILES), DISK, seen "engine=io_uring: its end";
