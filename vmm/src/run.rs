@@ -95,7 +95,7 @@ fn start_and_serve(
         logging::say(format_args!("this is a bug: {bug}"));
         std::process::abort();
     }));
-    sandbox::prepare(config)?;
+    sandbox::prepare(config, convention)?;
     let inbox = Inbox::new().map_err(system("cannot create a wake-up"))?;
     let qmp = config.qmp.as_deref().map(Listener::bind).transpose()?.map(QmpServer::new);
     let pid_file = config.pid_file.as_deref().map(PidFile::write).transpose()?;

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{SandboxMode, VmConfig};
 use crate::control::restore_terminals;
-use crate::exit::Exit;
+use crate::exit::{Exit, ExitConvention};
 use crate::logging;
 
 pub use os::SandboxError;
@@ -79,7 +79,8 @@ impl ThreadKind {
     }
 }
 
-static PREPARED: OnceLock<os::Prepared> = OnceLock::new();
+/// What threads enter, and how the process ends where one cannot.
+static PREPARED: OnceLock<(os::Prepared, ExitConvention)> = OnceLock::new();
 
 /// Whether this process is never confined.
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -94,13 +95,13 @@ pub fn never() {
 ///
 /// # Errors
 /// When the host cannot do what the configuration asks for: nobody runs a guest who believes it to be confined.
-pub fn prepare(config: &VmConfig) -> Result<(), SandboxError> {
+pub fn prepare(config: &VmConfig, convention: ExitConvention) -> Result<(), SandboxError> {
     if NEVER.load(Ordering::Relaxed) || config.sandbox == SandboxMode::Off && config.jail.is_none() {
         return Ok(());
     }
     let prepared = os::Prepared::new(config)?;
     // Only a second guest in one process could find one there, and there is none.
-    let _ = PREPARED.set(prepared);
+    let _ = PREPARED.set((prepared, convention));
     devices_host::engine::at_thread_start(|| enter(ThreadKind::DiskEngine));
     Ok(())
 }
@@ -110,17 +111,18 @@ pub fn prepare(config: &VmConfig) -> Result<(), SandboxError> {
 ///
 /// Where it fails the process ends, as a thread that is not confined may not meet its guest.
 pub fn enter(kind: ThreadKind) {
-    let Some(prepared) = PREPARED.get() else { return };
+    let Some((prepared, convention)) = PREPARED.get() else { return };
     if let Err(error) = prepared.enter(kind) {
         restore_terminals();
         logging::say(format_args!("sandbox: {}: {error}", kind.name()));
-        std::process::exit(Exit::HostFailed.status().into());
+        // SAFETY: ends the process, without anything of its other threads that still run.
+        unsafe { libc::_exit(convention.status(Exit::HostFailed).into()) };
     }
 }
 
 /// The guest is gone, none of its threads runs any more, and what the process made in the file system is about to go.
 pub fn leave() {
-    if let Some(Err(error)) = PREPARED.get().map(os::Prepared::leave) {
+    if let Some(Err(error)) = PREPARED.get().map(|(prepared, _)| prepared.leave()) {
         log::warn!("sandbox: {error}");
     }
 }
