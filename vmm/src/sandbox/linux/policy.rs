@@ -167,6 +167,7 @@ policy! {
     SYS_getpid ALWAYS, ALL, rare "a bug ends the process with SIGABRT; waking a vCPU";
     SYS_gettid ALWAYS, ALL, rare "a bug ends the process with SIGABRT; a vCPU tells its thread's number";
     SYS_fcntl request(F_GETFD as u32), ALL, rare "debug builds look at a descriptor before they close it";
+    SYS_fcntl request(F_SETFD as u32), MAIN | VCPU, rare "musl says of each descriptor that it makes a second time that it is not inherited";
     SYS_ioctl ioctl(TCSETS), ALL, rare "the terminal is put back before the process ends";
     SYS_ioctl ioctl(TCSETS2), MAIN, seen "the terminal of a serial line is given back";
     SYS_ioctl ioctl(TCSETS2), ALL & !MAIN, rare "the same before the process ends";
