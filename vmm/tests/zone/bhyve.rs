@@ -13,7 +13,10 @@ use crate::{LIMIT, guest};
 /// A guest with its kernel in the documented extra options, which know no quotes.
 fn properties(properties: Properties, cmdline: &[&str]) -> Properties {
     let words = cmdline.iter().map(|word| format!(" -o zvmm.cmdline={word}"));
-    Properties { extra: format!("-o zvmm.kernel=/guest{}", words.collect::<String>()), ..properties }
+    Properties {
+        extra: format!("-o zvmm.kernel=/guest -o zvmm.sandbox=strict{}", words.collect::<String>()),
+        ..properties
+    }
 }
 
 fn booted(guest: &Path, cmdline: &[&str]) -> Zone {

@@ -17,7 +17,7 @@ use crate::{LIMIT, guest};
 /// A guest with its kernel in the documented extra options.
 fn properties(properties: Properties, cmdline: &str) -> Properties {
     let append = if cmdline.is_empty() { String::new() } else { format!(" -append {cmdline}") };
-    Properties { extra: format!("-kernel /guest{append}"), ..properties }
+    Properties { extra: format!("-kernel /guest -sandbox on{append}"), ..properties }
 }
 
 /// The guest's first serial line, which is a socket in this brand.

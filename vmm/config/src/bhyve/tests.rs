@@ -133,13 +133,13 @@ fn a_kernel_in_place_of_the_rom_comes_by_extra_options_in_words() {
     let mut args = example();
     let name = args.pop().unwrap();
     let cmdline = ["zvmm.cmdline=root=/dev/vda", "zvmm.cmdline=console=ttyS0,115200"];
-    for extra in ["zvmm.kernel=/k", "zvmm.initrd=/i", "zvmm.sandbox=off"].into_iter().chain(cmdline) {
+    for extra in ["zvmm.kernel=/k", "zvmm.initrd=/i", "zvmm.sandbox=strict"].into_iter().chain(cmdline) {
         args.extend(["-o".to_owned(), extra.to_owned()]);
     }
     args.push(name);
     let Ok(Request::Run(Translation { config, .. })) = translate(&args) else { panic!() };
     let cmdline = "root=/dev/vda console=ttyS0,115200".to_owned();
-    assert_eq!(config.sandbox, SandboxMode::Off);
+    assert_eq!(config.sandbox, SandboxMode::Strict);
     assert_eq!(config.boot, BootConfig { kernel: "/k".into(), initrd: Some("/i".into()), cmdline });
     assert_eq!(config.check(), Ok(()));
 }
