@@ -1,35 +1,21 @@
-//! The whole process in a zone: a stand-in for the global zone of SmartOS makes the zone, starts the VMM as the brand starts
-//! it, and talks to it as vmadmd does.
-//!
-//! What stands in keeps to the rules that are documented for zoneadmd, the boot hook, zhyve, vmadm and vmadmd, and to nothing
-//! that zvmm would like: a zone's root of its own with what the brand has in it, the command line that follows from the
-//! guest's properties, descriptors, sockets, time-outs. The guest is the tiny one of `tests/guests/src/bin/zone.rs`, which the
-//! documented free-text options bring in.
+//! The whole process in a zone of the stand-in for SmartOS' global zone (`vmm/zone`), with the tiny guest of
+//! `tests/guests/src/bin/zone.rs`, which the documented free-text options bring in. Stock guests run there in the lab:
+//! `cargo xtask lab zone`.
 //!
 //! `cargo xtask test` builds the guests and names their folder in `ZVMM_GUESTS`; without it these tests skip, and say so.
 
 #![cfg(target_os = "linux")]
 
-#[path = "zone/argv.rs"]
-mod argv;
 #[path = "zone/bhyve.rs"]
 mod bhyve;
-#[path = "zone/confined.rs"]
-mod confined;
-#[path = "zone/global.rs"]
-mod global;
 #[path = "zone/kvm.rs"]
 mod kvm;
-#[path = "zone/qmp.rs"]
-mod qmp;
-#[path = "zone/root.rs"]
-mod root;
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
 
-/// No step needs a tenth of it.
-pub const LIMIT: Duration = Duration::from_secs(60);
+use zvmm_zone::argv::Properties;
+use zvmm_zone::global::Zone;
+use zvmm_zone::root::{Brand, Parts};
 
 /// The guest's kernel, or `None` with a printed reason.
 ///
@@ -46,12 +32,9 @@ pub fn guest() -> Option<PathBuf> {
     Some(PathBuf::from(folder).join("zone"))
 }
 
-/// Waits until something is so.
-#[track_caller]
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < end, "waited for: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+/// A zone of a brand, not booted yet, with the guest's kernel as its `/guest`.
+pub fn create(brand: Brand, guest: &Path, properties: Properties) -> Zone {
+    let program = Path::new(env!("CARGO_BIN_EXE_zvmm"));
+    let parts = Parts { program, words: &[], files: &[(guest, "guest")], place: &std::env::temp_dir() };
+    Zone::create(brand, &parts, properties)
 }

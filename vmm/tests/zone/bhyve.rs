@@ -5,10 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::argv::Properties;
-use crate::global::{Stop, Zone};
-use crate::root::Brand;
-use crate::{LIMIT, guest};
+use zvmm_zone::LIMIT;
+use zvmm_zone::argv::Properties;
+use zvmm_zone::global::{Stop, Zone};
+use zvmm_zone::root::Brand;
+
+use crate::{create, guest};
 
 /// A guest with its kernel in the documented extra options, which know no quotes.
 fn properties(properties: Properties, cmdline: &[&str]) -> Properties {
@@ -20,7 +22,7 @@ fn properties(properties: Properties, cmdline: &[&str]) -> Properties {
 }
 
 fn booted(guest: &Path, cmdline: &[&str]) -> Zone {
-    let mut zone = Zone::create(Brand::Bhyve, guest, properties(Properties::small(), cmdline));
+    let mut zone = create(Brand::Bhyve, guest, properties(Properties::small(), cmdline));
     zone.boot();
     zone.until_console("UP\n");
     zone
@@ -52,7 +54,7 @@ fn is_transparent(stream: &mut UnixStream) {
 #[test]
 fn the_worked_example_provisions_talks_on_both_lines_and_stops_in_time() {
     let Some(guest) = guest() else { return };
-    let mut zone = Zone::create(Brand::Bhyve, &guest, properties(Properties::example(), &[]));
+    let mut zone = create(Brand::Bhyve, &guest, properties(Properties::example(), &[]));
     zone.boot();
     zone.until_console("UP\n");
     assert_eq!(zone.root.names("/var/svc"), ["provision_success"], "before the guest says anything");
@@ -134,7 +136,7 @@ fn each_end_of_the_guest_is_the_status_that_the_brand_reads() {
         assert_eq!(zone.ends(), [status], "{}", zone.said());
     }
     // A guest that cannot be: one line in the log, and the zone is halted; its mark stays.
-    let mut zone = Zone::create(Brand::Bhyve, &guest, properties(Properties::small(), &[]));
+    let mut zone = create(Brand::Bhyve, &guest, properties(Properties::small(), &[]));
     zone.properties.extra = "-o zvmm.kernel=/no-such-kernel".to_owned();
     zone.boot();
     zone.until_halted();

@@ -1,18 +1,19 @@
 //! Zones of the kvm brand.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::argv::Properties;
-use crate::global::{Stop, Zone};
-use crate::qmp::{ask, try_ask};
-use crate::root::Brand;
-use crate::{LIMIT, guest};
+use zvmm_zone::LIMIT;
+use zvmm_zone::argv::Properties;
+use zvmm_zone::console::Console;
+use zvmm_zone::global::{Stop, Zone};
+use zvmm_zone::qmp::{ask, try_ask};
+use zvmm_zone::root::Brand;
+
+use crate::{create, guest};
 
 /// A guest with its kernel in the documented extra options.
 fn properties(properties: Properties, cmdline: &str) -> Properties {
@@ -20,55 +21,9 @@ fn properties(properties: Properties, cmdline: &str) -> Properties {
     Properties { extra: format!("-kernel /guest -sandbox on{append}"), ..properties }
 }
 
-/// The guest's first serial line, which is a socket in this brand.
-struct Console {
-    stream: UnixStream,
-    said: Vec<u8>,
-}
-
-impl Console {
-    /// Connects as `vmadm console` does: as soon as there is somebody.
-    fn of(zone: &mut Zone) -> Self {
-        let (socket, mut stream) = (zone.socket("vm.console"), None);
-        zone.until("the console is served", |_| {
-            stream = UnixStream::connect(&socket).ok();
-            stream.is_some()
-        });
-        let stream = stream.expect("a connection");
-        stream.set_nonblocking(true).expect("a socket");
-        Self { stream, said: Vec::new() }
-    }
-
-    fn text(&mut self) -> String {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = self.stream.read(&mut bytes) {
-            self.said.extend_from_slice(&bytes[..count]);
-        }
-        String::from_utf8_lossy(&self.said).into_owned()
-    }
-
-    /// Calls until the guest answers: what is sent before it has set up its port is lost.
-    fn call(&mut self, zone: &mut Zone) {
-        while !self.text().contains('?') {
-            self.send(b"?");
-            let patience = Instant::now() + Duration::from_millis(100);
-            zone.until("an answer", |_| self.text().contains('?') || Instant::now() > patience);
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).expect("the console");
-    }
-
-    #[track_caller]
-    fn until(&mut self, zone: &mut Zone, text: &str) {
-        zone.until(text, |_| self.text().contains(text));
-    }
-}
-
 /// A zone with a guest that answers: what it said before somebody came is lost, as the brand has it.
 fn booted(guest: &Path, cmdline: &str) -> (Zone, Console) {
-    let mut zone = Zone::create(Brand::Kvm, guest, properties(Properties::small(), cmdline));
+    let mut zone = create(Brand::Kvm, guest, properties(Properties::small(), cmdline));
     zone.boot();
     let mut console = Console::of(&mut zone);
     if cmdline.is_empty() {
@@ -77,30 +32,10 @@ fn booted(guest: &Path, cmdline: &str) -> (Zone, Console) {
     (zone, console)
 }
 
-impl Zone {
-    /// What vmadmd does with a zone that is not provisioned yet, each few seconds; whether it is now.
-    fn provision(&self) -> bool {
-        let status = ask(&self.socket("vm.qmp"), "query-status", None);
-        assert!(status["running"].is_boolean() && status["singlestep"].is_boolean(), "{status}");
-        if status["hwsetup"] == true {
-            let svc = self.root.path("/var/svc");
-            fs::rename(svc.join("provisioning"), svc.join("provision_success")).expect("the mark is still vmadmd's");
-        }
-        status["hwsetup"] == true
-    }
-
-    /// `vmadm stop` of this brand.
-    fn power_down(&mut self, time_out: Duration) -> Stop {
-        let answer = ask(&self.socket("vm.qmp"), "system_powerdown", None);
-        assert_eq!(answer, json!({}));
-        self.wait_for_end(time_out)
-    }
-}
-
 #[test]
 fn the_worked_example_provisions_answers_vmadmd_and_stops_in_time() {
     let Some(guest) = guest() else { return };
-    let mut zone = Zone::create(Brand::Kvm, &guest, properties(Properties::example(), ""));
+    let mut zone = create(Brand::Kvm, &guest, properties(Properties::example(), ""));
     zone.boot();
     zone.until("the control socket", |zone| zone.socket("vm.qmp").exists());
     zone.until("the hardware is set up", |zone| zone.provision());
@@ -204,7 +139,7 @@ fn sigint_and_sighup_end_the_process_at_once_and_successfully() {
 #[test]
 fn what_cannot_run_is_a_line_in_the_log_and_status_1() {
     let Some(guest) = guest() else { return };
-    let mut zone = Zone::create(Brand::Kvm, &guest, properties(Properties::small(), ""));
+    let mut zone = create(Brand::Kvm, &guest, properties(Properties::small(), ""));
     zone.properties.extra = "-kernel /no-such-kernel -frob nicate".to_owned();
     zone.boot();
     zone.until_halted();

@@ -13,12 +13,13 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::{Attribute, Expr, ExprLit, Item, ItemMod, Lit, Meta};
 
 /// Folders of packages, and what their tests' paths begin with.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("devices", "devices"),
     ("devices/host", "devices_host"),
     ("vmm", "zvmm"),
     ("vmm/config", "zvmm_config"),
     ("vmm/double", "zvmm_double"),
+    ("vmm/zone", "zvmm_zone"),
     ("arch/x86_64", "arch_x86_64"),
     ("firmware", "firmware"),
 ];

@@ -8,16 +8,26 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::argv::Properties;
-use crate::root::{Brand, Records, Root};
+use crate::memory::Memory;
+use crate::root::{Brand, Parts, Records, Root};
 use crate::{LIMIT, confined, until};
 
 /// A zone that was made for a guest.
 pub struct Zone {
+    /// Which VMM it is for.
     pub brand: Brand,
+    /// Its files.
     pub root: Root,
+    /// Its guest.
     pub properties: Properties,
     /// What the zone's log has; of the bhyve brand alone.
     pub log: Records,
+    /// How long a step may take.
+    pub limit: Duration,
+    /// How long it takes to look again: looking costs an emulated machine much of its time.
+    pub pause: Duration,
+    /// What the program takes before the arguments of the brand.
+    words: Vec<String>,
     init: Option<Child>,
     /// How every init has ended, in turn.
     ends: Vec<ExitStatus>,
@@ -36,12 +46,29 @@ pub enum Stop {
 
 impl Zone {
     /// `vmadm create`: a zone that is not booted yet.
-    pub fn create(brand: Brand, guest: &std::path::Path, properties: Properties) -> Self {
-        let root = Root::new(brand, guest, &properties);
-        Self { brand, root, properties, log: Records::default(), init: None, ends: Vec::new(), ends_before_signal: 0 }
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn create(brand: Brand, parts: &Parts<'_>, properties: Properties) -> Self {
+        Self {
+            brand,
+            root: Root::new(brand, parts, &properties),
+            properties,
+            log: Records::default(),
+            limit: LIMIT,
+            pause: Duration::from_micros(500),
+            words: parts.words.to_vec(),
+            init: None,
+            ends: Vec::new(),
+            ends_before_signal: 0,
+        }
     }
 
     /// `zoneadm boot`: what is mounted anew is empty, and init is started.
+    ///
+    /// # Panics
+    /// When it runs, or init cannot be started.
     pub fn boot(&mut self) {
         assert!(self.init.is_none(), "the zone runs");
         if self.brand == Brand::Bhyve {
@@ -64,7 +91,7 @@ impl Zone {
         // The boot hook allows no more, and the kernel has its own limit.
         assert!(argv.len() <= 100, "{} arguments", argv.len());
         let mut command = Command::new(format!("/{}", self.brand.program()));
-        command.arg0(&argv[0]).args(&argv[1..]).env_clear().stdin(Stdio::null());
+        command.arg0(&argv[0]).args(&self.words).args(&argv[1..]).env_clear().stdin(Stdio::null());
         match log {
             Some(log) => command.stdout(log.try_clone().expect("a descriptor")).stderr(log),
             None => command.stdout(self.log.stream()).stderr(self.log.stream()),
@@ -77,6 +104,9 @@ impl Zone {
 
     /// Looks at init as the kernel does: one that ends with 0 is started again where the brand wants that, and any other end
     /// halts the zone. Whether the zone runs.
+    ///
+    /// # Panics
+    /// When init cannot be started again.
     pub fn tend(&mut self) -> bool {
         let Some(init) = &mut self.init else { return false };
         if let Some(end) = init.try_wait().expect("a child") {
@@ -90,20 +120,25 @@ impl Zone {
     }
 
     /// How every init since the boot has ended, in turn: its status, or the number of the signal as a negative one.
+    #[must_use]
     pub fn ends(&self) -> Vec<i32> {
         let number = |end: &ExitStatus| end.code().or(end.signal().map(|signal| -signal)).expect("an end");
         self.ends.iter().map(number).collect()
     }
 
     /// How those have ended that had not when the last signal was sent.
+    #[must_use]
     pub fn ends_since_signal(&self) -> Vec<i32> {
         self.ends().split_off(self.ends_before_signal)
     }
 
     /// Waits until something is so, while the zone is looked after.
+    ///
+    /// # Panics
+    /// When it is not in time, with all that the VMM and the guest have said.
     #[track_caller]
     pub fn until(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> bool) {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + self.limit;
         loop {
             let runs = self.tend();
             if is_so(self) {
@@ -111,7 +146,7 @@ impl Zone {
             }
             let state = if runs { "runs" } else { "is halted" };
             assert!(Instant::now() < end, "waited for: {what}; the zone {state}; {:?}\n{}", self.ends(), self.said());
-            std::thread::sleep(Duration::from_micros(500));
+            std::thread::sleep(self.pause);
         }
     }
 
@@ -122,18 +157,28 @@ impl Zone {
     }
 
     /// Waits until the guest has said something on its console.
+    ///
+    /// # Panics
+    /// As [`Self::until`].
     #[track_caller]
     pub fn until_console(&mut self, text: &str) {
         self.until(text, |zone| zone.root.console().contains(text));
     }
 
     /// Waits until the zone is halted by the end of its init.
+    ///
+    /// # Panics
+    /// As [`Self::until`].
     #[track_caller]
     pub fn until_halted(&mut self) {
         self.until("the zone is halted", |zone| zone.init.is_none());
     }
 
     /// Process id of init.
+    ///
+    /// # Panics
+    /// When the zone does not run.
+    #[must_use]
     pub fn init_pid(&self) -> i32 {
         let init = self.init.as_ref().expect("the zone runs");
         i32::try_from(init.id()).expect("a process id")
@@ -141,6 +186,9 @@ impl Zone {
 
     /// Sends a signal to the VMM that is the zone's init. As it has one process id from the boot to the halt, however often it is
     /// executed again, it is never sent to a process that has ended: stopped first, it is one that lives.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
     pub fn signal(&mut self, signal: i32) {
         while self.tend() {
             let pid = self.init_pid();
@@ -164,18 +212,29 @@ impl Zone {
 
     /// Waits for the end of init as whoever stops a zone does.
     pub fn wait_for_end(&mut self, time_out: Duration) -> Stop {
-        let end = Instant::now() + time_out;
-        while self.tend() {
-            if Instant::now() >= end {
-                self.halt();
-                return Stop::Forced;
-            }
-            std::thread::sleep(Duration::from_micros(500));
+        if self.runs_for(time_out) {
+            self.halt();
+            return Stop::Forced;
         }
         Stop::InTime
     }
 
+    /// Looks after the zone for so long, and no longer than it runs; whether it still does.
+    pub fn runs_for(&mut self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        while self.tend() {
+            if Instant::now() >= end {
+                return true;
+            }
+            std::thread::sleep(self.pause);
+        }
+        false
+    }
+
     /// `zoneadm halt`: nobody in the zone hears of it.
+    ///
+    /// # Panics
+    /// When init cannot be killed.
     pub fn halt(&mut self) {
         if let Some(mut init) = self.init.take() {
             init.kill().expect("a process");
@@ -184,6 +243,10 @@ impl Zone {
     }
 
     /// Names of the sockets in the zone's `/tmp`, and of what else is there.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    #[must_use]
     pub fn sockets_and_files(&self) -> (Vec<String>, Vec<String>) {
         use std::os::unix::fs::FileTypeExt as _;
         let is_socket = |name: &String| {
@@ -193,7 +256,11 @@ impl Zone {
         self.root.names("/tmp").into_iter().partition(is_socket)
     }
 
-    /// Descriptors and threads of the VMM.
+    /// How many descriptors the VMM has, and the names of its threads.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
     pub fn belongings(&self) -> (usize, Vec<String>) {
         let names = |folder: &str| -> Vec<String> {
             let entries = fs::read_dir(format!("/proc/{}/{folder}", self.init_pid())).expect("a process");
@@ -206,6 +273,9 @@ impl Zone {
     }
 
     /// Waits until every thread of the VMM has given up new privileges and all system calls that it does not need.
+    ///
+    /// # Panics
+    /// When it does not come so far.
     #[track_caller]
     pub fn until_confined(&mut self) {
         self.until("every thread is confined", |zone| {
@@ -219,7 +289,17 @@ impl Zone {
         });
     }
 
+    /// Memory of the VMM.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory::of(self.init_pid().unsigned_abs()).expect("a process")
+    }
+
     /// Where a socket of the zone is.
+    #[must_use]
     pub fn socket(&self, name: &str) -> PathBuf {
         self.root.path("/tmp").join(name)
     }

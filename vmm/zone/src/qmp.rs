@@ -19,6 +19,9 @@ pub fn ask(socket: &Path, command: &str, arguments: Option<Value>) -> Value {
 }
 
 /// As [`ask`]; `None` where the VMM has ended.
+///
+/// # Panics
+/// As [`ask`].
 pub fn try_ask(socket: &Path, command: &str, arguments: Option<Value>) -> Option<Value> {
     let stream = connect(socket)?;
     let mut lines = BufReader::new(stream.try_clone().expect("a descriptor")).lines();

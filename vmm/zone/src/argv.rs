@@ -1,32 +1,48 @@
 //! The command lines that follow from a guest's properties: what the boot hook of the bhyve brand and vmadm's start of the kvm
 //! brand put together, argument by argument in their order.
 
+use std::path::PathBuf;
+
 /// What vmadm knows of a guest.
 #[derive(Debug, Clone)]
 pub struct Properties {
+    /// Name and UUID of its zone.
     pub uuid: &'static str,
+    /// Number of its zone (`zonedid`).
     pub did: u32,
+    /// Memory, MiB.
     pub ram_mib: u32,
+    /// Number of vCPUs.
     pub vcpus: u32,
     /// `qemu64` or `host`; of the kvm brand alone.
     pub cpu_type: &'static str,
+    /// In the order of their numbers.
     pub disks: Vec<Disk>,
+    /// In the order of their numbers.
     pub nics: Vec<Nic>,
     /// `bhyve_extra_opts`, or `qemu_extra_opts`.
     pub extra: String,
 }
 
+/// A disk.
 #[derive(Debug, Clone)]
 pub struct Disk {
     /// As the zone sees it.
     pub path: &'static str,
+    /// Whether the guest boots from it.
     pub boot: bool,
+    /// What it is a copy of; an empty one of a MiB where nothing is said.
+    pub image: Option<PathBuf>,
 }
 
+/// A network interface.
 #[derive(Debug, Clone)]
 pub struct Nic {
+    /// The name of its link in the zone.
     pub link: &'static str,
+    /// The guest's address.
     pub mac: &'static str,
+    /// Whether it is the first one for the guest.
     pub primary: bool,
     /// Address and mask, where it is a static one.
     pub ip: Option<(&'static str, &'static str)>,
@@ -34,6 +50,7 @@ pub struct Nic {
 
 impl Properties {
     /// A guest of 16 MiB with one vCPU, and nothing else that the brands do not give every guest.
+    #[must_use]
     pub fn small() -> Self {
         Self {
             uuid: "6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11",
@@ -50,12 +67,17 @@ impl Properties {
 
     /// That of the documented examples: two vCPUs, two disks, two cards, the second one without an address; with less memory,
     /// as the kvm brand locks all of it.
+    #[must_use]
     pub fn example() -> Self {
+        let disk = |path, boot| Disk { path, boot, image: None };
         let nic = |link, mac, primary, ip| Nic { link, mac, primary, ip };
         Self {
             ram_mib: 64,
             vcpus: 2,
-            disks: vec![Disk { path: "/disk0", boot: true }, Disk { path: "/disk1", boot: false }],
+            disks: vec![
+                disk("/dev/zvol/rdsk/zones/6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11/disk0", true),
+                disk("/dev/zvol/rdsk/zones/6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11/disk1", false),
+            ],
             nics: vec![
                 nic("net0", "b2:1e:ba:a5:6e:71", true, Some(("10.0.0.5", "255.255.255.0"))),
                 nic("net1", "b2:1e:ba:a5:6e:72", false, None),
@@ -64,7 +86,8 @@ impl Properties {
         }
     }
 
-    /// `argv` of the bhyve brand, the program's name included.
+    /// The command line of the bhyve brand, the program's name included.
+    #[must_use]
     pub fn bhyve(&self) -> Vec<String> {
         let Self { uuid, did, ram_mib, vcpus, .. } = self;
         let mut argv = strings(&["bhyve", "-H", "-U", uuid]);
@@ -92,7 +115,8 @@ impl Properties {
         argv
     }
 
-    /// `argv` of the kvm brand, the program's name included.
+    /// The command line of the kvm brand, the program's name included.
+    #[must_use]
     pub fn kvm(&self) -> Vec<String> {
         let Self { uuid, ram_mib, vcpus, cpu_type, .. } = self;
         let mut argv = strings(&["/startvm.zone", "-m", &ram_mib.to_string(), "-name", uuid, "-uuid", uuid]);
@@ -100,7 +124,7 @@ impl Properties {
         if *vcpus > 1 {
             argv.extend(["-smp".to_owned(), vcpus.to_string()]);
         }
-        for (index, Disk { path, boot }) in self.disks.iter().enumerate() {
+        for (index, Disk { path, boot, .. }) in self.disks.iter().enumerate() {
             let boot = if *boot { ",boot=on" } else { "" };
             argv.extend(["-drive".to_owned(), format!("file={path},if=virtio,index={index},media=disk{boot}")]);
         }
@@ -130,11 +154,39 @@ impl Properties {
         }
         argv.extend(strings(&["-vnc", "unix:/tmp/vm.vnc", "-parallel", "none", "-usb", "-usbdevice", "tablet"]));
         argv.extend(strings(&["-k", "en-us"]));
-        argv.extend(self.extra.split_whitespace().map(str::to_owned));
+        argv.extend(shell_words(&self.extra));
         argv
     }
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// The words of a text as a shell makes them, of which single quotes are all that is known here.
+fn shell_words(text: &str) -> Vec<String> {
+    let (mut words, mut word, mut quoted) = (Vec::new(), None::<String>, false);
+    for letter in text.chars() {
+        match letter {
+            '\'' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            blank if blank.is_whitespace() && !quoted => words.extend(word.take()),
+            letter => word.get_or_insert_default().push(letter),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_an_operator_are_split_at_blanks_outside_of_quotes() {
+        assert_eq!(shell_words(" -kernel /k  -append 'a b'c '' "), ["-kernel", "/k", "-append", "a bc", ""]);
+        assert_eq!(shell_words(" "), [""; 0]);
+    }
 }

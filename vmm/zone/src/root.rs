@@ -13,24 +13,40 @@ use devices_host::poll::{PollFd, poll};
 use devices_host::tty::Pty;
 use tempfile::TempDir;
 
-use crate::argv::Properties;
+use crate::argv::{Disk, Properties};
 use crate::confined::{Mount, Way};
 
 /// Which VMM a zone is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Brand {
+    /// bhyve.
     Bhyve,
+    /// qemu.
     Kvm,
 }
 
 impl Brand {
     /// The file by which another VMM takes the place of the brand's own.
+    #[must_use]
     pub fn program(self) -> &'static str {
         match self {
             Self::Bhyve => "bhyve.zone",
             Self::Kvm => "startvm.zone",
         }
     }
+}
+
+/// What a zone is made of, beside what follows from its guest's properties.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// The VMM.
+    pub program: &'a Path,
+    /// What it takes before the arguments that the brand gives it: a double of a kernel has options of its own.
+    pub words: &'a [String],
+    /// Files of the zone's root: which one, and its name there.
+    pub files: &'a [(&'a Path, &'a str)],
+    /// In which folder the zone's root is made.
+    pub place: &'a Path,
 }
 
 /// The zone's files, and the far side of its console.
@@ -45,17 +61,28 @@ pub struct Root {
 
 impl Root {
     /// As the installer leaves a zone, and the boot of it: with the mark of a zone that is not provisioned yet.
-    pub fn new(brand: Brand, guest: &Path, properties: &Properties) -> Self {
-        let place = TempDir::new().expect("a folder");
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn new(brand: Brand, parts: &Parts<'_>, properties: &Properties) -> Self {
+        let place = TempDir::new_in(parts.place).expect("a folder");
         let at = |path: &str| place.path().join(path);
         for folder in ["tmp", "var/svc", "var/run", "dev/net", "etc/svc/volatile", "sys"] {
             fs::create_dir_all(at(folder)).expect("a folder");
         }
         fs::set_permissions(at("tmp"), PermissionsExt::from_mode(0o1777)).expect("a mode");
         fs::write(at("var/svc/provisioning"), "").expect("a file");
-        fs::copy(guest, at("guest")).expect("the guest");
-        for disk in &properties.disks {
-            File::create(at(disk.path.trim_start_matches('/'))).and_then(|file| file.set_len(1 << 20)).expect("a disk");
+        for (from, name) in parts.files {
+            fs::copy(from, at(name)).expect("a file");
+        }
+        for Disk { path, image, .. } in &properties.disks {
+            let path = at(path.trim_start_matches('/'));
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            match image {
+                Some(image) => fs::copy(image, path).map(drop).expect("a disk"),
+                None => File::create(path).and_then(|file| file.set_len(1 << 20)).expect("a disk"),
+            }
         }
         let console = Pty::open().expect("a console");
         let pts = console.path().to_owned();
@@ -72,7 +99,7 @@ impl Root {
             mount(folder, to, true);
         }
         let program = brand.program();
-        let program_file = fs::canonicalize(env!("CARGO_BIN_EXE_zvmm")).expect("the binary");
+        let program_file = fs::canonicalize(parts.program).expect("the program");
         let files: [(&Path, &str, bool); 4] = [
             (&program_file, program, true),
             (Path::new("/dev/kvm"), "dev/kvm", false),
@@ -93,16 +120,21 @@ impl Root {
     }
 
     /// How a process gets there.
-    pub fn way(&self) -> Arc<Way> {
+    pub(crate) fn way(&self) -> Arc<Way> {
         self.way.clone()
     }
 
     /// A path of the zone, as the global zone sees it.
+    #[must_use]
     pub fn path(&self, path: &str) -> PathBuf {
         self.place.path().join(path.trim_start_matches('/'))
     }
 
     /// Names of what is in a folder of the zone.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    #[must_use]
     pub fn names(&self, folder: &str) -> Vec<String> {
         let entries = fs::read_dir(self.path(folder)).expect("a folder");
         let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
@@ -112,11 +144,17 @@ impl Root {
     }
 
     /// Types on the zone's console, as `zlogin -C` does.
+    ///
+    /// # Panics
+    /// When nobody takes it.
     pub fn type_on_console(&mut self, bytes: &[u8]) {
         self.console.write_all(bytes).expect("the console");
     }
 
     /// Everything that was said on the zone's console since the last time it was forgotten.
+    ///
+    /// # Panics
+    /// When the console is gone.
     pub fn console(&mut self) -> &str {
         let mut bytes = [0; 4096];
         loop {
@@ -152,7 +190,7 @@ pub struct Records(Arc<Mutex<Vec<String>>>);
 
 impl Records {
     /// A stream into the log, for a process of the zone.
-    pub fn stream(&self) -> OwnedFd {
+    pub(crate) fn stream(&self) -> OwnedFd {
         use std::os::fd::FromRawFd as _;
         let mut ends = [0; 2];
         // SAFETY: the call fills the array; the descriptors are nobody else's.
@@ -173,6 +211,10 @@ impl Records {
     }
 
     /// All of them so far.
+    ///
+    /// # Panics
+    /// When whoever writes them has panicked.
+    #[must_use]
     pub fn all(&self) -> Vec<String> {
         self.0.lock().expect("the records").clone()
     }
