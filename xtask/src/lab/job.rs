@@ -27,6 +27,9 @@ pub struct Run {
     pub before: Vec<String>,
     /// The VMM's argument vector.
     pub command: Vec<String>,
+    /// The socket that is the guest's serial port; the VMM's standard input and output where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<String>,
     /// What to do with the guest, in order; the first failing step ends the run.
     pub steps: Vec<Step>,
     /// Shell commands after the VMM is gone, also when a step failed.
@@ -93,6 +96,11 @@ pub enum Step {
         /// Name of the sample.
         name: String,
     },
+    /// Record under this name what each thread of the VMM has had of the host's CPUs.
+    Threads {
+        /// Name of the record.
+        name: String,
+    },
     /// Record how far the guest's realtime clock is behind the outer machine's.
     ClockOffset {
         /// Name of the reading.
@@ -128,6 +136,9 @@ pub struct Outcome {
     pub offsets_ms: BTreeMap<String, f64>,
     /// [`Step::Sample`].
     pub samples: BTreeMap<String, Sample>,
+    /// [`Step::Threads`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub threads: BTreeMap<String, Vec<Thread>>,
     /// How long the run took, milliseconds.
     pub wall_ms: u64,
 }
@@ -144,6 +155,8 @@ pub struct Sample {
     pub cpu_ms: u64,
     /// Threads.
     pub threads: u64,
+    /// Memory in nobody else's use, guest memory apart, KiB.
+    pub private_kib: u64,
     /// Proportional set size of everything but guest memory, KiB.
     pub pss_kib: u64,
     /// Proportional set size of guest memory (mappings of at least 100 MiB), KiB.
@@ -152,6 +165,17 @@ pub struct Sample {
     pub returns: Option<u64>,
     /// KVM's own counters, by name.
     pub kvm: BTreeMap<String, u64>,
+}
+
+/// What a thread has had of the host's CPUs since it began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    /// Its name.
+    pub name: String,
+    /// Time on a CPU, nanoseconds.
+    pub cpu_ns: u64,
+    /// How often it went to sleep by itself; as often, but for once, it was woken.
+    pub sleeps: u64,
 }
 
 /// Line `n` of the pattern of [`Step::SendPattern`]: 64 bytes with the line end.

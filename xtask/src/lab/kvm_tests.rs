@@ -96,8 +96,8 @@ impl KvmTests {
                     before: vec![self.links()],
                     command: vec!["sh".to_owned(), "-c".to_owned(), command],
                     steps: vec![Step::Exit { within_s: LIMIT_S, status: Some(0) }],
-                    after: Vec::new(),
                     limit_s: LIMIT_S,
+                    ..Run::default()
                 }
             })
             .collect()

@@ -17,6 +17,7 @@ pub mod scenarios;
 pub mod vmm;
 pub mod vmx;
 mod warnings;
+mod zone_disk;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -286,6 +287,10 @@ impl Lab {
         }
         if guests.iter().any(|guest| guest.disks.iter().any(|disk| disk == content::at::FIO)) {
             add(content::at::FIO, content::fio_image()?);
+        }
+        if guests.iter().any(|guest| guest.disks.iter().any(|disk| disk == zone_disk::AT)) {
+            add(zone_disk::AT, zone_disk::image()?);
+            add(&format!("bin/{}", scenarios::PLAYER), outer::build_static("xtask", scenarios::PLAYER)?);
         }
         Ok(())
     }

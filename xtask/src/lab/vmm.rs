@@ -140,6 +140,16 @@ impl Vmm {
         }
     }
 
+    /// The kernel interface that it has a double of.
+    #[must_use]
+    pub const fn doubled(self) -> Option<&'static str> {
+        match self.program {
+            Program::ZvmmDoubleBhyve => Some("bhyve"),
+            Program::ZvmmDoubleIllumosKvm => Some("illumos-kvm"),
+            Program::Zvmm | Program::QemuQ35 | Program::QemuMicrovm => None,
+        }
+    }
+
     /// The argument vector that runs `machine` with its serial port on standard input and output.
     #[must_use]
     pub fn command(self, machine: &Machine) -> Vec<String> {
@@ -151,10 +161,8 @@ impl Vmm {
 
     fn zvmm(self, program: &str, machine: &Machine) -> Vec<String> {
         let mut line = Line::new(program);
-        match self.program {
-            Program::ZvmmDoubleBhyve => line.option("--hypervisor", "bhyve"),
-            Program::ZvmmDoubleIllumosKvm => line.option("--hypervisor", "illumos-kvm"),
-            _ => {}
+        if let Some(hypervisor) = self.doubled() {
+            line.option("--hypervisor", hypervisor);
         }
         line.word("run");
         match self.profile {

@@ -230,8 +230,8 @@ fn stock(vmm: Vmm) -> Run {
             qmp("quit"),
             Step::Exit { within_s: 30, status: None },
         ],
-        after: Vec::new(),
         limit_s: 2 * BOOT_S + 120,
+        ..Run::default()
     }
 }
 

@@ -1,10 +1,10 @@
 //! One VMM process and the guest on its serial port.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
@@ -22,8 +22,8 @@ const CLOCK_WIDTH_MS: f64 = 20.0;
 
 struct Guest {
     child: Child,
-    /// Given away when the guest's input ends.
-    stdin: Option<ChildStdin>,
+    /// Where the guest's serial port reads from. Given away when that ends.
+    stdin: Option<Box<dyn Write>>,
     serial: Receiver<(Instant, Vec<u8>)>,
     stderr: Option<std::thread::JoinHandle<String>>,
     start: Instant,
@@ -45,30 +45,21 @@ pub fn drive(run: &Run, deadline: Instant, outcome: &mut Outcome) -> anyhow::Res
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+        // Where the guest's port is elsewhere, what the VMM says is for whoever reads the log.
+        .stdout(if run.console.is_some() { Stdio::inherit() } else { Stdio::piped() })
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {program}"))?;
     let (sender, serial) = channel();
-    let mut stdout = child.stdout.take().context("no stdout")?;
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(n) = stdout.read(&mut buffer) {
-            if n == 0 || sender.send((Instant::now(), buffer[..n].to_vec())).is_err() {
-                return;
-            }
-        }
-    });
     let mut stderr = child.stderr.take().context("no stderr")?;
     let stderr = std::thread::spawn(move || {
         let mut text = Vec::new();
         let _ = stderr.read_to_end(&mut text);
         String::from_utf8_lossy(&text).into_owned()
     });
-    let stdin = child.stdin.take();
     let mut guest = Guest {
         child,
-        stdin,
+        stdin: None,
         serial,
         stderr: Some(stderr),
         start,
@@ -79,11 +70,10 @@ pub fn drive(run: &Run, deadline: Instant, outcome: &mut Outcome) -> anyhow::Res
         lines: Vec::new(),
         commands: 0,
     };
-    let result = run
-        .steps
-        .iter()
-        .enumerate()
-        .try_for_each(|(n, step)| guest.step(step, outcome).with_context(|| format!("step {} {step:?}", n + 1)));
+    let mut steps = run.steps.iter().enumerate();
+    let result = guest.attach(run.console.as_deref(), sender).and_then(|()| {
+        steps.try_for_each(|(n, step)| guest.step(step, outcome).with_context(|| format!("step {} {step:?}", n + 1)))
+    });
     if result.is_err() {
         guest.autopsy();
     }
@@ -91,7 +81,38 @@ pub fn drive(run: &Run, deadline: Instant, outcome: &mut Outcome) -> anyhow::Res
     result
 }
 
+/// Hands over everything that comes out of a guest's serial port, until nobody wants it any more.
+fn hand_over(mut port: impl Read + Send + 'static, to: Sender<(Instant, Vec<u8>)>) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n) = port.read(&mut buffer) {
+            if n == 0 || to.send((Instant::now(), buffer[..n].to_vec())).is_err() {
+                return;
+            }
+        }
+    });
+}
+
 impl Guest {
+    /// Takes hold of the guest's serial port: the VMM's standard streams, or a socket as soon as there is one.
+    fn attach(&mut self, console: Option<&str>, to: Sender<(Instant, Vec<u8>)>) -> anyhow::Result<()> {
+        let Some(socket) = console else {
+            hand_over(self.child.stdout.take().context("no stdout")?, to);
+            self.stdin = Some(Box::new(self.child.stdin.take().context("no stdin")?));
+            return Ok(());
+        };
+        loop {
+            if let Ok(stream) = UnixStream::connect(socket) {
+                hand_over(stream.try_clone()?, to);
+                self.stdin = Some(Box::new(stream));
+                return Ok(());
+            }
+            ensure!(self.child.try_wait()?.is_none(), "the VMM ended without a console");
+            ensure!(Instant::now() < self.deadline, "{socket} is not served");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn step(&mut self, step: &Step, outcome: &mut Outcome) -> anyhow::Result<()> {
         match step {
             Step::Expect { text, within_s } => self.expect(text, *within_s).map(|_| ()),
@@ -122,6 +143,10 @@ impl Guest {
                 let mut sample = sample::take(self.child.id(), self.start)?;
                 sample.returns = qmp(QMP, "query-stats", None).ok().and_then(|stats| returns(&stats));
                 outcome.samples.insert(name.clone(), sample);
+                Ok(())
+            }
+            Step::Threads { name } => {
+                outcome.threads.insert(name.clone(), sample::shares(self.child.id())?);
                 Ok(())
             }
             Step::ClockOffset { name } => {

@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
+use zvmm_zone::memory::Memory;
 
-use crate::job::Sample;
-
-/// Mappings of at least this size are guest memory.
-const GUEST_MAPPING_KIB: u64 = 100 * 1024;
+use crate::job::{Sample, Thread};
 
 /// Reads `/proc/PID` and KVM's debugfs folder.
 ///
@@ -30,19 +28,10 @@ pub fn take(pid: u32, start: Instant) -> anyhow::Result<Sample> {
         threads: field(20),
         ..Sample::default()
     };
-    let mut size_kib = 0;
-    for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
-        let value = || line.split_whitespace().nth(1).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
-        if line.starts_with("Size:") {
-            size_kib = value();
-        } else if line.starts_with("Pss:") {
-            if size_kib >= GUEST_MAPPING_KIB {
-                sample.guest_kib += value();
-            } else {
-                sample.pss_kib += value();
-            }
-        }
-    }
+    let memory = Memory::of(pid)?;
+    sample.private_kib = memory.private_kib;
+    sample.pss_kib = memory.proportional_kib;
+    sample.guest_kib = memory.guest_kib;
     // The folder carries the id of the thread that created the VM, which need not be the first.
     let threads: Vec<String> = fs::read_dir(format!("/proc/{pid}/task"))?
         .flatten()
@@ -61,6 +50,28 @@ pub fn take(pid: u32, start: Instant) -> anyhow::Result<Sample> {
         }
     }
     Ok(sample)
+}
+
+/// What each thread of a process has had of the host's CPUs.
+///
+/// # Errors
+/// When the process is gone, or the kernel does not count.
+pub fn shares(pid: u32) -> anyhow::Result<Vec<Thread>> {
+    let mut threads = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("the VMM is gone")? {
+        let task = task?.path();
+        let text = |name: &str| fs::read_to_string(task.join(name)).with_context(|| format!("{name} of a thread"));
+        // Nanoseconds on a CPU, nanoseconds of waiting for one, and turns.
+        let cpu_ns = text("schedstat")?.split_whitespace().next().and_then(|ns| ns.parse().ok());
+        let status = text("status")?;
+        let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        threads.push(Thread {
+            name: text("comm")?.trim().to_owned(),
+            cpu_ns: cpu_ns.context("no CPU time of a thread")?,
+            sleeps: sleeps.and_then(|count| count.trim().parse().ok()).context("no count of a thread's sleeps")?,
+        });
+    }
+    Ok(threads)
 }
 
 /// A line a thread of a process: its name, state, CPU time in ticks, and where it sleeps in the kernel.

@@ -27,6 +27,9 @@ const FSCK: &str = "/tools/bin/e2fsck -f -n /tools/root-copy.img > /tmp/fsck 2>&
 pub struct Script {
     /// The guest: by default 1 vCPU, 256 MiB, Debian's own kernel as bzImage, no device.
     pub machine: Machine,
+    /// What is run in place of the VMM's own command line for the guest.
+    command: Option<Vec<String>>,
+    console: Option<String>,
     before: Vec<String>,
     after: Vec<String>,
     steps: Vec<Step>,
@@ -59,6 +62,8 @@ impl Script {
                 kvmclock: true,
                 reset_ends: false,
             },
+            command: None,
+            console: None,
             before: vec![format!("rm -f {QMP}")],
             after: Vec::new(),
             steps: Vec::new(),
@@ -76,6 +81,18 @@ impl Script {
     /// With something about the guest changed.
     pub fn with(mut self, change: impl FnOnce(&mut Machine)) -> Self {
         change(&mut self.machine);
+        self
+    }
+
+    /// With another command line than the VMM's own for the guest.
+    pub fn command(mut self, words: Vec<String>) -> Self {
+        self.command = Some(words);
+        self
+    }
+
+    /// With the guest's serial port on a socket that the command line names.
+    pub fn console(mut self, socket: &str) -> Self {
+        self.console = Some(socket.to_owned());
         self
     }
 
@@ -201,7 +218,8 @@ impl Script {
         Run {
             name: name.to_owned(),
             before: self.before,
-            command: vmm.command(&self.machine),
+            command: self.command.unwrap_or_else(|| vmm.command(&self.machine)),
+            console: self.console,
             steps: self.steps,
             after: self.after,
             limit_s: self.limit_s,
