@@ -5,6 +5,7 @@ mod disk;
 mod memory;
 mod start;
 mod syscalls;
+mod zone;
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -28,6 +29,8 @@ enum Bench {
     Boot(boot::Options),
     /// A stock guest's reads of a disk under zvmm and qemu in turn: exits, CPU time and operations a second
     Disk(disk::Options),
+    /// An idle stock guest of the kvm brand's example under zvmm and under qemu in turn: memory, CPU time and wake-ups
+    Zone(zone::Options),
 }
 
 /// Runs a bench and prints its tables.
@@ -39,6 +42,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         Bench::Start(options) => start::run(&options),
         Bench::Boot(options) => boot::run(&options),
         Bench::Disk(options) => disk::run(&options),
+        Bench::Zone(options) => zone::run(&options),
     }
 }
 
