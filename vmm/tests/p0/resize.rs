@@ -115,27 +115,29 @@ fn resets_pauses_and_the_end_of_the_guest_come_between_a_new_size_and_its_answer
     for profile in PROFILES {
         let guest = Guest::start(&guests, "load=1", profile, "");
         let socket = guest.socket();
-        // Both clients have been answered before the end comes, which finds each of them with an order under way.
-        let (answered, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+        // Some orders are carried out before the end comes, which finds each client with one under way.
+        let (resized, over) = (AtomicUsize::new(0), AtomicBool::new(false));
         let resizes = &|from: u64| {
             let mut answers = Vec::new();
             for bytes in (from..).map(|step| 4096 * (2 + step * 7 % 500)) {
                 match try_order(&socket, "block_resize", size(bytes)) {
-                    Some(answer) => answers.push(answer),
+                    Some(answer) => {
+                        resized.fetch_add(usize::from(answer["return"].is_object()), Relaxed);
+                        answers.push(answer);
+                    }
                     None if over.load(Relaxed) => break,
                     None => {}
                 }
-                answered.fetch_add(1, Relaxed);
             }
             answers
         };
         let answers = std::thread::scope(|scope| {
             let both = [0, 1000].map(|from| scope.spawn(move || resizes(from)));
             let mut step = 0;
-            while step < 12 || answered.load(Relaxed) < 40 {
+            while step < 12 || resized.load(Relaxed) < 10 {
                 ask(&socket, ["system_reset", "stop", "cont"][step % 3]);
                 step += 1;
-                assert!(step < 10_000, "{} answers", answered.load(Relaxed));
+                assert!(step < 10_000, "{} new sizes", resized.load(Relaxed));
             }
             ask(&socket, "cont");
             over.store(true, Relaxed);
@@ -147,7 +149,6 @@ fn resets_pauses_and_the_end_of_the_guest_come_between_a_new_size_and_its_answer
             let desc = answer["error"]["desc"].as_str();
             assert!(answer["return"].is_object() || desc.is_some_and(|desc| known.contains(&desc)), "{answer}");
         }
-        assert!(answers.iter().flatten().any(|answer| answer["return"].is_object()), "{answers:?}");
         let outcome = guest.running.finish();
         outcome.ended_with(0);
         assert_eq!(outcome.errors(), "");
