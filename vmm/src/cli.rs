@@ -129,6 +129,11 @@ fn command() -> clap::Command {
     Cli::command().mut_subcommand("run", |run| run.after_long_help(after))
 }
 
+/// Whose exit statuses the process ends with that is started with this command line, the program's name included.
+pub fn convention(args: &[OsString]) -> ExitConvention {
+    brand::started_as(args).map_or(ExitConvention::Own, |start| start.convention())
+}
+
 /// Runs the process with this command line, the program's name included, and this way to a hypervisor.
 pub fn main_with(args: impl IntoIterator<Item = OsString>, open: OpenHypervisor<'_>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();

@@ -44,7 +44,7 @@ mod double {
     use std::sync::Arc;
 
     use devices_host::sys::Sys;
-    use zvmm::exit::Exit;
+    use zvmm::exit::{Exit, ExitConvention};
     use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor};
     use zvmm::hypervisor::illumos_kvm::IllumosKvmHypervisor;
     use zvmm::hypervisor::{Hypervisor, OpenHypervisor};
@@ -192,6 +192,11 @@ mod double {
         let injecting = Injecting::new(mutating, options.injections);
 
         zvmm::sandbox::never();
+        // What the status of a guest that has reset itself is, where somebody starts it again then.
+        let restart = match zvmm::cli::convention(&options.rest) {
+            ExitConvention::Qemu => None,
+            convention => Some(ExitCode::from(convention.status(Exit::GuestReset))),
+        };
         let sys: Arc<dyn Sys> = injecting.clone();
         let open: OpenHypervisor<'_> = match options.interface {
             Interface::Bhyve => &|config| {
@@ -219,10 +224,9 @@ mod double {
             return USAGE.into();
         }
         process.end();
-        let restarts = [Exit::GuestReset].map(|exit| ExitCode::from(exit.status()));
         for leak in process.leaks() {
             // Who asks for the guest to be started again by another process leaves the VM to it.
-            if !restarts.contains(&exit) {
+            if restart != Some(exit) {
                 process.note_leak(leak);
             }
         }

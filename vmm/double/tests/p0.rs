@@ -133,6 +133,14 @@ fn several_vcpus_wait_for_the_guest_to_start_them_and_are_reset_with_it() {
     }
 }
 
+/// The brand's kernel starts it again; the VM that it finds then is none that was left behind.
+#[test]
+fn a_reset_ends_a_process_that_was_started_as_bhyve_with_status_0_and_no_rule_broken() {
+    let Some(guests) = guests() else { return };
+    let outcome = Run::as_bhyve(&guests, "exits").run();
+    assert_eq!(outcome.status, Some(0), "{outcome:?}");
+}
+
 #[test]
 fn a_reset_ends_the_process_with_status_5_when_told_to_exit() {
     everywhere("exits", &["--on-reset", "exit"], |_, outcome| {

@@ -59,6 +59,17 @@ impl Run {
         }
     }
 
+    /// The same, started as bhyve is.
+    pub fn as_bhyve(guests: &Path, guest: &str) -> Self {
+        let kernel = format!("zvmm.kernel={}", guests.join(guest).display());
+        let rest = ["bhyve", "-m", "128", "-s", "31,lpc", "-l", "com1,stdio", "-o", &kernel, "SYSbhyve-7"];
+        Self {
+            own: ["--hypervisor", "bhyve"].map(str::to_owned).into(),
+            rest: rest.map(str::to_owned).into(),
+            limit: LIMIT,
+        }
+    }
+
     /// Adds an option of the double.
     pub fn own(mut self, name: &str, value: &str) -> Self {
         self.own.extend([name, value].map(str::to_owned));
