@@ -92,11 +92,13 @@ impl Signals {
     fn pass_on(&self, sender: &EventSender, convention: ExitConvention, ending: &AtomicBool, restore: fn()) {
         let mut interrupts = 0;
         while let Ok(signalled) = self.waiter.wait() {
-            // The kick signal can also come from outside: alone it means nothing.
-            if ending.load(Ordering::Acquire) {
-                return;
-            }
-            let Signalled::Signal(number) = signalled else { continue };
+            let number = match signalled {
+                // Passed on even when this thread is to end: what is taken here the kernel keeps for nobody else.
+                Signalled::Signal(number) => number,
+                Signalled::Kicked if ending.load(Ordering::Acquire) => return,
+                // The kick signal can also come from outside: alone it means nothing.
+                Signalled::Kicked => continue,
+            };
             if number == libc::SIGHUP && self.ignores_hang_up {
                 continue;
             }
@@ -172,7 +174,37 @@ fn is_ignored(signal: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::control::inbox::{Inbox, Notice};
+
+    /// Else a guest that resets itself at that moment is started again, and whoever ordered its end waits for ever.
+    #[test]
+    fn a_signal_that_comes_just_before_the_thread_is_told_to_end_is_passed_on() {
+        let inbox = Inbox::new().unwrap();
+        let (introduce, introduced) = mpsc::channel();
+        let sender = inbox.sender();
+        let thread = std::thread::spawn(move || {
+            let signals = Signals::block().unwrap();
+            let guard = KickGuard::for_current_thread();
+            // SAFETY: sends a signal to this thread alone, which blocks it.
+            assert_eq!(unsafe { libc::raise(libc::SIGTERM) }, 0);
+            introduce.send(guard.target()).unwrap();
+            signals.pass_on(&sender, ExitConvention::Bhyve, &AtomicBool::new(true), || ());
+        });
+        let target = introduced.recv().unwrap();
+        let notice = loop {
+            match inbox.next() {
+                Some(notice) => break notice,
+                None => assert!(!thread.is_finished(), "the signal is lost"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert!(matches!(notice, Notice::Signal(Signal::Terminate)));
+        target.kick();
+        thread.join().unwrap();
+    }
 
     #[test]
     fn each_signal_means_what_whoever_starts_the_process_takes_it_for() {
