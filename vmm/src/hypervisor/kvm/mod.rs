@@ -101,6 +101,20 @@ fn call(name: &'static str, error: kvm_ioctls::Error) -> HypervisorError {
     HypervisorError::Call { call: name, source: error.into() }
 }
 
+/// Makes a call, and again while a signal interrupts it: KVM starts a thread of the kernel's in some, and who stops the process
+/// for a moment does not want its guest to fail.
+fn uninterrupted<T>(
+    name: &'static str,
+    mut make: impl FnMut() -> Result<T, kvm_ioctls::Error>,
+) -> Result<T, HypervisorError> {
+    loop {
+        match make() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            made => return made.map_err(|error| call(name, error)),
+        }
+    }
+}
+
 fn open_hint(error: &io::Error) -> String {
     let hint = match error.kind() {
         io::ErrorKind::NotFound if Path::new("/sys/module/kvm").exists() => {

@@ -325,3 +325,17 @@ fn collected_port_writes_can_be_taken_out_while_the_guest_stays_inside_and_colle
     assert_eq!(io.log, ["out 0x70 [a]"]);
     assert_eq!(io.exits, 2, "the write and the kick");
 }
+
+/// As a process that was stopped for a moment while it made its VM had no guest.
+#[test]
+fn a_call_that_a_signal_interrupts_is_made_again_and_another_error_is_not() {
+    let mut errors = [libc::EINTR, libc::EINTR].map(kvm_ioctls::Error::new).into_iter();
+    assert!(matches!(uninterrupted("KVM_CREATE_VM", || errors.next().map_or(Ok(7), Err)), Ok(7)));
+    let mut calls = 0;
+    let refused = uninterrupted("KVM_CREATE_VM", || {
+        calls += 1;
+        Err::<(), _>(kvm_ioctls::Error::new(libc::EMFILE))
+    });
+    assert_eq!(refused.unwrap_err().to_string(), "KVM_CREATE_VM: Too many open files (os error 24)");
+    assert_eq!(calls, 1);
+}

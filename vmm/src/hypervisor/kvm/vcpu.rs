@@ -15,7 +15,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::collected::Collected;
 use super::kick::KvmKick;
-use super::{HypervisorError, call, registers};
+use super::{HypervisorError, call, registers, uninterrupted};
 use crate::hypervisor::{ExitHandler, ExitKind, Kick, Stop, Vcpu, VcpuStart};
 
 /// Most returns to the process that one call of `run` answers before it looks at kicks again. A kick ends the loop at
@@ -34,7 +34,7 @@ pub struct KvmVcpu {
 
 impl KvmVcpu {
     pub fn create(vm: &VmFd, id: u8, cpuid: &[CpuidEntry]) -> Result<Self, HypervisorError> {
-        let mut fd = vm.create_vcpu(id.into()).map_err(|error| call("KVM_CREATE_VCPU", error))?;
+        let mut fd = uninterrupted("KVM_CREATE_VCPU", || vm.create_vcpu(id.into()))?;
         let entries: Vec<_> = cpuid.iter().map(registers::cpuid_to_kvm).collect();
         let table =
             CpuId::from_entries(&entries).map_err(|_| call("KVM_SET_CPUID2", kvm_ioctls::Error::new(libc::E2BIG)))?;

@@ -21,7 +21,7 @@ use super::collected::{Collected, KvmPortCollector};
 use super::irq::{KvmIrqLine, KvmMsiSource, Routing};
 use super::rom::Roms;
 use super::vcpu::KvmVcpu;
-use super::{HypervisorError, call};
+use super::{HypervisorError, call, uninterrupted};
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, KernelDevices, PortCollector, Vcpu, Vm, VmSpec};
 
 vmm_sys_util::ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
@@ -39,7 +39,7 @@ pub struct KvmVm {
 impl KvmVm {
     /// Creates the VM in the order that is cheapest: a memory slot set after the irqchip stalls for milliseconds.
     pub fn create(kvm: &Kvm, spec: &VmSpec) -> Result<Self, HypervisorError> {
-        let fd = Arc::new(kvm.create_vm().map_err(|error| call("KVM_CREATE_VM", error))?);
+        let fd = Arc::new(uninterrupted("KVM_CREATE_VM", || kvm.create_vm())?);
         let ram = devices_host::ram::allocate(&spec.ram, &spec.ram_options)
             .map_err(|error| HypervisorError::Memory(error.to_string()))?;
         for (slot, region) in (0..).zip(ram.iter()) {
