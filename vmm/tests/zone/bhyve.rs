@@ -1,6 +1,7 @@
 //! Zones of the bhyve brand.
 
 use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -72,6 +73,8 @@ fn the_worked_example_provisions_talks_on_both_lines_and_stops_in_time() {
         is_transparent(&mut agent);
         assert_eq!(connect(&mut zone, "vm.ttyb").read(&mut [0; 8]).expect("an end"), 0);
         is_transparent(&mut agent);
+        // Closed for the VMM as well where another test is just starting a process, which has every descriptor until then.
+        agent.shutdown(Shutdown::Both).expect("a connection");
     }
     assert_eq!(zone.stop(LIMIT), Stop::InTime);
     assert_eq!(zone.ends(), [1], "{}", zone.said());

@@ -307,20 +307,43 @@ impl Zone {
 
 impl Drop for Zone {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What went wrong is often that the guest is gone.
+            let now = Instant::now();
+            while self.tend() && now.elapsed() < Duration::from_secs(1) {
+                std::thread::sleep(self.pause);
+            }
+            eprintln!("the zone's ends: {:?}\n{}", self.ends(), self.said());
+        }
         self.halt();
     }
 }
 
+/// How long a process is given to stop. One that destroys a VM waits for a thread of the kernel's, which stops as well: it has to
+/// go on for that.
+const HOLD_TRY: Duration = Duration::from_millis(200);
+
 /// Stops a process that was started here; whether it had not ended before.
 fn hold(pid: i32) -> bool {
-    // SAFETY: the child is not yet waited for, so the id is its own.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGSTOP) }, 0);
     let mut held = false;
     until("the process has stopped or ended", || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
-        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-        held = state == Some('T');
-        held || state == Some('Z')
+        // SAFETY: the child is not yet waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGSTOP) }, 0);
+        let tried = Instant::now();
+        while tried.elapsed() < HOLD_TRY {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+            match stat.rsplit(") ").next().and_then(|rest| rest.chars().next()) {
+                Some('T') => {
+                    held = true;
+                    return true;
+                }
+                Some('Z') => return true,
+                _ => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGCONT) }, 0);
+        false
     });
     held
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::global::{Stop, Zone};
-use crate::qmp::ask;
+use crate::qmp::{ask, try_ask};
 
 impl Zone {
     /// What is done with a zone that is not provisioned yet, each few seconds; whether it is now.
@@ -15,7 +15,8 @@ impl Zone {
     /// When the VMM does not answer as vmadmd has to have it, or has renamed the mark itself.
     #[must_use]
     pub fn provision(&self) -> bool {
-        let status = ask(&self.socket("vm.qmp"), "query-status", None);
+        // The socket is there a moment before somebody listens on it.
+        let Some(status) = try_ask(&self.socket("vm.qmp"), "query-status", None) else { return false };
         assert!(status["running"].is_boolean() && status["singlestep"].is_boolean(), "{status}");
         if status["hwsetup"] == true {
             let svc = self.root.path("/var/svc");
