@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use devices_host::tty::Pty;
 use serde_json::json;
@@ -116,6 +117,8 @@ fn every_line_of_the_policy_is_used_and_no_guest_needs_more() {
         .args(["--serial", &format!("com3=device:{}", terminal.path().display())]);
     let outcome = census.run(zvmm, |running| {
         running.wait_for("SIZE 2048");
+        // Ten seconds after a guest has begun to look for its devices the process takes it for done with that.
+        std::thread::sleep(Duration::from_secs(11));
         let client = UnixStream::connect(&console).expect("a console");
         (&client).write_all(b"x").expect("a console");
         for command in ["stop", "cont"] {

@@ -244,6 +244,7 @@ policy! {
     SYS_ioctl request(KVM_IOEVENTFD), VCPU, seen "doorbells follow the guest's moves of device registers";
     SYS_ioctl request(KVM_REGISTER_COALESCED_MMIO), VCPU, seen "index registers whose writes KVM collects, as the guest has them";
     SYS_ioctl request(KVM_UNREGISTER_COALESCED_MMIO), VCPU, seen "the same";
+    SYS_ioctl request(KVM_UNREGISTER_COALESCED_MMIO), MAIN, seen "the guest has found its devices";
     SYS_ioctl request(KVM_IRQFD), VCPU, seen "an interrupt by message, at the first use of a vector";
     SYS_eventfd2 ALWAYS, VCPU, seen "the same";
     SYS_ioctl request(KVM_SET_GSI_ROUTING), VCPU, seen "where messages go";
