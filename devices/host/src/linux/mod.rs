@@ -15,6 +15,7 @@ pub(crate) mod image;
 #[cfg(test)]
 pub(crate) mod loop_device;
 pub(crate) mod ram;
+pub(crate) mod restricted;
 pub(crate) mod ring;
 pub(crate) mod socket;
 pub(crate) mod tap;

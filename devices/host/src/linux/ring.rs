@@ -21,8 +21,9 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::types::{CancelBuilder, Fixed, FsyncFlags};
-use io_uring::{IoUring, Probe, opcode, squeue};
+use io_uring::{IoUring, opcode, squeue};
 
+use super::restricted;
 use crate::Event;
 use crate::bounce::{self, Alignment, Bounce, CHUNK_BYTES};
 use crate::disk::Disk;
@@ -179,13 +180,11 @@ impl Ring {
     ) -> io::Result<Self> {
         let depth = options.depth.max(1);
         let own = disk.opened_again()?;
-        let ring = IoUring::new(u32::try_from(depth.next_power_of_two()).unwrap_or(u32::MAX))?;
-        // A kernel before 5.6 knows neither the probe nor a read without vectors, and would fail every one of them.
-        ring.submitter().register_probe(&mut Probe::new())?;
         // And the one that has the lock: the kernel may still be at work for a process that was killed, and until it has done
         // nobody else is to have the disk.
-        ring.submitter().register_files(&[own.file()?.as_raw_fd(), disk.file()?.as_raw_fd()])?;
-        ring.submitter().register_eventfd(wake.as_raw_fd())?;
+        let files = [own.file()?.as_raw_fd(), disk.file()?.as_raw_fd()];
+        let entries = u32::try_from(depth.next_power_of_two()).unwrap_or(u32::MAX);
+        let ring = restricted::ring(entries, &files, wake.as_raw_fd())?;
         let eraser = Pool::start(
             name,
             disk.clone(),
