@@ -18,7 +18,7 @@ pub enum SandboxMode {
 
 impl SandboxMode {
     /// What a configuration that says nothing gets.
-    pub const DEFAULT: Self = Self::Off;
+    pub const DEFAULT: Self = Self::Strict;
 }
 
 impl Default for SandboxMode {

@@ -179,7 +179,7 @@ pub struct GuestArgs {
     #[arg(long, value_name = "FILE", help_heading = "Life cycle")]
     pub pid_file: Option<PathBuf>,
     /// What becomes of a thread of the process that asks the host for what it does not need: strict (the process ends), log
-    /// (the kernel's audit log has a line) or off (nothing is held back) [default: off]
+    /// (the kernel's audit log has a line) or off (nothing is held back) [default: strict]
     #[arg(long, value_name = "strict|log|off", help_heading = "Life cycle")]
     pub sandbox: Option<String>,
     /// Empty directory to be the process's root once everything is open
