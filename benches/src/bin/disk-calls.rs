@@ -8,29 +8,16 @@
 mod linux {
     use std::collections::BTreeMap;
     use std::path::Path;
-    use std::process::{Command, ExitCode, Stdio};
-    use std::time::Duration;
+    use std::process::{Command, ExitCode};
 
-    use benches::disk::{self, EngineShape, Load, Stack};
-    use devices_host::engine::Kind;
+    use benches::disk::{CountedRun, main_counted};
 
-    const FILE_BYTES: u64 = 16 << 20;
     const REQUESTS: u64 = 2000;
 
-    fn kind(engine: &str) -> Kind {
-        if engine == "threads" { Kind::Threads } else { Kind::IoUring }
-    }
-
     /// Runs requests and prints what the parent needs to know.
-    fn run(engine: &str, depth: usize, requests: u64, path: &Path) {
-        let load = Load { depth, bytes: 4096, random: true, direct: false };
-        let mut stack = Stack::start(
-            path,
-            &load,
-            EngineShape { kind: kind(engine), timed: false, halt_poll: Duration::ZERO, poll: Duration::ZERO },
-        )
-        .expect("a stack");
-        let done = stack.run_count(requests).requests;
+    fn run(told: &CountedRun) {
+        let mut stack = told.stack().expect("a stack");
+        let done = stack.run_count(told.requests).requests;
         let (counters, rounds, worker) = (stack.counters(), stack.rounds(), stack.worker_thread);
         let pool = threads_named("disk0-q0-");
         let (wakeups, interrupts) = (counters.wakeups, counters.interrupts_sent);
@@ -58,15 +45,8 @@ mod linux {
 
     fn count(engine: &str, depth: usize, requests: u64, path: &Path) -> Option<Counts> {
         let trace = path.with_extension("strace");
-        let output = Command::new("strace")
-            .args(["-f", "-qq", "-o"])
-            .arg(&trace)
-            .arg(std::env::current_exe().ok()?)
-            .args([engine, &depth.to_string(), &requests.to_string()])
-            .arg(path)
-            .stdin(Stdio::null())
-            .output()
-            .ok()?;
+        let told = CountedRun { side: engine.to_owned(), depth, requests, path: path.to_owned() };
+        let output = told.under(Command::new("strace").args(["-f", "-qq", "-o"]).arg(&trace)).ok()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let (numbers, pool) = said.trim().split_once(" [")?;
         let [worker, requests, rounds, wakeups, interrupts] =
@@ -111,9 +91,7 @@ mod linux {
         if words.is_empty() { "–".to_owned() } else { words.join(", ") }
     }
 
-    fn measure() -> Option<bool> {
-        let path = std::env::temp_dir().join(format!("disk-calls-{}.img", std::process::id()));
-        disk::prepare_file(&path, FILE_BYTES).ok()?;
+    fn measure(path: &Path) -> Option<bool> {
         println!(
             "| engine, depth | rounds | wake-ups | batches shown | worker's calls | bound | of them | its threads' calls |"
         );
@@ -121,7 +99,7 @@ mod linux {
         let mut holds = true;
         for engine in ["io_uring", "threads"] {
             for depth in [1, 32] {
-                let [short, long] = [REQUESTS, 3 * REQUESTS].map(|requests| count(engine, depth, requests, &path));
+                let [short, long] = [REQUESTS, 3 * REQUESTS].map(|requests| count(engine, depth, requests, path));
                 let (short, long) = (short?, long?);
                 let requests = long.requests - short.requests;
                 let (worker, pool) = (difference(&long.worker, &short.worker), difference(&long.pool, &short.pool));
@@ -141,25 +119,11 @@ mod linux {
                 }
             }
         }
-        let _ = std::fs::remove_file(&path);
         Some(holds)
     }
 
     pub fn main() -> ExitCode {
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
-        if let [engine, depth, requests, path] = &arguments[..] {
-            let number = |text: &String| text.parse::<u64>().expect("a number");
-            run(engine, number(depth) as usize, number(requests), path.as_ref());
-            return ExitCode::SUCCESS;
-        }
-        match measure() {
-            Some(true) => ExitCode::SUCCESS,
-            Some(false) => ExitCode::FAILURE,
-            None => {
-                eprintln!("disk-calls: no calls were counted: install strace");
-                ExitCode::from(2)
-            }
-        }
+        main_counted("disk-calls: no calls were counted: install strace", run, measure)
     }
 }
 

@@ -8,15 +8,12 @@
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::path::{Path, PathBuf};
-    use std::process::{Command, ExitCode, Stdio};
-    use std::time::Duration;
+    use std::path::Path;
+    use std::process::{Command, ExitCode};
 
-    use benches::disk::{self, EngineShape, Figure, Load, Raw, Stack};
+    use benches::disk::{self, CountedRun, Figure, Raw, main_counted};
     use benches::null::NullQueue;
-    use devices_host::engine::Kind;
 
-    const FILE_BYTES: u64 = 16 << 20;
     /// Requests of the short run; the long one has twice as many.
     const REQUESTS: u64 = 4096;
     /// More than the plain loop, at most, with many requests in flight.
@@ -39,36 +36,27 @@ mod linux {
         work();
     }
 
-    fn run(side: &str, depth: usize, requests: u64, path: &Path) {
-        let load = Load { depth, bytes: 4096, random: true, direct: false };
-        match side {
+    fn run(told: &CountedRun) {
+        let (depth, requests) = (told.depth as u64, told.requests);
+        match &told.side[..] {
             "null-split" | "null-packed" | "null-measured" | "null-limited" => {
-                let mut queue = match side {
+                let mut queue = match &told.side[..] {
                     "null-measured" => NullQueue::measured(),
                     "null-limited" => NullQueue::limited(),
-                    _ => NullQueue::new(side == "null-packed"),
+                    side => NullQueue::new(side == "null-packed"),
                 };
-                for _ in 0..requests / depth as u64 {
-                    queue.post(depth as u64);
+                for _ in 0..requests / depth {
+                    queue.post(depth);
                     disk_cost_measured(&mut || queue.step());
-                    queue.take_back(depth as u64);
+                    queue.take_back(depth);
                 }
             }
             "raw" => {
-                let file = disk::open(path, false).expect("the file opens");
-                let mut raw = Raw::new(file, &load).expect("io_uring");
+                let file = disk::open(&told.path, false).expect("the file opens");
+                let mut raw = Raw::new(file, &told.load()).expect("io_uring");
                 disk_cost_measured(&mut || drop(raw.run_count(requests).expect("reads")));
             }
-            _ => {
-                let kind = if side == "threads" { Kind::Threads } else { Kind::IoUring };
-                let mut stack = Stack::start(
-                    path,
-                    &load,
-                    EngineShape { kind, timed: false, halt_poll: Duration::ZERO, poll: Duration::ZERO },
-                )
-                .expect("a stack");
-                stack.run_count(requests);
-            }
+            _ => drop(told.stack().expect("a stack").run_count(requests)),
         }
     }
 
@@ -84,13 +72,8 @@ mod linux {
         if !is_stack(side) {
             valgrind.args(["--collect-atstart=no", "--toggle-collect=disk_cost_measured*"]);
         }
-        let output = valgrind
-            .arg(std::env::current_exe().ok()?)
-            .args([side, &depth.to_string(), &requests.to_string()])
-            .arg(path)
-            .stdin(Stdio::null())
-            .output()
-            .ok()?;
+        let told = CountedRun { side: side.to_owned(), depth, requests, path: path.to_owned() };
+        let output = told.under(&mut valgrind).ok()?;
         if !output.status.success() {
             eprintln!("disk-cost: {side}: {}", String::from_utf8_lossy(&output.stderr));
             return None;
@@ -124,14 +107,11 @@ mod linux {
         Some((long? - short?) / REQUESTS as f64)
     }
 
-    fn measure() -> Option<bool> {
-        let path = std::env::temp_dir().join(format!("disk-cost-{}.img", std::process::id()));
-        disk::prepare_file(&path, FILE_BYTES).ok()?;
-        let _removed = Removed(path.clone());
+    fn measure(path: &Path) -> Option<bool> {
         println!("| user instructions a request | depth 1 | depth 32 |\n|---|---|---|");
         let mut costs = Vec::new();
         for (side, name) in SIDES {
-            let [one, many] = [cost(side, 1, &path)?, cost(side, 32, &path)?];
+            let [one, many] = [cost(side, 1, path)?, cost(side, 32, path)?];
             println!("| {name} | {one:.0} | {many:.0} |");
             costs.push((side, many));
         }
@@ -147,29 +127,8 @@ mod linux {
         Some(added.holds())
     }
 
-    struct Removed(PathBuf);
-
-    impl Drop for Removed {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
-
     pub fn main() -> ExitCode {
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
-        if let [side, depth, requests, path] = &arguments[..] {
-            let number = |text: &String| text.parse::<u64>().expect("a number");
-            run(side, number(depth) as usize, number(requests), path.as_ref());
-            return ExitCode::SUCCESS;
-        }
-        match measure() {
-            Some(true) => ExitCode::SUCCESS,
-            Some(false) => ExitCode::FAILURE,
-            None => {
-                eprintln!("disk-cost: no instruction count: install valgrind, and build without stripping");
-                ExitCode::from(2)
-            }
-        }
+        main_counted("disk-cost: no instruction count: install valgrind, and build without stripping", run, measure)
     }
 }
 

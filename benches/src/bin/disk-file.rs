@@ -202,11 +202,7 @@ mod linux {
             disk::set_cached(&options.file, !direct)?;
             let load = Load { depth: 32, bytes: 4 << 10, random: true, direct };
             for (engine, kind) in ENGINES {
-                let mut stack = Stack::start(
-                    &options.file,
-                    &load,
-                    EngineShape { kind, timed: false, halt_poll: Duration::ZERO, poll: Duration::ZERO },
-                )?;
+                let mut stack = Stack::start(&options.file, &load, EngineShape::sleeping(kind))?;
                 let (mut parked, mut call) = (Vec::new(), Vec::new());
                 for _ in 0..options.resets {
                     let times = stack.reset_under_load();

@@ -1,10 +1,12 @@
 //! A disk in one process and without a VM: guest memory, queue worker, engine and file are zvmm's, the driver is a thread.
 
+mod counted;
 mod driver;
 mod figures;
 mod raw;
 mod stack;
 
+pub use counted::{CountedRun, main_counted};
 pub use driver::Driver;
 pub use figures::{Figure, median, spread};
 pub use raw::Raw;

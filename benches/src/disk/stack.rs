@@ -68,6 +68,14 @@ pub struct EngineShape {
     pub poll: Duration,
 }
 
+impl EngineShape {
+    /// One whose threads sleep as soon as there is nothing to do, and take no times.
+    #[must_use]
+    pub fn sleeping(kind: Kind) -> Self {
+        Self { kind, timed: false, halt_poll: Duration::ZERO, poll: Duration::ZERO }
+    }
+}
+
 /// A running disk with its driver.
 pub struct Stack {
     workers: Arc<DeviceWorkers>,
