@@ -4,16 +4,21 @@
 //! The stack is the machine's own (guest memory, worker in its thread, engine, real wake-ups); a thread on another CPU is
 //! the guest's driver. The loop has the worker's CPU. In every round each side runs once, in turn; a ratio is made of the
 //! two runs of one round, and the median of the rounds counts. `--check` fails where a limit is not kept.
+//!
+//! Where `qemu-storage-daemon` is installed it is one more side: the same driver reads through it, by vhost-user. No limit
+//! is set by it.
 
 #[cfg(target_os = "linux")]
 mod linux {
     use std::io;
     use std::path::PathBuf;
     use std::process::ExitCode;
+    use std::sync::Once;
     use std::time::Duration;
 
     use benches::disk::{
-        self, EngineShape, Figure, Load, Raw, Stack, Times, eventfd_round_trip_us, median, on_worker_cpu, spread,
+        self, Daemon, EngineShape, Figure, Load, Raw, Stack, Times, eventfd_round_trip_us, median, on_worker_cpu,
+        spread,
     };
     use clap::Parser;
     use devices_host::engine::Kind;
@@ -29,6 +34,8 @@ mod linux {
     const LATENCY_US: f64 = 5.0;
 
     const ENGINES: [(&str, Kind); 2] = [("io_uring", Kind::IoUring), ("threads", Kind::Threads)];
+    /// Of the sides: the loop, one for each engine, the daemon.
+    const DAEMON: usize = 1 + ENGINES.len();
 
     #[derive(Parser)]
     struct Options {
@@ -50,7 +57,7 @@ mod linux {
         /// Run ahead of everything else on the machine (root)
         #[arg(long)]
         realtime: bool,
-        /// How long the driver's CPU looks for an interrupt before it sleeps, µs, as KVM does for a vCPU that halts
+        /// How long the driver's CPU looks for a completion before it sleeps, µs, as KVM does for a vCPU that halts
         #[arg(long, default_value_t = 200)]
         halt_poll_us: u64,
         /// How long the worker looks for a request before it sleeps, at most, µs: as a machine's disk does by default
@@ -59,6 +66,9 @@ mod linux {
         /// Fail when a limit is not kept
         #[arg(long)]
         check: bool,
+        /// The daemon to export the file by vhost-user for one more side, of the kind of `qemu-storage-daemon`
+        #[arg(long, default_value = "qemu-storage-daemon")]
+        daemon: PathBuf,
         /// Resets of the device under load to take the time of; 0 for none
         #[arg(long, default_value_t = 200)]
         resets: usize,
@@ -104,6 +114,18 @@ mod linux {
         disk::thread_cpu_ns(unsafe { libc::gettid() })
     }
 
+    /// The daemon on the load's file; `None` where there is none, which was said once for all loads.
+    fn start_daemon(options: &Options, load: &Load, halt_poll: Duration) -> io::Result<Option<Daemon>> {
+        static SAID: Once = Once::new();
+        match Daemon::start(&options.daemon, &options.file, load, halt_poll) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                SAID.call_once(|| eprintln!("disk-file: without {}: {error}", options.daemon.display()));
+                Ok(None)
+            }
+            result => result.map(Some),
+        }
+    }
+
     /// With `sleeps` the driver's CPU sleeps at once while it waits: what a request takes with a wake-up each way.
     fn measure(options: &Options, load: &Load, sleeps: bool, figures: &mut Vec<Figure>) -> io::Result<()> {
         disk::set_cached(&options.file, !load.direct)?;
@@ -115,7 +137,8 @@ mod linux {
         let shape = |kind, timed| EngineShape { kind, timed, halt_poll, poll };
         let start = |kind, timed| Stack::start(&options.file, load, shape(kind, timed));
         let mut stacks = ENGINES.map(|(_, kind)| start(kind, false)).into_iter().collect::<io::Result<Vec<_>>>()?;
-        let mut sides: [Side; 3] = Default::default();
+        let mut daemon = start_daemon(options, load, halt_poll)?;
+        let mut sides: [Side; DAEMON + 1] = Default::default();
         let mut round_trips_us = Vec::new();
         for round in 0..=options.rounds {
             // The first round is for what only happens once.
@@ -127,6 +150,11 @@ mod linux {
                         let before = own_cpu_ns()?;
                         Ok::<_, io::Error>((raw.run(time)?, own_cpu_ns()? - before))
                     })??,
+                    DAEMON => {
+                        let Some(daemon) = &mut daemon else { continue };
+                        let before = daemon.cpu_ns()?;
+                        (daemon.run(time), daemon.cpu_ns()? - before)
+                    }
                     _ => {
                         let stack = &mut stacks[at - 1];
                         let before = disk::thread_cpu_ns(stack.worker_thread)?;
@@ -143,7 +171,7 @@ mod linux {
             }
         }
         drop(stacks);
-        let [floor, ours @ ..] = &sides;
+        let [floor, ours @ .., theirs] = &sides;
         for ((engine, kind), side) in ENGINES.iter().zip(ours) {
             let mut timed = start(*kind, true)?;
             timed.run(time);
@@ -151,12 +179,13 @@ mod linux {
             drop(timed);
             let ratios = side.ratios(floor);
             println!(
-                "| {title} | {engine} | {:.1} | {:.1} | {} | {:.2} | {:.2} | {submit_us:.2} + {complete_us:.2} |",
+                "| {title} | {engine} | {:.1} | {:.1} | {} | {:.2} | {:.2} | {submit_us:.2} + {complete_us:.2} | {} |",
                 median(&floor.iops) / 1e3,
                 median(&side.iops) / 1e3,
                 spread(&ratios, 2),
                 median(&floor.cpu_us),
                 median(&side.cpu_us),
+                if daemon.is_some() { spread(&side.ratios(theirs), 2) } else { "–".to_owned() },
             );
             if *kind != Kind::IoUring {
                 continue;
@@ -189,6 +218,16 @@ mod linux {
                 );
                 most("a request beyond the plain loop's and a wake-up there and back, µs", median(&more), LATENCY_US);
             }
+        }
+        if daemon.is_some() {
+            println!(
+                "| {title} | daemon | {:.1} | {:.1} | {} | {:.2} | {:.2} | – | 1 |",
+                median(&floor.iops) / 1e3,
+                median(&theirs.iops) / 1e3,
+                spread(&theirs.ratios(floor), 2),
+                median(&floor.cpu_us),
+                median(&theirs.cpu_us),
+            );
         }
         Ok(())
     }
@@ -232,9 +271,9 @@ mod linux {
             disk::become_realtime()?;
         }
         println!(
-            "| load | engine | plain loop, 1000/s | zvmm, 1000/s | ratio | loop's CPU, µs | worker's CPU, µs | submit + return, µs |"
+            "| load | engine | plain loop, 1000/s | zvmm, 1000/s | ratio | loop's CPU, µs | worker's CPU, µs | submit + return, µs | ÷ daemon |"
         );
-        println!("|---|---|---|---|---|---|---|---|");
+        println!("|---|---|---|---|---|---|---|---|---|");
         let mut figures = Vec::new();
         for load in loads() {
             if options.only.as_ref().is_none_or(|only| title(&load).starts_with(only.as_str())) {

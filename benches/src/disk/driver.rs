@@ -136,11 +136,26 @@ impl Driver {
         }
     }
 
+    /// What request `slot` has read; `into` is as long as every request.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn data(&self, slot: u16, into: &mut [u8]) {
+        let at = DATA + u64::from(slot) * into.len() as u64;
+        self.mem.read_slice(into, GuestAddress(at)).expect("data");
+    }
+
     /// Asks for an interrupt with the next completion; `false` where there is one already, and none may come.
     pub fn wait_for_interrupt(&mut self) -> bool {
         self.store(AVAIL + 4 + 2 * u64::from(SIZE), self.last_used, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        self.load(USED + 2, Ordering::Relaxed) == self.last_used
+        !self.has_used()
+    }
+
+    /// Whether there is something to [`collect`](Self::collect).
+    #[must_use]
+    pub fn has_used(&self) -> bool {
+        self.load(USED + 2, Ordering::Relaxed) != self.last_used
     }
 
     fn store(&self, addr: u64, value: u16, order: Ordering) {

@@ -1,16 +1,20 @@
 //! A disk in one process and without a VM: guest memory, queue worker, engine and file are zvmm's, the driver is a thread.
 
 mod counted;
+mod daemon;
 mod driver;
 mod figures;
+mod guest;
 mod raw;
 mod stack;
 
 pub use counted::{CountedRun, main_counted};
+pub use daemon::Daemon;
 pub use driver::Driver;
 pub use figures::{Figure, median, spread};
+pub use guest::Times;
 pub use raw::Raw;
-pub use stack::{EngineShape, Stack, Times, eventfd_round_trip_us, on_worker_cpu};
+pub use stack::{EngineShape, Stack, eventfd_round_trip_us, on_worker_cpu};
 
 use std::fs::File;
 use std::io::{self, Write as _};

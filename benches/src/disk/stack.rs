@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use devices::GuestRam;
@@ -21,38 +21,12 @@ use devices_host::thread::bind_current;
 use zvmm::machine::EngineDisk;
 use zvmm::worker::{DeviceWorkers, Rings, WorkerSpec};
 
-use super::{Driver, Load, Offsets, thread_named};
+use super::guest::Guest;
+use super::{Driver, Load, Times, thread_named};
 
 /// The CPU of the driver, and the one of the worker and of everything it is compared with.
 const DRIVER_CPU: usize = 0;
 const WORKER_CPU: usize = 1;
-
-/// What one run took.
-#[derive(Clone, Debug, Default)]
-pub struct Times {
-    /// Requests completed.
-    pub requests: u64,
-    /// From the first to the last.
-    pub elapsed: Duration,
-    /// Each request's time, with one in flight.
-    pub latencies_ns: Vec<u32>,
-}
-
-impl Times {
-    /// Requests a second.
-    #[must_use]
-    pub fn iops(&self) -> f64 {
-        self.requests as f64 / self.elapsed.as_secs_f64()
-    }
-
-    /// Median time of a request, µs; `NaN` with more than one in flight.
-    #[must_use]
-    pub fn latency_us(&self) -> f64 {
-        let mut latencies = self.latencies_ns.clone();
-        latencies.sort_unstable();
-        latencies.get(latencies.len() / 2).map_or(f64::NAN, |&ns| f64::from(ns) / 1e3)
-    }
-}
 
 /// How a stack is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +35,7 @@ pub struct EngineShape {
     pub kind: Kind,
     /// Take the time of what the worker does to a request, which costs time itself.
     pub timed: bool,
-    /// How long the driver's CPU looks for an interrupt before it sleeps. KVM does so for a vCPU that halts (its parameter
+    /// How long the driver's CPU looks for a completion before it sleeps. KVM does so for a vCPU that halts (its parameter
     /// `halt_poll_ns`, 200 µs by default).
     pub halt_poll: Duration,
     /// How long the worker looks for a request before it sleeps, at most.
@@ -79,12 +53,9 @@ impl EngineShape {
 /// A running disk with its driver.
 pub struct Stack {
     workers: Arc<DeviceWorkers>,
-    driver: Driver,
+    guest: Guest,
     interrupt: Arc<Interrupt>,
-    kick: Arc<Event>,
     counters: Arc<QueueCounters>,
-    offsets: Offsets,
-    depth: usize,
     clock: Arc<WorkerClock>,
     /// The worker's thread.
     pub worker_thread: i32,
@@ -102,7 +73,6 @@ impl Stack {
         let disk_bytes = disk.size_bytes();
         let mem =
             allocate(&Driver::memory(load.depth, load.bytes), &RamOptions::default()).map_err(io::Error::other)?;
-        let driver = Driver::new(mem.clone(), load.depth, load.bytes);
         let config = BlkConfig { capacity_sectors: disk_bytes / SECTOR_BYTES, read_only: true, ..BlkConfig::default() };
         // As the machine starts a disk of one queue.
         let options = EngineOptions {
@@ -134,23 +104,9 @@ impl Stack {
         let workers = DeviceWorkers::spawn(&mem, Rings::default(), vec![spec])?;
         bind_current(&[DRIVER_CPU])?;
         let worker_thread = wait_for_thread(&name)?;
-        let interrupt = Arc::new(Interrupt {
-            event: Event::new()?,
-            pending: AtomicBool::new(false),
-            poll: shape.halt_poll,
-            clock: clock.clone(),
-        });
-        let stack = Self {
-            workers,
-            driver,
-            interrupt,
-            kick: wake,
-            counters,
-            offsets: Offsets::new(load, disk_bytes),
-            depth: load.depth,
-            clock,
-            worker_thread,
-        };
+        let guest = Guest::new(mem, load, disk_bytes, wake, shape.halt_poll)?;
+        let interrupt = Arc::new(Interrupt { event: guest.interrupt(), clock: clock.clone() });
+        let stack = Self { workers, guest, interrupt, counters, clock, worker_thread };
         stack.activate();
         Ok(stack)
     }
@@ -159,73 +115,25 @@ impl Stack {
         self.workers.start(Activation {
             features: Driver::FEATURES,
             legacy: false,
-            queues: vec![(0, self.driver.state())],
+            queues: vec![(0, self.guest.queue())],
             interrupt: self.interrupt.clone(),
         });
     }
 
     /// Reads for `time`.
     pub fn run(&mut self, time: Duration) -> Times {
-        let end = Instant::now() + time;
-        self.run_while(|_| Instant::now() < end)
+        self.guest.run(time)
     }
 
     /// Reads until so many are done.
     pub fn run_count(&mut self, count: u64) -> Times {
-        self.run_while(|done| done < count)
-    }
-
-    fn run_while(&mut self, mut more: impl FnMut(u64) -> bool) -> Times {
-        let mut times = Times::default();
-        let mut free: Vec<u16> = (0..self.depth as u16).collect();
-        let mut in_flight = 0;
-        let single = self.depth == 1;
-        let start = Instant::now();
-        let mut began = start;
-        loop {
-            if !free.is_empty() && more(times.requests) {
-                if single {
-                    began = Instant::now();
-                }
-                for slot in free.drain(..) {
-                    self.driver.post(slot, self.offsets.take());
-                    in_flight += 1;
-                }
-                if self.driver.publish() {
-                    self.kick.wake();
-                }
-            }
-            if in_flight == 0 {
-                break;
-            }
-            let before = free.len();
-            self.driver.collect(|slot| free.push(slot));
-            let done = free.len() - before;
-            if done == 0 {
-                if self.driver.wait_for_interrupt() {
-                    self.interrupt.wait();
-                }
-                continue;
-            }
-            in_flight -= done;
-            times.requests += done as u64;
-            if single {
-                times.latencies_ns.push(began.elapsed().as_nanos() as u32);
-            }
-        }
-        times.elapsed = start.elapsed();
-        times
+        self.guest.run_count(count)
     }
 
     /// Fills the queue with reads, resets the device while they are under way, and starts it again. Returns how long the
     /// writing vCPU would be parked, and how long the call itself kept it, that is: any lock it holds.
     pub fn reset_under_load(&mut self) -> (Duration, Duration) {
-        for slot in 0..self.depth as u16 {
-            self.driver.post(slot, self.offsets.take());
-        }
-        if self.driver.publish() {
-            self.kick.wake();
-        }
+        self.guest.fill();
         // Until the engine has them, or some of them.
         let chains = self.counters.chains.get();
         while self.counters.chains.get() == chains {
@@ -241,8 +149,7 @@ impl Stack {
             waiter.0.wait();
         }
         let parked = start.elapsed();
-        self.driver.reset();
-        self.interrupt.event.clear();
+        self.guest.reset();
         self.activate();
         (parked, call)
     }
@@ -297,33 +204,13 @@ fn wait_for_thread(name: &str) -> io::Result<i32> {
 
 /// An interrupt as KVM takes it: one write to an eventfd.
 struct Interrupt {
-    event: Event,
-    /// For a driver that has not gone to sleep yet.
-    pending: AtomicBool,
-    poll: Duration,
+    event: Arc<Event>,
     clock: Arc<WorkerClock>,
-}
-
-impl Interrupt {
-    /// Waits for one; it may end without one, when an earlier one was noticed before its event was taken.
-    fn wait(&self) {
-        if !self.poll.is_zero() {
-            let end = Instant::now() + self.poll;
-            while Instant::now() < end {
-                if self.pending.swap(false, Ordering::Acquire) {
-                    return;
-                }
-                std::hint::spin_loop();
-            }
-        }
-        self.event.wait();
-    }
 }
 
 impl VirtioInterrupt for Interrupt {
     fn queue_used(&self, _queue: u16) {
         self.clock.end_of_work();
-        self.pending.store(true, Ordering::Release);
         self.event.wake();
     }
 
