@@ -57,8 +57,9 @@ mod linux {
         /// Run ahead of everything else on the machine (root)
         #[arg(long)]
         realtime: bool,
-        /// How long the driver's CPU looks for a completion before it sleeps, µs, as KVM does for a vCPU that halts
-        #[arg(long, default_value_t = 200)]
+        /// How long the driver's CPU looks for an interrupt before it sleeps, µs. By default it hardly ever sleeps, or the
+        /// time it takes to wake would be the disk's; KVM looks for 200 µs where a vCPU halts
+        #[arg(long, default_value_t = 5000)]
         halt_poll_us: u64,
         /// How long the worker looks for a request before it sleeps, at most, µs: as a machine's disk does by default
         #[arg(long, default_value_t = DiskConfig::DEFAULT_POLL_US.into())]
@@ -101,9 +102,17 @@ mod linux {
     fn loads() -> Vec<Load> {
         let mut loads = Vec::new();
         for direct in [false, true] {
-            let random = [1, 32, 128].map(|depth| Load { depth, bytes: 4 << 10, random: true, direct });
+            let random =
+                [1, 32, 128].map(|depth| Load { depth, bytes: 4 << 10, piece_bytes: 4 << 10, random: true, direct });
             loads.extend(random);
-            loads.push(Load { depth: 4, bytes: 128 << 10, random: false, direct });
+            let sequential = [4 << 10, 128 << 10];
+            loads.extend(sequential.map(|piece_bytes| Load {
+                depth: 4,
+                bytes: 128 << 10,
+                piece_bytes,
+                random: false,
+                direct,
+            }));
         }
         loads
     }
@@ -239,7 +248,7 @@ mod linux {
         );
         for direct in [false, true] {
             disk::set_cached(&options.file, !direct)?;
-            let load = Load { depth: 32, bytes: 4 << 10, random: true, direct };
+            let load = Load { depth: 32, bytes: 4 << 10, piece_bytes: 4 << 10, random: true, direct };
             for (engine, kind) in ENGINES {
                 let mut stack = Stack::start(&options.file, &load, EngineShape::sleeping(kind))?;
                 let (mut parked, mut call) = (Vec::new(), Vec::new());

@@ -43,7 +43,7 @@ impl CountedRun {
     /// What is read.
     #[must_use]
     pub fn load(&self) -> Load {
-        Load { depth: self.depth, bytes: 4096, random: true, direct: false }
+        Load { depth: self.depth, bytes: 4096, piece_bytes: 4096, random: true, direct: false }
     }
 
     /// zvmm's own stack, with the engine that the side is named after.

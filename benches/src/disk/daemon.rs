@@ -38,9 +38,8 @@ impl Daemon {
     /// `NotFound` where there is no such program; when it cannot serve the file, or reads something else than the file has.
     pub fn start(program: &Path, path: &Path, load: &Load, halt_poll: Duration) -> io::Result<Self> {
         let mut process = on_worker_cpu(|| Process::start(program, path, load.direct))??;
-        let mem =
-            allocate(&Driver::memory(load.depth, load.bytes), &RamOptions { shared: true, ..RamOptions::default() })
-                .map_err(io::Error::other)?;
+        let mem = allocate(&Driver::memory(load), &RamOptions { shared: true, ..RamOptions::default() })
+            .map_err(io::Error::other)?;
         let file = File::open(path)?;
         let kick = Arc::new(Event::new()?);
         let guest = Guest::new(mem.clone(), load, file.metadata()?.len(), kick.clone(), halt_poll)?;
@@ -191,14 +190,14 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_not_found() {
-        let load = Load { depth: 1, bytes: 4096, random: true, direct: false };
+        let load = Load { depth: 1, bytes: 4096, piece_bytes: 4096, random: true, direct: false };
         let error = Daemon::start(Path::new("/no/such/daemon"), Path::new("/dev/null"), &load, Duration::ZERO);
         assert_eq!(error.err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
     }
 
     #[test]
     fn a_program_that_serves_nothing_is_no_daemon() {
-        let load = Load { depth: 1, bytes: 4096, random: true, direct: false };
+        let load = Load { depth: 1, bytes: 4096, piece_bytes: 4096, random: true, direct: false };
         let error = Daemon::start(Path::new("true"), Path::new("/dev/null"), &load, Duration::ZERO).err();
         assert!(error.is_some_and(|error| error.to_string().starts_with("the daemon ended: exit status: 0")));
     }

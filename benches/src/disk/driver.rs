@@ -10,6 +10,8 @@ use devices::virtio::QueueState;
 use devices::virtio::queue::{Descriptor, F_EVENT_IDX, F_INDIRECT_DESC};
 use vm_memory::{Bytes as _, GuestAddress};
 
+use super::Load;
+
 /// Where everything lies: rings and requests below 4 GiB, data above, in two regions as large guests have them.
 const DESC: u64 = 0x1000;
 const AVAIL: u64 = 0x8000;
@@ -18,8 +20,6 @@ const HEADERS: u64 = 0x10000;
 const STATUS: u64 = 0x20000;
 const TABLES: u64 = 0x40000;
 const DATA: u64 = 1 << 32;
-const PAGE: u64 = 4096;
-
 /// The size of the ring, as Linux gets it by default.
 const SIZE: u16 = 256;
 /// No status the device writes.
@@ -37,20 +37,21 @@ impl Driver {
     /// The features it negotiates.
     pub const FEATURES: u64 = 1 << 32 | F_INDIRECT_DESC | F_EVENT_IDX | FLUSH;
 
-    /// Guest memory, as ranges of address and length, for `depth` requests of `bytes` bytes.
+    /// Guest memory, as ranges of address and length, for the requests of `load`.
     #[must_use]
-    pub fn memory(depth: usize, bytes: usize) -> [(u64, u64); 2] {
-        let tables = depth as u64 * table_bytes(bytes);
-        let data = (depth * bytes) as u64;
+    pub fn memory(load: &Load) -> [(u64, u64); 2] {
+        let tables = load.depth as u64 * table_bytes(load);
+        let data = (load.depth * load.bytes) as u64;
         [(0, (TABLES + tables).next_multiple_of(2 << 20)), (DATA, data.next_multiple_of(2 << 20))]
     }
 
-    /// Prepares `depth` reads of `bytes` bytes.
+    /// Prepares the reads of `load`.
     ///
     /// # Panics
     /// Where `mem` is not [`memory`](Self::memory).
     #[must_use]
-    pub fn new(mem: GuestRam, depth: usize, bytes: usize) -> Self {
+    pub fn new(mem: GuestRam, load: &Load) -> Self {
+        let Load { depth, bytes, piece_bytes, .. } = *load;
         assert!(depth <= usize::from(SIZE));
         let put = |addr: u64, desc: Descriptor| {
             mem.write_slice(&desc.to_bytes(), GuestAddress(addr)).expect("guest memory");
@@ -58,18 +59,19 @@ impl Driver {
         for slot in 0..depth as u64 {
             let (header, status) = (HEADERS + 16 * slot, STATUS + slot);
             // The header's first word is VIRTIO_BLK_T_IN (virtio 1.3 §5.2.6), which is zero, as fresh memory is.
-            let pages = (bytes as u64) / PAGE;
-            let table = TABLES + slot * table_bytes(bytes);
+            let pieces = pieces(load);
+            let table = TABLES + slot * table_bytes(load);
             let link = |n: u64| (n + 1) as u16;
             put(table, Descriptor { addr: header, len: 16, flags: Descriptor::NEXT, next: link(0) });
-            for page in 0..pages {
-                let addr = DATA + slot * bytes as u64 + page * PAGE;
+            for piece in 0..pieces {
+                let addr = DATA + slot * bytes as u64 + piece * piece_bytes as u64;
                 let flags = Descriptor::NEXT | Descriptor::WRITE;
-                put(table + 16 * (page + 1), Descriptor { addr, len: PAGE as u32, flags, next: link(page + 1) });
+                let len = piece_bytes as u32;
+                put(table + 16 * (piece + 1), Descriptor { addr, len, flags, next: link(piece + 1) });
             }
             let last = Descriptor { addr: status, len: 1, flags: Descriptor::WRITE, next: 0 };
-            put(table + 16 * (pages + 1), last);
-            let len = table_bytes(bytes) as u32;
+            put(table + 16 * (pieces + 1), last);
+            let len = table_bytes(load) as u32;
             put(DESC + 16 * slot, Descriptor { addr: table, len, flags: Descriptor::INDIRECT, next: 0 });
         }
         Self { mem, next_avail: 0, published: 0, last_used: 0 }
@@ -171,6 +173,11 @@ impl Driver {
 const FLUSH: u64 = 1 << 9;
 
 /// Bytes of a request's indirect table.
-fn table_bytes(bytes: usize) -> u64 {
-    16 * (bytes as u64 / PAGE + 2)
+fn table_bytes(load: &Load) -> u64 {
+    16 * (pieces(load) + 2)
+}
+
+/// Buffers of a request.
+fn pieces(load: &Load) -> u64 {
+    (load.bytes / load.piece_bytes) as u64
 }

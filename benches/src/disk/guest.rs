@@ -53,7 +53,7 @@ impl Guest {
     /// ring can be looked at in the same way with a device in this process and in another.
     pub fn new(mem: GuestRam, load: &Load, disk_bytes: u64, kick: Arc<Event>, halt_poll: Duration) -> io::Result<Self> {
         Ok(Self {
-            driver: Driver::new(mem, load.depth, load.bytes),
+            driver: Driver::new(mem, load),
             offsets: Offsets::new(load, disk_bytes),
             depth: load.depth,
             kick,

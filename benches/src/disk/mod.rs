@@ -27,8 +27,10 @@ use std::path::Path;
 pub struct Load {
     /// Requests in flight.
     pub depth: usize,
-    /// Bytes a request, a multiple of 4096; one segment a 4 KiB page, as a guest's scattered pages are.
+    /// Bytes a request, a multiple of 4096.
     pub bytes: usize,
+    /// Bytes of each of its buffers: a page, as a guest's memory is scattered, or as much as a request.
+    pub piece_bytes: usize,
     /// Where each request reads: anywhere, or behind the last one.
     pub random: bool,
     /// Past the host's page cache.
@@ -36,10 +38,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// Its name in tables: `rr32` reads 4 KiB at random with 32 in flight, `sr4` 128 KiB in sequence with 4.
+    /// Its name in tables: `rr32` reads 4 KiB at random with 32 in flight, `sr4` 128 KiB in sequence with 4, into pages, and
+    /// `sr4-whole` into one buffer each.
     #[must_use]
     pub fn name(&self) -> String {
-        format!("{}{}", if self.random { "rr" } else { "sr" }, self.depth)
+        let whole = self.bytes > 4 << 10 && self.piece_bytes == self.bytes;
+        format!("{}{}{}", if self.random { "rr" } else { "sr" }, self.depth, if whole { "-whole" } else { "" })
     }
 }
 

@@ -17,7 +17,9 @@ pub struct Raw {
     ring: IoUring,
     offsets: Offsets,
     load: Load,
-    mem: GuestRam,
+    _mem: GuestRam,
+    /// The buffers of each slot's read, where it has several.
+    pieces: Vec<libc::iovec>,
     _file: File,
 }
 
@@ -31,7 +33,20 @@ impl Raw {
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         let bytes = ((load.depth * load.bytes) as u64).next_multiple_of(2 << 20);
         let mem = allocate(&[(0, bytes)], &RamOptions::default()).map_err(io::Error::other)?;
-        Ok(Self { ring, offsets: Offsets::new(load, file.metadata()?.len()), load: *load, mem, _file: file })
+        let at = mem.get_host_address(GuestAddress(0)).map_err(io::Error::other)?;
+        let piece = |n: usize| libc::iovec {
+            iov_base: at.wrapping_add(n * load.piece_bytes).cast(),
+            iov_len: load.piece_bytes,
+        };
+        let pieces = (0..load.depth * load.bytes / load.piece_bytes).map(piece).collect();
+        Ok(Self {
+            ring,
+            offsets: Offsets::new(load, file.metadata()?.len()),
+            load: *load,
+            _mem: mem,
+            pieces,
+            _file: file,
+        })
     }
 
     /// Reads for `time`.
@@ -87,12 +102,17 @@ impl Raw {
     }
 
     fn read(&mut self, slot: u64) -> io::Result<()> {
-        let at = self.mem.get_host_address(GuestAddress(slot * self.load.bytes as u64)).map_err(io::Error::other)?;
-        let entry = opcode::Read::new(types::Fixed(0), at, self.load.bytes as u32)
-            .offset(self.offsets.take())
-            .build()
-            .user_data(slot);
-        // SAFETY: the buffer is mapped for as long as `mem`, and `run_while` waits for every read it starts.
+        let count = self.load.bytes / self.load.piece_bytes;
+        let offset = self.offsets.take();
+        let entry = match &self.pieces[slot as usize * count..][..count] {
+            [whole] => {
+                opcode::Read::new(types::Fixed(0), whole.iov_base.cast(), self.load.bytes as u32).offset(offset).build()
+            }
+            pieces => opcode::Readv::new(types::Fixed(0), pieces.as_ptr(), count as u32).offset(offset).build(),
+        };
+        let entry = entry.user_data(slot);
+        // SAFETY: the list of buffers lives as long as the ring, and what is in it is mapped for as long as `_mem`;
+        // `run_while` waits for every read it starts.
         unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)
     }
 }

@@ -18,7 +18,7 @@ use devices_host::disk::{Cache, Disk, DiskOptions};
 use devices_host::engine::{Engine, EngineOptions, Kind};
 use devices_host::ram::{RamOptions, allocate};
 use devices_host::thread::bind_current;
-use zvmm::machine::EngineDisk;
+use zvmm::machine::{EngineDisk, disk_round_bytes};
 use zvmm::worker::{DeviceWorkers, Rings, WorkerSpec};
 
 use super::guest::Guest;
@@ -71,8 +71,7 @@ impl Stack {
         let options = DiskOptions { read_only: true, cache, ..DiskOptions::default() };
         let disk = Arc::new(Disk::open("disk0", path, options).map_err(io::Error::other)?);
         let disk_bytes = disk.size_bytes();
-        let mem =
-            allocate(&Driver::memory(load.depth, load.bytes), &RamOptions::default()).map_err(io::Error::other)?;
+        let mem = allocate(&Driver::memory(load), &RamOptions::default()).map_err(io::Error::other)?;
         let config = BlkConfig { capacity_sectors: disk_bytes / SECTOR_BYTES, read_only: true, ..BlkConfig::default() };
         // As the machine starts a disk of one queue.
         let options = EngineOptions {
@@ -91,7 +90,9 @@ impl Stack {
         let clock = Arc::new(WorkerClock::default());
         let backend =
             Timed { disk: EngineDisk(engine), clock: clock.clone(), timed: shape.timed, popping: None.into() };
-        let worker = Box::new(BlkDevice::new(config).worker(0, backend, counters.clone()));
+        let poll_ns = shape.poll.as_nanos() as u64;
+        let worker = BlkDevice::new(config).worker(0, backend, counters.clone());
+        let worker = Box::new(worker.with_round_bytes(disk_round_bytes(shape.kind, poll_ns)));
         let name = format!("worker-{}", next_number());
         let spec = WorkerSpec {
             name: name.clone(),
@@ -99,7 +100,7 @@ impl Stack {
             wake: wake.clone(),
             backend_fd: None,
             counters: vec![counters.clone()],
-            poll_ns: shape.poll.as_nanos() as u64,
+            poll_ns,
         };
         let workers = DeviceWorkers::spawn(&mem, Rings::default(), vec![spec])?;
         bind_current(&[DRIVER_CPU])?;

@@ -101,6 +101,16 @@ pub fn poll_ns(config: &DiskConfig) -> u64 {
     u64::from(config.poll_us.unwrap_or_else(default)) * 1000
 }
 
+/// Bytes after which a step of a queue's worker takes no more requests, where the disk answers at once. io_uring costs a
+/// call a step, which a second request of the usual largest size shares; it is left out where the guest may have to wait for
+/// the worker's CPU, and where threads do the work: they do a single request in place.
+pub fn round_bytes(kind: Kind, poll_ns: u64) -> u64 {
+    match kind {
+        Kind::IoUring if poll_ns > 0 => 256 << 10,
+        _ => 128 << 10,
+    }
+}
+
 /// What the guest sees of it.
 pub fn seen(config: &DiskConfig, disk: &Disk, vcpus: u8) -> BlkConfig {
     let IoSizes { physical_block_bytes, minimum_bytes, optimal_bytes, discard_bytes } = disk.io_sizes();
@@ -176,6 +186,13 @@ mod tests {
             assert!(options.bounce_bytes * usize::from(queues) <= BOUNCE_BYTES && options.bounce_bytes >= 512 << 10);
             assert!(options.threads >= 1);
         }
+    }
+
+    #[test]
+    fn a_step_is_longer_only_where_it_spares_a_call_and_nobody_waits_for_the_cpu() {
+        let bytes = [(Kind::IoUring, 50_000), (Kind::IoUring, 0), (Kind::Threads, 50_000)]
+            .map(|(kind, poll_ns)| round_bytes(kind, poll_ns));
+        assert_eq!(bytes, [256 << 10, 128 << 10, 128 << 10]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use firmware::smbios::{SmbiosConfig, SystemInfo, build_smbios};
 pub use self::adapters::EngineDisk;
 use self::adapters::PowerEvents;
 use self::chipset::Chipset;
+pub use self::disk::round_bytes as disk_round_bytes;
 use self::image::KernelImage;
 use self::inventory::Fixed;
 use self::keyboard::Typist;

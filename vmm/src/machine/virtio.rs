@@ -175,7 +175,7 @@ impl Builder<'_> {
             let (clock, stats) = (Arc::new(HostClock), Arc::new(BlkStats::new(config.latency)));
             let worker = device.worker(queue, EngineDisk(engine), count.clone());
             let worker = worker.with_throttle(Throttle::new(limits, clock.clone())).with_stats(stats.clone(), clock);
-            let worker = Box::new(worker);
+            let worker = Box::new(worker.with_round_bytes(disk::round_bytes(options.kind, poll_ns)));
             requests.push(stats);
             specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()], poll_ns });
             counters.push(count);

@@ -3,6 +3,7 @@ mod failures;
 mod limits;
 mod linger;
 mod model;
+mod rounds;
 mod rules;
 mod stats;
 

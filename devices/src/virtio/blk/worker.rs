@@ -18,9 +18,10 @@ use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 
-/// The most chains a step takes, and the bytes after which it takes no more. A disk that answers at once (the host has
-/// the data in memory) answers them all before the driver is shown the first: with all of a long queue in one step the
-/// driver sleeps while the worker works, and the worker while the driver does.
+/// The most chains a step takes, and the bytes after which it takes no more from a disk that answers at once (the host has
+/// the data in memory): that one answers them all before the driver is shown the first, and with all of a long queue in one
+/// step the driver sleeps while the worker works, and the worker while the driver does. One that takes its time is asked
+/// for as much as there is, which it may do as one.
 const ROUND_CHAINS: u16 = 16;
 const ROUND_BYTES: u64 = 128 << 10;
 
@@ -47,6 +48,10 @@ pub struct BlkWorker<B> {
     life: u32,
     stopping: bool,
     cancelled: bool,
+    /// What was last asked of the disk was done when it had been asked.
+    answers_at_once: bool,
+    /// Bytes after which a step takes no more chains then.
+    round_bytes: u64,
     /// Kept for their allocations: the guest ranges of the request being submitted, the disk's completions, and lists of
     /// segments: that of the request being decoded, and those of requests that had some and are done.
     ranges: Vec<GuestRange>,
@@ -71,6 +76,8 @@ impl<B> BlkWorker<B> {
             life: 0,
             stopping: false,
             cancelled: false,
+            answers_at_once: true,
+            round_bytes: ROUND_BYTES,
             ranges: Vec::new(),
             ended: Vec::new(),
             segments: Vec::new(),
@@ -83,6 +90,14 @@ impl<B> BlkWorker<B> {
     #[must_use]
     pub fn with_throttle(mut self, throttle: Throttle) -> Self {
         self.throttle = throttle;
+        self
+    }
+
+    /// Has a step take chains until they have so many bytes, 128 KiB otherwise, from a disk that answers at once. More spares
+    /// calls, and has the driver wait for longer, which it need not mind on a CPU of its own.
+    #[must_use]
+    pub fn with_round_bytes(mut self, round_bytes: u64) -> Self {
+        self.round_bytes = round_bytes;
         self
     }
 
@@ -108,8 +123,9 @@ impl<B> BlkWorker<B> {
         self.backend.set_write_cache(!self.mode.durable(&self.shared));
         self.throttle.begin_step();
         let (mut drained, mut wake_at_ns, mut bytes) = (false, None, 0u64);
+        let most_bytes = if self.answers_at_once { self.round_bytes } else { u64::MAX };
         for _ in 0..self.queue.size().min(ROUND_CHAINS) {
-            if bytes >= ROUND_BYTES {
+            if bytes >= most_bytes {
                 break;
             }
             if !self.backend.has_room() {
@@ -130,6 +146,10 @@ impl<B> BlkWorker<B> {
         self.backend.commit();
         // A disk that answers at once saves the driver a wake-up.
         self.collect(mem, false);
+        if bytes > 0 {
+            // As the next step is likely to find it, too.
+            self.answers_at_once = self.backend.in_flight() == 0;
+        }
         // A disk that is full wakes the worker when it has room again, and a rate limit when it is over; until then a kick
         // would be in vain. A limit that holds no chain back does not wake anybody.
         let held_back = wake_at_ns.is_some();
