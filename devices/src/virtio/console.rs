@@ -385,7 +385,7 @@ impl<M: GuestMemory, B: ConsoleBackend> VirtioWorker<M> for ConsoleWorker<B> {
         if state.version != 1 {
             return refuse("its version is not 1");
         }
-        if state.unsettled || state.lost || state.card.is_some() {
+        if state.unsettled || state.lost || state.card.is_some() || state.held.is_some() {
             return refuse("it is another device's");
         }
         for (bytes, saved) in [(&mut self.output, &state.from_guest), (&mut self.input, &state.to_guest)] {

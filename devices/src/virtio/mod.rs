@@ -235,13 +235,15 @@ pub trait VirtioWorker<M>: Send {
     /// The device is reset and all of the queues stand still: what the driver has set beside them is over.
     fn forget_driver(&mut self) {}
 
-    /// Bytes on their way that a worker with stopped queues holds beside them, and that a machine restored from the
-    /// queues alone would lose. Most workers hold none.
+    /// Bytes on their way and requests that wait for an operator, which a worker with stopped queues holds beside them, and
+    /// which a machine restored from the queues alone would lose. Most workers hold none.
     fn save(&self) -> WorkerState {
         WorkerState::default()
     }
 
-    /// Takes saved bytes back, before any queue is started.
+    /// Takes saved bytes and requests back, before any queue is started. With requests a worker goes on when it is started
+    /// with the state that the queue had; where they cannot be in flight there, the driver is told that it has to reset the
+    /// device.
     ///
     /// # Errors
     /// Where the state is not one of such a worker.
@@ -271,7 +273,7 @@ pub trait VirtioWorker<M>: Send {
 /// What a [`VirtioWorker`] holds beside its queues.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerState {
-    /// 1.
+    /// 1, or 2 where there are [`held`](Self::held) requests: who knows only of 1 would lose them.
     pub version: u16,
     /// Read from the guest's buffers, which it has back, and not taken by the back end yet.
     pub from_guest: Vec<u8>,
@@ -286,11 +288,22 @@ pub struct WorkerState {
     /// Of a network card: what its driver has set, where that is anything.
     #[serde(default)]
     pub card: Option<net::CardState>,
+    /// Of a disk: requests that wait for the operator.
+    #[serde(default)]
+    pub held: Option<blk::HeldRequests>,
 }
 
 impl Default for WorkerState {
     fn default() -> Self {
-        Self { version: 1, from_guest: Vec::new(), to_guest: Vec::new(), unsettled: false, lost: false, card: None }
+        Self {
+            version: 1,
+            from_guest: Vec::new(),
+            to_guest: Vec::new(),
+            unsettled: false,
+            lost: false,
+            card: None,
+            held: None,
+        }
     }
 }
 

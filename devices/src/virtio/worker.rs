@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::counters::QueueCounters;
-use super::queue::{Chain, Queue, QueueError, RingMem};
+use super::queue::{Chain, Queue, QueueError, RingMem, SavedFlight};
 use super::{NeedsReset, QueueState, VirtioInterrupt, WorkerActivation};
 use crate::planted::{Defect, is_planted};
 
@@ -55,21 +55,15 @@ impl WorkerQueue {
         }
     }
 
-    /// Goes on where [`state`](Self::state) said the queue stands, with the chains that are in flight. `false` where it is
-    /// stopped, or was told to stand elsewhere.
-    pub fn go_on(&mut self, state: &QueueState, activation: &WorkerActivation) -> bool {
-        match &mut self.running {
-            Some(running) if running.queue.state() == *state => {
-                running.interrupt = activation.interrupt.clone();
-                true
-            }
-            _ => false,
-        }
+    /// Has chains in flight again, of a queue that stood where this one was just [started](Self::start): in the order of
+    /// `saved`. `None` where they cannot be, which is reported as needs-reset and ends the queue.
+    pub fn resume_flight<M: RingMem + ?Sized>(&mut self, mem: &M, saved: &SavedFlight) -> Option<Vec<Chain>> {
+        self.with(|queue| queue.resume_flight(mem, saved))
     }
 
-    /// Where a running queue stands: without the chains in flight, if there are some.
-    pub fn state(&self) -> Option<QueueState> {
-        self.running.as_ref().map(|running| running.queue.state())
+    /// Where a running queue stands with `chains`, all that are in flight; `None` where it does not run.
+    pub fn save_flight<'c>(&self, chains: impl Iterator<Item = &'c Chain>) -> Option<SavedFlight> {
+        self.running.as_ref().map(|running| running.queue.save_flight(chains))
     }
 
     /// Whether chains can be taken from the queue.

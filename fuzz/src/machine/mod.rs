@@ -618,14 +618,9 @@ impl Machine {
             self.tell_device(*value);
         }
         self.changes = changes;
-        if let Device::Blk(blk) = &mut self.oracles.open().device {
+        if let Oracles { rings, device: Device::Blk(blk), .. } = &mut *self.oracles.open() {
             blk.lost = lost;
-            if let Some(limit) = &mut blk.limit {
-                limit.start_over();
-            }
-            if let Some(times) = &mut blk.times {
-                times.start_over();
-            }
+            blk.moves_on(rings.kept_mut());
         }
         self.vmm.runner.restore(&workers);
         if let Err(error) = self.vmm.function.restore(&saved, &queues) {

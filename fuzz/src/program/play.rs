@@ -229,8 +229,7 @@ impl Player {
             }
             Code::Save => {
                 self.machine.pause();
-                // Requests that are held are not saved.
-                if self.save_is_pause || self.machine.holds() {
+                if self.save_is_pause {
                     self.machine.resume();
                 } else {
                     self.machine.restore();

@@ -145,7 +145,7 @@ fn seabios_sets_the_keyboard_up() {
     let m = machine();
     m.command(0xad);
     m.command(0xa7);
-    assert_eq!(m.bytes_from(KEYBOARD), []);
+    assert_eq!(m.bytes_from(KEYBOARD), [0; 0]);
     assert_eq!(m.ask(0xaa), [0x55]);
     assert_eq!(m.ask(0xab), [0x00]);
     m.set_ctr(0x20);
@@ -349,7 +349,7 @@ fn the_controllers_tests_and_ports_answer() {
     m.command(0xd0);
     assert_eq!(m.bytes_from(KEYBOARD), [0x1e, 0xdd], "a full buffer shows in the output port");
     for unknown in [0x00, 0x1f, 0x40, 0x80, 0xac, 0xb0, 0xc1, 0xcf, 0xd5, 0xef] {
-        assert_eq!(m.ask(unknown), [], "{unknown:#x}");
+        assert_eq!(m.ask(unknown), [0; 0], "{unknown:#x}");
     }
 }
 
@@ -399,7 +399,7 @@ fn a_keyboard_told_not_to_scan_sends_no_keys() {
     m.press(0x1e);
     assert_eq!(m.ask_keyboard(&[0xf5]), [0x1e, 0xfa]);
     m.press(0x1e);
-    assert_eq!(m.bytes_from(KEYBOARD), []);
+    assert_eq!(m.bytes_from(KEYBOARD), [0; 0]);
     m.ask_keyboard(&[0xf4]);
     m.press(0x1e);
     assert_eq!(m.bytes_from(KEYBOARD), [0x1e]);
@@ -420,7 +420,7 @@ fn motion_adds_up_and_is_sent_in_steps_while_clicks_stay_apart() {
     let m = machine();
     m.ask_mouse(&[0xf4]);
     m.ps2.mouse_event(motion(0, 0, 0));
-    assert_eq!(m.bytes_from(AUX), [], "nothing moved");
+    assert_eq!(m.bytes_from(AUX), [0; 0], "nothing moved");
     m.ps2.mouse_event(motion(100, 0, 0));
     // The first packet is on its way; these wait.
     m.ps2.mouse_event(motion(100, 100, 0));
@@ -452,7 +452,7 @@ fn a_remote_mouse_is_read_and_a_wrapping_one_echoes() {
     let m = machine();
     assert_eq!(m.ask_mouse(&[0xf4, 0xf0]), [0xfa, 0xfa]);
     m.ps2.mouse_event(motion(-1, 1, 2));
-    assert_eq!(m.bytes_from(AUX), []);
+    assert_eq!(m.bytes_from(AUX), [0; 0]);
     assert_eq!(m.ask_mouse(&[0xeb]), [0xfa, 0x3a, 0xff, 0xff]);
     assert_eq!(m.ask_mouse(&[0xeb]), [0xfa, 0x0a, 0x00, 0x00]);
     assert_eq!(m.ask_mouse(&[0xe7, 0xe9]), [0xfa, 0xfa, 0x71, 2, 100]);

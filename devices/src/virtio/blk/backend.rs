@@ -1,5 +1,7 @@
 //! What a disk has to offer: the seam between virtio-blk and whatever stores the sectors.
 
+use serde::{Deserialize, Serialize};
+
 use crate::virtio::queue::GuestRange;
 
 /// Bytes of a sector, the protocol's unit whatever the logical block size is (virtio 1.3 §5.2.4).
@@ -10,7 +12,7 @@ pub const SECTOR_BYTES: u64 = 512;
 pub struct RequestToken(pub u64);
 
 /// What a request does to the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlkOp {
     /// Disk to guest ranges.
     Read,

@@ -18,6 +18,13 @@ pub(super) struct InFlight {
     pub asked: Moment,
 }
 
+impl InFlight {
+    /// What is to be done and is not, the first element last.
+    pub fn work_left(&self) -> Vec<Work> {
+        self.rest.iter().chain([&self.work]).copied().collect()
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stage {
     /// The disk works on it.

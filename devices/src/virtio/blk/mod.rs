@@ -8,6 +8,7 @@ mod device;
 mod durability;
 mod failure;
 mod flight;
+mod held;
 #[cfg(test)]
 mod proptests;
 mod request;
@@ -19,5 +20,6 @@ mod worker;
 pub use backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken, SECTOR_BYTES};
 pub use device::{BlkConfig, BlkDevice, EraseLimits, feature_names};
 pub use failure::{Failure, FailureSink, OnError, Unheard};
+pub use held::HeldRequests;
 pub use stats::{BlkStats, BlkStatsSnapshot, ErrorsSnapshot, LatencySnapshot, OpsSnapshot};
 pub use worker::BlkWorker;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemory;
 
 use super::backend::{BlkOp, SECTOR_BYTES};
@@ -30,11 +31,11 @@ mod kind {
 }
 
 /// Bytes of `type`, `reserved` and `sector`.
-const HEADER_BYTES: u64 = 16;
+pub(super) const HEADER_BYTES: u64 = 16;
 /// The `unmap` flag of a write-zeroes segment.
 const UNMAP: u32 = 1;
 /// Bytes of a segment of DISCARD and WRITE_ZEROES.
-const SEGMENT_BYTES: u64 = 16;
+pub(super) const SEGMENT_BYTES: u64 = 16;
 
 /// How the driver has set the device up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,7 +67,7 @@ pub(super) enum Outcome {
 }
 
 /// An operation on the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Work {
     pub op: BlkOp,
     pub offset_bytes: u64,

@@ -105,6 +105,16 @@ impl BlkStats {
         Self { timed, ..Self::default() }
     }
 
+    fn of(&self, op: BlkOp) -> &Counter {
+        match op {
+            BlkOp::Read => &self.read,
+            BlkOp::Write { .. } => &self.write,
+            BlkOp::Flush => &self.flush,
+            BlkOp::Discard => &self.discard,
+            BlkOp::WriteZeroes { .. } => &self.write_zeroes,
+        }
+    }
+
     /// All numbers now. They are read one after the other, so sums may be off by what happened in between.
     pub fn snapshot(&self) -> BlkStatsSnapshot {
         let latency = self.timed.then(|| LatencySnapshot {
@@ -209,13 +219,7 @@ impl Recorder {
     pub(super) fn taken(&mut self, outcome: &Result<Outcome, Status>) {
         let stats = &self.stats;
         let counter = match outcome {
-            Ok(Outcome::Submit(work)) => match work.op {
-                BlkOp::Read => &stats.read,
-                BlkOp::Write { .. } => &stats.write,
-                BlkOp::Flush => &stats.flush,
-                BlkOp::Discard => &stats.discard,
-                BlkOp::WriteZeroes { .. } => &stats.write_zeroes,
-            },
+            Ok(Outcome::Submit(work)) => stats.of(work.op),
             Ok(Outcome::Done { .. }) => &stats.other,
             Err(_) => {
                 stats.guest_errors.count();
@@ -223,6 +227,12 @@ impl Recorder {
             }
         };
         counter.count();
+    }
+
+    /// A request that another worker had taken, and a saved machine brought, is this one's at `head`: it counts as taken now.
+    pub(super) fn brought(&mut self, head: u16, op: BlkOp) {
+        self.stats.of(op).count();
+        self.submitted(head);
     }
 
     /// The disk is asked for the request at `head`, which was taken in this batch.

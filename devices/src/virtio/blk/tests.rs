@@ -1,5 +1,6 @@
 mod cache;
 mod failures;
+mod held;
 mod limits;
 mod linger;
 mod model;

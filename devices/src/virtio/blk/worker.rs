@@ -1,5 +1,7 @@
 //! virtio-blk's queue worker: chains to requests to the disk, completions back to the ring.
 
+mod kept;
+
 use std::sync::Arc;
 
 use vm_memory::GuestMemory;
@@ -17,6 +19,7 @@ use crate::virtio::limit::Throttle;
 use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
+use kept::Kept;
 
 /// The most chains a step takes, and the bytes after which it takes no more from a disk that answers at once (the host has
 /// the data in memory): that one answers them all before the driver is shown the first, and with all of a long queue in one
@@ -44,6 +47,8 @@ pub struct BlkWorker<B> {
     in_flight: Vec<InFlight>,
     /// How many of them are kept after a failure.
     held: usize,
+    /// Those, while the queue stands still.
+    kept: Option<Kept>,
     /// Counts starts, so that no completion is taken for a request of an earlier life of the queue.
     life: u32,
     stopping: bool,
@@ -73,6 +78,7 @@ impl<B> BlkWorker<B> {
             recorder: Recorder::default(),
             in_flight: Vec::new(),
             held: 0,
+            kept: None,
             life: 0,
             stopping: false,
             cancelled: false,
@@ -398,29 +404,6 @@ impl<B> BlkWorker<B> {
         }
     }
 
-    /// Asks the disk again for what it failed, unless the disk ends before that by now: a write would bring its end back.
-    /// It begins here: a queue that is paused again at once, or whose driver has broken it, commits nothing of its own, and
-    /// a pause would wait for these requests for ever.
-    #[cold]
-    fn retry<M: GuestMemory>(&mut self, mem: &M)
-    where
-        B: BlkBackend<M>,
-    {
-        self.held = 0;
-        self.recorder.begin_step();
-        for head in 0..self.queue.size() {
-            if let Some(request) = request_at(&mut self.in_flight, head) {
-                debug_assert_eq!(request.stage, Stage::Held, "nothing else outlasts a pause");
-                let inside = request.rest.iter().chain([&request.work]).all(|work| work.is_inside(&self.shared));
-                match inside {
-                    true => self.ask_again(mem, head),
-                    false => self.fail(mem, head, BlkError::Cancelled),
-                }
-            }
-        }
-        self.backend.commit();
-    }
-
     fn round<M: GuestMemory>(&mut self, mem: &M, lingering: bool) -> Step
     where
         B: BlkBackend<M>,
@@ -437,6 +420,7 @@ impl<B> BlkWorker<B> {
     fn abandon_all(&mut self) {
         self.recorder.forget_all();
         self.held = 0;
+        self.kept = None;
         for request in &mut self.in_flight {
             request.rest.clear();
             if let Some(chain) = request.chain.take() {
@@ -510,17 +494,23 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
         self.mode = Mode { features: activation.features, legacy: activation.legacy };
         self.stopping = false;
         self.cancelled = false;
-        if self.held > 0 && self.queue.go_on(&state, activation) {
-            return self.retry(mem);
+        let kept = self.kept.take().filter(|kept| kept.are_of(&state));
+        let own = kept.as_ref().is_some_and(Kept::is_own);
+        if !own {
+            self.abandon_all();
         }
-        self.abandon_all();
         self.life = self.life.wrapping_add(1);
         self.queue.start(mem, &state, activation);
         self.in_flight.clear();
         self.in_flight.resize_with(usize::from(self.queue.size()), InFlight::default);
-        self.recorder.start(self.queue.size());
+        if !own {
+            self.recorder.start(self.queue.size());
+        }
         self.ended.reserve(usize::from(self.queue.size()));
         self.spare.reserve(usize::from(self.queue.size()));
+        if let Some(kept) = kept {
+            self.go_on(mem, kept);
+        }
     }
 
     fn step(&mut self, mem: &M) -> Step {
@@ -567,24 +557,36 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
         }
         self.throttle.rest();
         if self.held > 0 {
-            return self.queue.state();
+            self.keep();
+        } else {
+            self.abandon_all();
         }
-        self.abandon_all();
         self.queue.take_state()
     }
 
     fn save(&self) -> WorkerState {
         let durability = &self.shared.durability;
-        WorkerState { unsettled: !durability.is_settled(), lost: durability.is_lost(), ..WorkerState::default() }
+        let held = self.kept.as_ref().map(Kept::requests).cloned();
+        WorkerState {
+            version: if held.is_some() { 2 } else { 1 },
+            unsettled: !durability.is_settled(),
+            lost: durability.is_lost(),
+            held,
+            ..WorkerState::default()
+        }
     }
 
     fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
-        let WorkerState { version: 1, from_guest, to_guest, unsettled, lost, card: None } = state else {
-            return Err(StateError { what: "a disk's queue", why: "its version is unknown" });
+        let WorkerState { version, from_guest, to_guest, unsettled, lost, card: None, held } = state else {
+            return Err(StateError { what: "a disk's queue", why: "it has a card" });
         };
+        if !matches!((version, held), (1, None) | (2, Some(_))) {
+            return Err(StateError { what: "a disk's queue", why: "its version is unknown" });
+        }
         if !from_guest.is_empty() || !to_guest.is_empty() {
             return Err(StateError { what: "a disk's queue", why: "it holds no bytes" });
         }
+        self.kept = held.as_ref().map(|held| Kept::brought(held, &self.shared.config)).transpose()?;
         // Each queue of a disk has saved the same.
         let durability = &self.shared.durability;
         if *unsettled && durability.is_settled() {

@@ -167,7 +167,8 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
 
     fn restore(&mut self, state: &WorkerState) -> Result<(), StateError> {
         let refuse = |why| Err(StateError { what: "a network card's worker", why });
-        let WorkerState { version, from_guest, to_guest, unsettled: false, lost: false, card } = state else {
+        let WorkerState { version, from_guest, to_guest, unsettled: false, lost: false, card, held: None } = state
+        else {
             return refuse("it is a disk's");
         };
         if *version != 1 {

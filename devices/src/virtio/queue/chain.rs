@@ -1,9 +1,11 @@
 //! A descriptor chain, parsed once and owned.
 
+use serde::{Deserialize, Serialize};
+
 use super::walk::Sum;
 
 /// A piece of guest memory that was inside guest memory when its chain was popped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestRange {
     /// First guest address.
     pub addr: u64,

@@ -133,4 +133,10 @@ pub enum QueueError {
         /// The head.
         head: u16,
     },
+    /// Chains that were saved in flight cannot all be.
+    #[error("chains that were saved in flight cannot be: {why}")]
+    BadFlight {
+        /// What is wrong with them.
+        why: &'static str,
+    },
 }

@@ -19,6 +19,7 @@ mod packed_tests;
 #[cfg(test)]
 mod proptests;
 mod ring;
+mod saved;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -29,3 +30,4 @@ pub use error::QueueError;
 pub use io::{ChainError, Reader, Writer};
 pub use mem::{Descriptor, OutsideMemory, RingMem};
 pub use ring::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, Queue};
+pub use saved::{SavedChain, SavedFlight};

@@ -21,6 +21,33 @@ impl Order {
         Self { waiting: VecDeque::with_capacity(usize::from(size)), first: 0 }
     }
 
+    /// The place of the chain of `turn` among those in flight.
+    pub(super) fn place(&self, turn: u16) -> u16 {
+        turn.wrapping_sub(self.first)
+    }
+
+    /// Those that are done and wait for others, with their places.
+    pub(super) fn done(&self) -> impl Iterator<Item = (u16, Returned)> {
+        (0..=u16::MAX).zip(&self.waiting).filter_map(|(place, chain)| Some((place, (*chain)?)))
+    }
+
+    /// Has chains in flight again: in these places those that are done, in the other ones those that are not. `None` where
+    /// there is not one chain a place.
+    pub(super) fn resume(
+        &mut self,
+        done: impl Iterator<Item = (u16, Returned)>,
+        others: impl Iterator<Item = u16>,
+    ) -> Option<()> {
+        let chains: Vec<_> = done.map(|(at, chain)| (at, Some(chain))).chain(others.map(|at| (at, None))).collect();
+        let mut places: Vec<Option<Option<Returned>>> = vec![None; chains.len()];
+        for (at, chain) in chains {
+            let place = places.get_mut(usize::from(at)).filter(|place| place.is_none())?;
+            *place = Some(chain);
+        }
+        self.waiting.extend(places.into_iter().flatten());
+        Some(())
+    }
+
     /// A chain was popped: its turn. Apart from popping, as few drivers have this feature.
     #[inline(never)]
     pub(super) fn begin(&mut self) -> u16 {

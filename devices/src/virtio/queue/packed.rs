@@ -192,6 +192,31 @@ impl Packed {
         }
     }
 
+    pub(super) fn parser(&mut self) -> &mut Parser {
+        &mut self.parser
+    }
+
+    /// Descriptors that the positions say are of chains in flight.
+    pub(super) fn outstanding(&self) -> u32 {
+        self.next_avail.since(self.next_used, self.size)
+    }
+
+    /// Has a chain in flight again that was popped from another queue: its head, its buffer id, and the room it takes.
+    pub(super) fn occupy(&mut self, Returned { head, id, slots, .. }: Returned) -> Result<(), QueueError> {
+        if self.in_flight.contains(id) {
+            return Err(QueueError::HeadInFlight { head: id });
+        }
+        let free = self.heads.iter().position(|free| *free == head);
+        self.heads.swap_remove(free.ok_or(QueueError::BadHead { head, size: self.size })?);
+        self.in_flight.insert(id, slots);
+        Ok(())
+    }
+
+    /// What [`occupy`](Self::occupy) took from [`outstanding`](Self::outstanding).
+    pub(super) fn occupied(&self) -> u32 {
+        self.in_flight.slots()
+    }
+
     /// See [`Queue::pop`](super::Queue::pop).
     #[inline]
     pub(super) fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<Option<Chain>, QueueError> {

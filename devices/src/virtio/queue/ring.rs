@@ -5,6 +5,7 @@ use super::error::QueueError;
 use super::mem::RingMem;
 use super::order::Order;
 use super::packed::Packed;
+use super::saved::{SavedChain, SavedFlight, SavedReturn};
 use super::split::Split;
 use super::walk::InFlight;
 use crate::virtio::QueueState;
@@ -93,6 +94,75 @@ impl Queue {
     /// everything pushed is published.
     pub fn state(&self) -> QueueState {
         either!(self, ring => ring.state())
+    }
+
+    /// Where the queue stands with `chains`, all that it has popped and that were not pushed.
+    pub fn save_flight<'c>(&self, chains: impl Iterator<Item = &'c Chain>) -> SavedFlight {
+        let order = self.order.as_ref();
+        let place = |chain: &Chain| order.map_or(0, |order| order.place(chain.body.turn));
+        SavedFlight {
+            at: self.state(),
+            chains: chains.map(|chain| SavedChain::new(chain, place(chain))).collect(),
+            done: order.into_iter().flat_map(Order::done).map(|(at, done)| SavedReturn::new(at, done)).collect(),
+        }
+    }
+
+    /// Has the chains in flight that another queue [saved](Self::save_flight), which stood where this one does: in the
+    /// order of `saved`. They are held to the rules of every chain, and to what the positions of the queue say of them.
+    ///
+    /// # Errors
+    /// Where they cannot be; the queue is of no use then.
+    pub fn resume_flight<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        saved: &SavedFlight,
+    ) -> Result<Vec<Chain>, QueueError> {
+        let mut chains = Vec::with_capacity(saved.chains.len().min(usize::from(self.size())));
+        let resumed = self.resume(mem, saved, &mut chains);
+        if resumed.is_err() {
+            chains.drain(..).for_each(Chain::abandon);
+        }
+        resumed.map(|()| chains)
+    }
+
+    fn resume<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        SavedFlight { at, chains, done }: &SavedFlight,
+        resumed: &mut Vec<Chain>,
+    ) -> Result<(), QueueError> {
+        let bad = |why| QueueError::BadFlight { why };
+        let size = self.size();
+        if *at != self.state() {
+            return Err(bad("they are another queue's"));
+        }
+        let room =
+            |slots: u16| if slots == 0 || slots > size { Err(QueueError::ChainTooLong { size }) } else { Ok(()) };
+        for saved in chains {
+            let SavedChain { head, id, turn, slots, .. } = *saved;
+            room(slots)?;
+            either!(mut self, ring => ring.occupy(Returned { head, id, slots, len: 0 }))?;
+            let mut chain = either!(mut self, ring => ring.parser().rebuild(mem, saved))?;
+            chain.claim(head, id);
+            chain.body.turn = turn;
+            resumed.push(chain);
+        }
+        for returned in done.iter().map(|done| done.returned()) {
+            room(returned.slots)?;
+            either!(mut self, ring => ring.occupy(returned))?;
+        }
+        let (outstanding, occupied) = either!(self, ring => (ring.outstanding(), ring.occupied()));
+        if occupied > outstanding || outstanding > size.into() {
+            return Err(bad("the queue's positions have no room for them"));
+        }
+        match &mut self.order {
+            Some(order) => {
+                let done = done.iter().map(|done| (done.turn, done.returned()));
+                order.resume(done, chains.iter().map(|chain| chain.turn)).ok_or(bad("their order has gaps"))
+            }
+            None if done.is_empty() => Ok(()),
+            None => Err(bad("nothing waits for its turn here")),
+        }
     }
 
     /// Takes the next chain: `None` where the driver has made none available.

@@ -168,6 +168,33 @@ impl Split {
         }
     }
 
+    pub(super) fn parser(&mut self) -> &mut Parser {
+        &mut self.parser
+    }
+
+    /// Chains that the positions say are in flight.
+    pub(super) fn outstanding(&self) -> u32 {
+        self.ring.next_avail().wrapping_sub(self.ring.next_used()).into()
+    }
+
+    /// Has a chain in flight again that was popped from another queue: its head, and the room it takes.
+    pub(super) fn occupy(&mut self, Returned { head, id, slots, .. }: Returned) -> Result<(), QueueError> {
+        let size = self.ring.size();
+        if head >= size || id != head {
+            return Err(QueueError::BadHead { head, size });
+        }
+        if self.in_flight.contains(head) {
+            return Err(QueueError::HeadInFlight { head });
+        }
+        self.in_flight.insert(head, slots);
+        Ok(())
+    }
+
+    /// What [`occupy`](Self::occupy) took from [`outstanding`](Self::outstanding).
+    pub(super) fn occupied(&self) -> u32 {
+        self.in_flight.count().into()
+    }
+
     /// See [`Queue::pop`](super::Queue::pop).
     #[inline]
     pub(super) fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<Option<Chain>, QueueError> {

@@ -258,6 +258,20 @@ impl Blk {
         }
     }
 
+    /// The disk goes on in another process, with requests that are held.
+    pub fn moves_on<'c>(&mut self, kept: impl Iterator<Item = (u16, &'c mut Flying)>) {
+        if let Some(limit) = &mut self.limit {
+            limit.start_over();
+        }
+        let Some(times) = &mut self.times else { return };
+        times.start_over();
+        for (queue, chain) in kept {
+            if let super::ring::Plan::Blk(Plan::Held(_)) = chain.plan {
+                chain.taken_ns = times.taken(queue);
+            }
+        }
+    }
+
     fn is_inside(&self, ask: Ask) -> bool {
         ask.offset + ask.len <= self.capacity * 512
     }

@@ -210,9 +210,25 @@ impl Rings {
         if found != (live.desc, live.size, live.next_avail, live.next_used) {
             finding!("spec", "queue {index} is to go on at {found:x?}");
         }
-        live.stopping = None;
-        self.live.push(live);
+        // All else the worker looks at anew, as at any start.
+        live.ahead.clear();
+        self.live.push(Live {
+            published: live.next_used,
+            seen: live.next_avail,
+            half: false,
+            broken: None,
+            told: false,
+            owed: 0,
+            stopping: None,
+            poised: false,
+            ..live
+        });
         true
+    }
+
+    /// The chains of paused queues that go on with them, each with its queue.
+    pub fn kept_mut(&mut self) -> impl Iterator<Item = (u16, &mut Flying)> {
+        self.kept.iter_mut().flat_map(|live| live.flying.iter_mut().map(|chain| (live.index, chain)))
     }
 
     /// Whether queue `index` is being reset, so that nothing is given back.

@@ -96,7 +96,7 @@ impl Times {
         self.unknown = true;
     }
 
-    /// The disk goes on in another process, which has counted nothing yet; requests are not saved.
+    /// The disk goes on in another process, which has counted nothing yet. Requests that are saved are taken anew there.
     pub fn start_over(&mut self) {
         self.queues.fill(Counted::default());
         self.owed.clear();

@@ -61,7 +61,7 @@ fn a_reset_switches_the_cache_off_when_nothing_is_in_flight_and_a_pause_leaves_i
     assert!(!rig.worker.poll_stopped(&rig.mem, false));
     rig.disk.complete(0);
     assert!(rig.worker.poll_stopped(&rig.mem, false));
-    assert_eq!(rig.disk.take_cache_log(), [], "a pause");
+    assert_eq!(rig.disk.take_cache_log(), [false; 0], "a pause");
 
     rig.start(MODERN | FLUSH);
     rig.disk.hold(false);

@@ -14,7 +14,7 @@ const WRITE: BlkOp = BlkOp::Write { durable: false };
 
 /// Remembers what it hears.
 #[derive(Default)]
-struct Heard(Mutex<Vec<Failure>>);
+pub(super) struct Heard(Mutex<Vec<Failure>>);
 
 impl FailureSink for Heard {
     fn failed(&self, failure: Failure) {
@@ -23,7 +23,7 @@ impl FailureSink for Heard {
 }
 
 impl Heard {
-    fn take(&self) -> Vec<Failure> {
+    pub(super) fn take(&self) -> Vec<Failure> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
@@ -41,7 +41,7 @@ fn flush() -> [Buf; 2] {
 }
 
 /// A disk that does with failures what `on_write_error` says, and who hears of them.
-fn holding(on_write_error: OnError, on_read_error: OnError, features: u64) -> (Rig, Arc<Heard>) {
+pub(super) fn holding(on_write_error: OnError, on_read_error: OnError, features: u64) -> (Rig, Arc<Heard>) {
     let heard = Arc::<Heard>::default();
     let mut rig = rig(BlkConfig::default(), features);
     let config = BlkConfig {
@@ -58,7 +58,7 @@ fn holding(on_write_error: OnError, on_read_error: OnError, features: u64) -> (R
 }
 
 impl Rig {
-    fn post(&mut self, bufs: &[Buf]) -> Posted {
+    pub(super) fn post(&mut self, bufs: &[Buf]) -> Posted {
         let posted = self.driver.post(bufs);
         self.driver.publish();
         self.step();
@@ -66,13 +66,13 @@ impl Rig {
     }
 
     /// Stops the worker as a pause does.
-    fn pause(&mut self) -> QueueState {
+    pub(super) fn pause(&mut self) -> QueueState {
         self.worker.begin_stop(&self.mem);
         assert!(self.worker.poll_stopped(&self.mem, false), "nothing is in flight");
         self.worker.take_state(0).unwrap()
     }
 
-    fn go_on(&mut self, state: QueueState, features: u64) {
+    pub(super) fn go_on(&mut self, state: QueueState, features: u64) {
         let activation = self.interrupt.activation(features);
         self.worker.start(&self.mem, 0, state, &activation);
         self.step();

@@ -275,6 +275,7 @@ struct Driver {
     workers: Vec<Box<dyn VirtioWorker<GuestRam>>>,
     states: Vec<Option<QueueState>>,
     interrupt: Arc<RecordingInterrupt>,
+    config: BlkConfig,
     device: BlkDevice,
     disk: Arc<Mutex<Platter>>,
     held: Arc<Held>,
@@ -289,6 +290,15 @@ struct Driver {
     stamp: u64,
     spoken: u32,
     answers: [usize; 2],
+    /// Queues with held requests that went on in another process.
+    moved: usize,
+}
+
+fn workers(device: &BlkDevice, disk: &Arc<Mutex<Platter>>) -> Vec<Box<dyn VirtioWorker<GuestRam>>> {
+    let worker = |queue| -> Box<dyn VirtioWorker<GuestRam>> {
+        Box::new(device.worker(queue as u16, Handle(disk.clone(), queue), Arc::default()))
+    };
+    (0..QUEUES).map(worker).collect()
 }
 
 impl Driver {
@@ -320,12 +330,8 @@ impl Driver {
             ..Default::default()
         };
         let held = Arc::<Held>::default();
-        let device = BlkDevice::with_sink(config, held.clone());
-        let workers = (0..QUEUES)
-            .map(|queue| -> Box<dyn VirtioWorker<GuestRam>> {
-                Box::new(device.worker(queue as u16, Handle(disk.clone(), queue), Arc::default()))
-            })
-            .collect();
+        let device = BlkDevice::with_sink(config.clone(), held.clone());
+        let workers = workers(&device, &disk);
         let mut driver = Self {
             queues: Vec::new(),
             workers,
@@ -343,6 +349,8 @@ impl Driver {
             stamp: 0,
             spoken: 0,
             answers: [0; 2],
+            moved: 0,
+            config,
             mem,
         };
         driver.start();
@@ -478,10 +486,25 @@ impl Driver {
             self.collect(queue);
         }
         let states: Vec<_> = (0..QUEUES).map(|queue| self.workers[queue].take_state(queue as u16).unwrap()).collect();
+        if self.random.one_in(2) {
+            self.move_on();
+        }
         self.go_on();
         for (queue, state) in states.into_iter().enumerate() {
             let activation = self.interrupt.activation(self.features);
             self.workers[queue].start(&self.mem, queue as u16, state, &activation);
+        }
+    }
+
+    /// Another process takes over what stands still: only what is saved gets there.
+    fn move_on(&mut self) {
+        let saved: Vec<_> = self.workers.iter().map(|worker| worker.save()).collect();
+        self.moved += saved.iter().filter(|saved| saved.held.is_some()).count();
+        self.device = BlkDevice::with_sink(self.config.clone(), self.held.clone());
+        self.workers = workers(&self.device, &self.disk);
+        for (worker, saved) in self.workers.iter_mut().zip(saved) {
+            let written = serde_json::to_string(&saved).unwrap();
+            worker.restore(&serde_json::from_str(&written).unwrap()).unwrap();
         }
     }
 
@@ -545,6 +568,7 @@ fn run(operations: usize, seed: u64, features: u64, on_write_error: OnError) {
     let [succeeded, failed] = driver.answers;
     assert!(succeeded > operations / 20, "{succeeded} requests succeeded: the disk is hardly used");
     assert!(on_write_error == OnError::Hold || failed > 0, "nothing failed");
+    assert!(on_write_error == OnError::Report || driver.moved > operations / 2000, "{} queues moved on", driver.moved);
 }
 
 fn run_all(operations: usize) {
