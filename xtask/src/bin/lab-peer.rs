@@ -9,7 +9,7 @@
 //! * `lab-peer resets DEVICE COUNT`: resets a virtio disk under load; no acknowledged write may be lost.
 //! * `lab-peer journal write|check STREAM FOLDER SEQUENCE`: writes records for good and says so, or looks for them.
 //! * `lab-peer frames INTERFACE MAC VLAN COUNT`: sends COUNT frames to an address, with a VLAN's tag unless VLAN is 0.
-//! * `lab-peer no-sync PROGRAM ARGUMENTS…`: becomes a program for which fdatasync(2) does nothing and succeeds.
+//! * `lab-peer no-sync PROGRAM ARGUMENTS…`: runs a program for which data syncs do nothing and succeed.
 //!
 //! The first two print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
 
@@ -25,6 +25,8 @@ mod load;
 mod no_sync;
 #[path = "lab-peer/resets.rs"]
 mod resets;
+#[path = "lab-peer/rings.rs"]
+mod rings;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -54,7 +56,7 @@ fn main() -> anyhow::Result<()> {
             return frames::send(interface, to, vlan, count.parse().context("COUNT is no number")?);
         }
         ["load", device, ..] => return load::run(device.as_ref(), &arguments[2..]),
-        ["no-sync", program, rest @ ..] => return Err(no_sync::become_program(program, rest)),
+        ["no-sync", program, rest @ ..] => return no_sync::run(program, rest),
         _ => {}
     }
     let [mode, address, bytes] = &arguments[..] else {

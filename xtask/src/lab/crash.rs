@@ -89,9 +89,12 @@ pub fn run(rounds: u32) -> anyhow::Result<()> {
     machine.last(rounds, &acknowledged)?;
     drop(machine);
 
-    // By threads, once around the outer machine's page cache and once through it, and all that was not flushed is lost.
-    [0, 2].into_iter().try_for_each(|round| planted(&lab, round))
+    PLANTED.into_iter().try_for_each(|round| planted(&lab, round))
 }
+
+/// Rounds that are run without data syncs: each engine, once around the outer machine's page cache and once through it. All
+/// that was not flushed is lost in them.
+const PLANTED: [u32; 4] = [0, 2, 5, 7];
 
 /// One power failure of a VMM without data syncs: it must be noticed in both ways.
 fn planted(lab: &Lab, round: u32) -> anyhow::Result<()> {
@@ -168,9 +171,7 @@ impl<'a> Crashing<'a> {
                 all
             },
         );
-        // The whole cache, or half of it: each with both engines.
-        let all_is_lost = (round ^ round >> 2) & 1 == 0;
-        let trace = disk.cut_power(|block| !all_is_lost && is_kept(round, block))?;
+        let trace = disk.cut_power(|block| !all_is_lost(round) && is_kept(round, block))?;
         let order = self.judge(round, &trace, &acknowledged, report.wall);
         Ok((acknowledged, order))
     }
@@ -232,6 +233,11 @@ impl Drop for Crashing<'_> {
     }
 }
 
+/// Whether nothing that was in the disk's cache has come onto it, or half of it: each with both engines.
+fn all_is_lost(round: u32) -> bool {
+    (round ^ round >> 2) & 1 == 0
+}
+
 /// Whether a block that was in the disk's cache has come onto it: by chance.
 fn is_kept(round: u32, block: u64) -> bool {
     (block ^ u64::from(round) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 1
@@ -266,7 +272,7 @@ fn script(round: u32, before: &BTreeMap<char, u64>, last: bool, planted: bool) -
     script = script.with(|machine| {
         machine.initrd = at::STORAGE.to_owned();
         machine.disks = STREAMS.iter().map(Stream::image).collect();
-        machine.io_uring = layout.io_uring && !planted;
+        machine.io_uring = layout.io_uring;
         machine.packed = layout.packed;
         machine.buffered = Some(layout.buffered);
         // A driver uses no more queues than it has CPUs.
@@ -362,6 +368,13 @@ mod tests {
     fn rounds_go_through_all_layouts() {
         let layouts: Vec<Layout> = (0..16).map(Layout::of).collect();
         assert!((0..16).all(|n| layouts.iter().filter(|layout| **layout == layouts[n]).count() == 1));
+    }
+
+    #[test]
+    fn each_engine_is_without_syncs_once_around_the_page_cache_and_once_through_it() {
+        let kinds = PLANTED.map(|round| (Layout::of(round).io_uring, Layout::of(round).buffered));
+        assert_eq!(kinds, [(false, false), (false, true), (true, false), (true, true)]);
+        assert!(PLANTED.into_iter().all(all_is_lost));
     }
 
     #[test]
