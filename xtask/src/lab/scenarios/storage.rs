@@ -222,6 +222,8 @@ const PART_MIB: u64 = 48;
 const SIZES: &str = "512/20:1536/10:4k/20:20k/10:64k/20:256k/10:1m/10";
 /// Writes after which a job reads them back. (What it wrote last it does not, when its time is over.)
 const BACKLOG: u32 = 16;
+/// Queues of the disk, and bit 34 of what its driver accepted: `VIRTIO_F_RING_PACKED`.
+const LAYOUT: &str = "ls /sys/block/vdb/mq | wc -l; cut -c35 /sys/block/vdb/device/features";
 const SUMMARY: &str = "grep -E 'err=|issued rwts' /tmp/fio.log";
 
 fn verified_load(io_uring: bool, queues: u16, packed: bool, load_s: u64) -> Scenario {
@@ -242,13 +244,17 @@ fn verified_load(io_uring: bool, queues: u16, packed: bool, load_s: u64) -> Scen
             script
                 .limit(2 * BOOT_S + 3 * load_s + 300)
                 .ready_within(2 * BOOT_S)
-                .guest("mkdir /fio && mount -t ext4 -o ro,noload /dev/vda /fio && ls -d /sys/block/vdb/mq/*")
+                .guest("mkdir /fio && mount -t ext4 -o ro,noload /dev/vda /fio")
+                .guest(LAYOUT)
                 .guest(&jobs(load_s))
                 .guest_within("/fio/bin/fio --eta=never --output=/tmp/fio.log /tmp/jobs || { cat /tmp/fio.log; false; }", 3 * load_s + 200)
                 .guest(SUMMARY)
                 .power_off()
         },
-        move |outcome, _| check_load(output(outcome, SUMMARY)?),
+        move |outcome, _| {
+            check_layout(output(outcome, LAYOUT)?, queues, packed)?;
+            check_load(output(outcome, SUMMARY)?)
+        },
     )
     .outer_memory(3072)
 }
@@ -263,6 +269,14 @@ fn jobs(load_s: u64) -> String {
         file += &format!("[depth-{depth}]\\niodepth={depth}\\noffset={}m\\n", n as u64 * PART_MIB);
     }
     format!("printf '{file}' > /tmp/jobs")
+}
+
+/// The guest uses as many queues as it is to, and such rings.
+fn check_layout(said: &str, queues: u16, packed: bool) -> anyhow::Result<()> {
+    let wanted = format!("{queues} {}", u8::from(packed));
+    let found = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    ensure!(found == wanted, "queues and packed rings are {found}, not {wanted}");
+    Ok(())
 }
 
 /// Four jobs, each without an error and with reads and writes.
@@ -298,6 +312,14 @@ mod tests {
         assert!(check_load(&(SAID.repeat(3) + &SAID.replace("433,220", "233,220"))).is_err());
         assert!(check_load(&(SAID.repeat(3) + &SAID.replace("433,220", "9,4"))).is_err());
         assert!(check_load("").is_err());
+    }
+
+    #[test]
+    fn a_load_in_another_layout_than_it_is_named_for_does_not_pass() {
+        assert!(check_layout("4\n1\n", 4, true).is_ok());
+        for other in ["1\n1\n", "4\n0\n", "4\n", ""] {
+            assert!(check_layout(other, 4, true).is_err(), "{other}");
+        }
     }
 
     #[test]
