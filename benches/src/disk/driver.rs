@@ -20,6 +20,7 @@ const HEADERS: u64 = 0x10000;
 const STATUS: u64 = 0x20000;
 const TABLES: u64 = 0x40000;
 const DATA: u64 = 1 << 32;
+
 /// The size of the ring, as Linux gets it by default.
 const SIZE: u16 = 256;
 /// No status the device writes.

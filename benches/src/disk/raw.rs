@@ -18,7 +18,7 @@ pub struct Raw {
     offsets: Offsets,
     load: Load,
     _mem: GuestRam,
-    /// The buffers of each slot's read, where it has several.
+    /// The buffers of the reads, by slot.
     pieces: Vec<libc::iovec>,
     _file: File,
 }
