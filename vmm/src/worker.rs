@@ -7,6 +7,8 @@
 
 #[cfg(test)]
 mod deadline_tests;
+#[cfg(test)]
+mod full_tests;
 mod life;
 #[cfg(test)]
 mod linger_tests;
@@ -28,6 +30,7 @@ use devices_host::clock::monotonic_ns;
 use devices_host::event::Event;
 use devices_host::poll::{PollFd, poll};
 
+use crate::hypervisor::frames::LinkFd;
 use crate::sandbox::{self, ThreadKind};
 
 pub use life::Holder;
@@ -43,11 +46,37 @@ pub struct WorkerSpec {
     /// Signalled by doorbells and by the back end's completions.
     pub wake: Arc<Event>,
     /// A descriptor of the back end to wait for when the step says so (a TAP).
-    pub backend_fd: Option<RawFd>,
+    pub backend_fd: Option<BackendFd>,
     /// Counters of its queues, for the wake-ups that only the thread sees.
     pub counters: Vec<Arc<QueueCounters>>,
     /// How long the thread looks for the next request at most before it sleeps, in nanoseconds.
     pub poll_ns: u64,
+}
+
+/// The descriptor of a back end.
+#[derive(Clone)]
+pub enum BackendFd {
+    /// The same one for good.
+    Fixed(RawFd),
+    /// That of a link which may be opened anew.
+    Link(Arc<LinkFd>),
+}
+
+/// How long a link that takes no frame, and does not tell when it does, is left alone.
+const FULL_LINK_NS: u64 = 500_000;
+
+impl BackendFd {
+    fn get(&self) -> RawFd {
+        match self {
+            Self::Fixed(fd) => *fd,
+            Self::Link(link) => link.get(),
+        }
+    }
+
+    /// Whether its being writable says nothing.
+    fn is_full(&self) -> bool {
+        matches!(self, Self::Link(link) if link.is_full())
+    }
 }
 
 /// What a device's rings can do beside what every driver knows. A queue can always be reset on its own.
@@ -251,7 +280,7 @@ struct Loop {
     shared: Arc<Shared>,
     life: Life<GuestRam>,
     ram: GuestRam,
-    backend_fd: Option<RawFd>,
+    backend_fd: Option<BackendFd>,
     counters: Vec<Arc<QueueCounters>>,
     patience: Patience,
 }
@@ -310,6 +339,8 @@ impl Loop {
     }
 
     fn wait(&self, step: Step) {
+        let full = step.want_writable && self.backend_fd.as_ref().is_some_and(BackendFd::is_full);
+        let want_writable = step.want_writable && !full;
         let wants_fd = self.backend_fd.is_some() && (step.want_readable || step.want_writable);
         if !wants_fd && step.wake_at_ns.is_none() {
             self.shared.wake.wait();
@@ -317,9 +348,12 @@ impl Loop {
         }
         let mut fds = [
             PollFd::new(self.shared.wake.as_raw_fd()).readable(true),
-            PollFd::new(self.backend_fd.unwrap_or(-1)).readable(step.want_readable).writable(step.want_writable),
+            PollFd::new(self.backend_fd.as_ref().map_or(-1, BackendFd::get))
+                .readable(step.want_readable)
+                .writable(want_writable),
         ];
-        let timeout_ns = step.wake_at_ns.map(|at_ns| at_ns.saturating_sub(monotonic_ns()));
+        let until_wake_ns = step.wake_at_ns.map(|at_ns| at_ns.saturating_sub(monotonic_ns()));
+        let timeout_ns = until_wake_ns.into_iter().chain(full.then_some(FULL_LINK_NS)).min();
         match poll(&mut fds[..if wants_fd { 2 } else { 1 }], timeout_ns) {
             Ok(_) => {
                 if fds[0].is_readable() {

@@ -207,6 +207,12 @@ impl<'a> Vectors<'a> {
         Ok(moved)
     }
 
+    /// Where the memory lies in this process: address and length of each piece, in order. It may be used while the guest
+    /// memory lives, as memory that the guest changes meanwhile.
+    pub fn pieces(&self) -> impl ExactSizeIterator<Item = (*mut u8, usize)> + '_ {
+        self.vectors.iter().map(|vector| (vector.iov_base.cast(), vector.iov_len))
+    }
+
     fn only_call(&self) -> io::Result<(*const libc::iovec, libc::c_int)> {
         if self.vectors.len() > MAX_VECTORS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "more pieces than one system call takes"));

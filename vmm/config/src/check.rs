@@ -203,13 +203,14 @@ impl VmConfig {
     }
 
     fn check_nets(&self, found: &mut Problems) {
-        let longest = devices_host::tap::LONGEST_NAME_BYTES;
         for (index, net) in self.nets.iter().enumerate() {
             let id = &net.id;
-            let tap = &net.tap;
+            let (tap, kind, longest) = (&net.tap, net.carrier.key(), net.carrier.longest_name_bytes());
             if tap.is_empty() || tap.len() > longest || tap.contains(|c: char| c == '/' || c.is_whitespace()) {
-                found
-                    .add(id, format!("tap '{tap}' is not a link name; it has 1 to {longest} letters, no blank or '/'"));
+                found.add(
+                    id,
+                    format!("{kind} '{tap}' is not a link name; it has 1 to {longest} letters, no blank or '/'"),
+                );
             }
             if let Some(mac) = net.mac {
                 check_mac(id, mac, found);
@@ -224,7 +225,7 @@ impl VmConfig {
             }
             for other in &self.nets[..index] {
                 if other.tap == net.tap {
-                    found.add(id, format!("tap {tap} is already taken by {}", other.id));
+                    found.add(id, format!("{kind} {tap} is already taken by {}", other.id));
                 }
                 if let Some(mac) = net.mac.filter(|mac| other.mac == Some(*mac)) {
                     found.add(id, format!("mac {mac} is already taken by {}", other.id));

@@ -9,8 +9,8 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use crate::config::options::{Options, on_off};
 use crate::config::{
-    ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DiskConfig, Ip, JailConfig, LimitConfig, LimitGroupConfig,
-    NetConfig, RngConfig, SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
+    Carrier, ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DiskConfig, Ip, JailConfig, LimitConfig,
+    LimitGroupConfig, NetConfig, RngConfig, SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
 };
 
 /// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
@@ -109,14 +109,15 @@ pub struct GuestArgs {
     /// Keys: limit_ops=N, limit_ops_burst=N, limit_bytes=SIZE, limit_bytes_burst=SIZE: as a disk has them by itself.
     #[arg(long, value_name = "NAME,KEY=VALUE…", help_heading = "Devices")]
     pub limit_group: Vec<String>,
-    /// Network interface (virtio-net) on a TAP device. Again for more interfaces
+    /// Network interface (virtio-net) on a link of the host. Again for more interfaces
     ///
-    /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
+    /// Keys: tap=NAME, mac=ADDRESS (both needed; on illumos vnd=LINK for a frame device of the kvm brand or dlpi=LINK for
+    /// a stream of any data link, with the address of the link unless mac= gives another), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
     /// in_order (ring features to offer, as with qemu), speed=N, duplex=half|full (what the guest is told of the link, in
-    /// Mbit/s: unknown), id=NAME (net0, net1, …). While the TAP device is down, so is the guest's link.
+    /// Mbit/s: unknown), id=NAME (net0, net1, …). While the link of the host is down, so is the guest's.
     ///
     /// With ip=ADDRESS,netmask=MASK the process answers the guest's DHCP requests itself, with that address, and no such
-    /// request gets to the TAP device. To that: gateway_ip=ADDRESS, dns_ip0= to dns_ip3=ADDRESS (dns_ip= where it is
+    /// request gets to the link. To that: gateway_ip=ADDRESS, dns_ip0= to dns_ip3=ADDRESS (dns_ip= where it is
     /// one), hostname=NAME, lease_time=SECONDS (86400), server_ip=ADDRESS (169.254.169.254: who answers).
     #[arg(long, value_name = "tap=NAME,mac=ADDRESS[,KEY=VALUE…]", help_heading = "Devices")]
     pub net: Vec<String>,
@@ -421,15 +422,27 @@ fn limits(given: &Options) -> Result<LimitConfig, ConfigError> {
 }
 
 fn net(text: &str) -> Result<NetConfig, ConfigError> {
-    let keys = ["tap", "mac", "slot", "queue_size", "packed", "in_order", "speed", "duplex", "id"];
+    let keys = ["tap", "vnd", "dlpi", "mac", "slot", "queue_size", "packed", "in_order", "speed", "duplex", "id"];
     let keys = [&keys[..], &["ip"], &DHCP_KEYS].concat();
     let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
-    let tap = given.required("tap", example)?;
-    given.required("mac", example)?;
+    let mut links = Vec::new();
+    for carrier in [Carrier::Tap, Carrier::Vnd, Carrier::Dlpi] {
+        links.extend(given.text(carrier.key())?.map(|name| (name, carrier)));
+    }
+    let (tap, carrier) = match links.len() {
+        0 => (given.required("tap", example)?, Carrier::Tap),
+        1 => links.swap_remove(0),
+        _ => return Err(given.problem("tap, vnd and dlpi are one link each; give one of them")),
+    };
+    // A TAP interface is usually made anew, with another address, so that its own is not a good one by default. Other links
+    // are the guest's end, and have its address.
+    if carrier == Carrier::Tap {
+        given.required("mac", example)?;
+    }
     Ok(NetConfig {
         tap,
-        // A TAP interface is usually made anew, with another address, so that its own is not a good one by default.
+        carrier,
         mac: given.value("mac")?,
         id: given.text("id")?.unwrap_or_default(),
         slot: given.value("slot")?,

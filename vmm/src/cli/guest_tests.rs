@@ -139,6 +139,18 @@ fn a_network_interface_has_its_tap_and_address() {
 }
 
 #[test]
+fn an_interface_by_a_device_for_frames_has_the_address_of_its_link_or_another() {
+    let net = |text: &str| read(&["--net", text]).unwrap().nets.swap_remove(0);
+    for (key, carrier) in [("vnd", Carrier::Vnd), ("dlpi", Carrier::Dlpi)] {
+        let own = net(&format!("{key}=net0"));
+        assert_eq!((own.tap.as_str(), own.carrier, own.mac), ("net0", carrier, None));
+        let other = net(&format!("{key}=net0,mac=52:54:00:12:34:56,queue_size=64"));
+        assert_eq!((other.mac, other.queue_size), (Some(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])), 64));
+    }
+    assert_eq!(net("tap=tap0,mac=52:54:00:12:34:56").carrier, Carrier::Tap);
+}
+
+#[test]
 fn an_interface_gives_its_guest_an_address_where_it_has_one() {
     let dhcp = |keys: &str| {
         let config = read(&["--net", &format!("tap=tap0,mac=52:54:00:12:34:56{keys}")])?;

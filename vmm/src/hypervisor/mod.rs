@@ -17,6 +17,7 @@ use devices::interrupt::{IrqLine, MsiSource};
 use devices::park::Parked;
 use devices_host::sys::Sys;
 
+use self::frames::{FrameDevice, FrameLink, LinkError};
 use crate::config::VmConfig;
 
 #[cfg(target_os = "linux")]
@@ -28,6 +29,7 @@ mod host;
 mod host;
 
 pub mod bhyve;
+pub mod frames;
 pub mod illumos_kvm;
 mod layout;
 
@@ -134,6 +136,29 @@ pub trait Hypervisor: Send + Sync {
 
     /// What an illumos backend asks its kernel through: volumes belong to the same kernel, and are opened through it.
     fn sys(&self) -> Option<&Arc<dyn Sys>> {
+        None
+    }
+
+    /// Opens a link of the host for plain frames, where the host has the device: illumos only.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    fn open_link(&self, device: FrameDevice, name: &str) -> Result<Arc<dyn FrameLink>, LinkError> {
+        match self.sys() {
+            Some(sys) => illumos_kvm::open_link(sys, device, name),
+            None => {
+                let device = match device {
+                    FrameDevice::Vnd => "vnd",
+                    FrameDevice::Dlpi => "dlpi",
+                };
+                let line = format!("link {name} by {device}: only illumos has that; use tap={name} on this host");
+                Err(LinkError::Config(line))
+            }
+        }
+    }
+
+    /// What carries a link of the host that is named and nothing more, where that is not a TAP interface.
+    fn frame_device(&self) -> Option<FrameDevice> {
         None
     }
 }

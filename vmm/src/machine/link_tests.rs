@@ -15,7 +15,7 @@ use devices_host::poll::{PollFd, poll};
 
 use super::*;
 use crate::machine::adapters::TapLink;
-use crate::worker::{Rings, WorkerSpec};
+use crate::worker::{BackendFd, Rings, WorkerSpec};
 
 const VERSION_1: u64 = 1 << 32;
 const SIZE: u16 = 16;
@@ -167,7 +167,7 @@ impl TapRig {
             name: name.into(),
             worker,
             wake: Arc::new(Event::new().unwrap()),
-            backend_fd: Some(fd),
+            backend_fd: Some(BackendFd::Fixed(fd)),
             counters: Vec::new(),
             poll_ns: 0,
         };

@@ -5,6 +5,7 @@ mod address;
 mod chipset;
 mod collected;
 pub(crate) mod disk;
+mod frame_link;
 mod image;
 mod inventory;
 mod keyboard;
@@ -127,7 +128,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let model = config.cpu_model().map_err(|error| cpu_error(&error))?;
     let (layout, image) = boot_image(config, model.phys_bits(host.phys_bits))?;
     let (cpuid, topology) = cpuid(hypervisor, config, model, &layout).map_err(|error| cpu_error(&error))?;
-    let mut host_devices = HostDevices::open(config, hypervisor.sys())?;
+    let mut host_devices = HostDevices::open(config, hypervisor)?;
 
     let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
     let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| cpu_error(&error))?;
@@ -147,9 +148,11 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         devices: Vec::new(),
         resizable: Vec::new(),
         links: Vec::new(),
+        frame_links: Vec::new(),
     };
     let interfaces = host_devices.interfaces.take();
     let console = builder.all(config, host_devices, &main)?;
+    let frame_links: Vec<_> = builder.frame_links.into_iter().map(|link| link.listen(&main)).collect();
     let (devices, links) = (builder.devices, Arc::new(Links::new(builder.links, interfaces)));
     let resizer = Arc::new(Resizer::new(builder.resizable, events.clone()));
 
@@ -175,7 +178,9 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let typist = chipset.ps2.clone().filter(|_| config.qmp.is_some()).map(|ps2| Arc::new(Typist::new(ps2)));
     timers.extend(typist.clone().map(|typist| typist as Arc<dyn Timed>));
     let fixed = config.qmp.is_some().then(|| Box::new(Fixed::new(config, host.name, &chipset.pci)));
-    let watches = if links.listen() { vec![links.clone() as Arc<dyn Watched>] } else { Vec::new() };
+    timers.extend(frame_links.iter().map(|link| link.clone() as Arc<dyn Timed>));
+    let mut watches = if links.listen() { vec![links.clone() as Arc<dyn Watched>] } else { Vec::new() };
+    watches.extend(frame_links.into_iter().map(|link| link as Arc<dyn Watched>));
 
     let machine = Arc::new(Machine {
         gate,

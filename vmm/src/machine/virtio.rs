@@ -18,30 +18,30 @@ use devices::wake::Wake;
 use devices_host::disk::Disk;
 use devices_host::engine::Engine;
 use devices_host::event::Event;
-use devices_host::sys::Sys;
-use devices_host::tap::{InterfaceEvents, Tap, TapError};
+use devices_host::tap::{InterfaceEvents, Tap};
 
 use super::adapters::{
     ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink, WorkerWake,
 };
 use super::chipset::{Chipset, ChipsetError};
+use super::frame_link::{GuestLink, HostLink};
 use super::limits::Groups;
 use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
 use super::write_through::WriteThrough;
-use super::{StartError, address, disk};
+use super::{StartError, disk};
 use crate::config::{DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
 use crate::control::EventSender;
-use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
+use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Hypervisor, Vm};
 use crate::sandbox::ThreadKind;
-use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
+use crate::worker::{BackendFd, DeviceWorkers, Rings, WorkerSpec};
 
 /// What a device needs of the host, opened before any guest memory exists.
 pub struct HostDevices {
     disks: Vec<Arc<Disk>>,
     /// With the address that its guest's interface has.
-    taps: Vec<(Tap, Mac)>,
-    /// What becomes of the interfaces of those, if there are some.
+    nets: Vec<(HostLink, Mac)>,
+    /// What becomes of the TAP interfaces among those, if there are some.
     pub interfaces: Option<InterfaceEvents>,
 }
 
@@ -95,31 +95,23 @@ pub enum DeviceError {
 }
 
 impl HostDevices {
-    /// Opens every disk and TAP of the configuration, volumes through `sys`; the error is one line that names the device.
+    /// Opens every disk and link of the configuration, those of an illumos kernel through the hypervisor; the error is one
+    /// line that names the device.
     ///
     /// # Errors
     /// What the configuration names and nobody can use (missing, of another kind, taken, not permitted) is its fault,
     /// as a missing kernel is; anything else is the host's.
-    pub fn open(config: &VmConfig, sys: Option<&Arc<dyn Sys>>) -> Result<Self, StartError> {
+    pub fn open(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Self, StartError> {
+        let sys = hypervisor.sys();
         let disks = config.disks.iter().map(|config| disk::open(config, sys)).collect::<Result<_, _>>()?;
-        let taps: Vec<_> = config.nets.iter().map(open_tap).collect::<Result<_, _>>()?;
-        let interfaces = (!taps.is_empty()).then(InterfaceEvents::listen).transpose().map_err(|error| {
+        let nets: Vec<_> =
+            config.nets.iter().map(|config| HostLink::open(config, hypervisor)).collect::<Result<_, _>>()?;
+        let has_taps = nets.iter().any(|(link, _)| matches!(link, HostLink::Tap(_)));
+        let interfaces = has_taps.then(InterfaceEvents::listen).transpose().map_err(|error| {
             StartError::Host(format!("cannot hear of changes to network interfaces: {}", system_text(&error)))
         })?;
-        Ok(Self { disks, taps, interfaces })
+        Ok(Self { disks, nets, interfaces })
     }
-}
-
-fn open_tap(config: &NetConfig) -> Result<(Tap, Mac), StartError> {
-    let tap = Tap::open(&config.tap).map_err(|error| {
-        let line = format!("{}: {error}", config.id);
-        match error {
-            TapError::NoTun(_) => StartError::HostLacks(line),
-            TapError::Call { .. } => StartError::Host(line),
-            _ => StartError::Config(line),
-        }
-    })?;
-    Ok((tap, address::of(config)?))
 }
 
 /// Puts devices on the PCI bus of a machine.
@@ -131,14 +123,15 @@ pub struct Builder<'a> {
     pub devices: Vec<Device>,
     pub resizable: Vec<ResizableDisk>,
     pub links: Vec<NetLink>,
+    pub frame_links: Vec<GuestLink>,
 }
 
 /// How a device's queues run.
-struct Queues {
-    rings: Rings,
-    workers: Vec<WorkerSpec>,
+pub(super) struct Queues {
+    pub rings: Rings,
+    pub workers: Vec<WorkerSpec>,
     /// By queue.
-    counters: Vec<Arc<QueueCounters>>,
+    pub counters: Vec<Arc<QueueCounters>>,
 }
 
 impl Builder<'_> {
@@ -200,24 +193,8 @@ impl Builder<'_> {
     /// other. What the driver says on the control queue is about received frames, and their worker carries it out.
     pub fn net(&mut self, config: &NetConfig, (tap, mac): (Tap, Mac), slot: Slot) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
-        let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
-        let rx_wake = event()?;
-        let mut device = NetDevice::new(LinkConfig {
-            mac: mac.0,
-            mtu: None,
-            offloads: true,
-            queue_size: config.queue_size,
-            speed_mbits: config.speed,
-            duplex: config.duplex.map(|duplex| match duplex {
-                Duplex::Half => LinkDuplex::Half,
-                Duplex::Full => LinkDuplex::Full,
-            }),
-        });
-        if let Some(dhcp) = &config.dhcp {
-            let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
-            let responder = Responder::new(&dhcp.lease()).map_err(refused)?;
-            device = device.with_responder(responder, Arc::new(WorkerWake(rx_wake.clone())));
-        }
+        let rx_wake = event(&config.id)?;
+        let device = card(config, mac, &rx_wake, true, None)?;
         let counters: Vec<_> = (0..3).map(|_| Arc::new(QueueCounters::default())).collect();
         let again = |tap: &Tap| tap.try_clone().map_err(host("cannot open its TAP device twice"));
         let (sender, watched) = (again(&tap)?, again(&tap)?);
@@ -227,15 +204,15 @@ impl Builder<'_> {
                 name: format!("{}-rx", config.id),
                 worker: Box::new(device.rx_worker(TapLink(tap), counters[0].clone(), counters[2].clone())),
                 wake: rx_wake,
-                backend_fd: Some(rx_fd),
+                backend_fd: Some(BackendFd::Fixed(rx_fd)),
                 counters: vec![counters[0].clone(), counters[2].clone()],
                 poll_ns: 0,
             },
             WorkerSpec {
                 name: format!("{}-tx", config.id),
                 worker: Box::new(device.tx_worker(TapLink(sender), counters[1].clone())),
-                wake: event()?,
-                backend_fd: Some(tx_fd),
+                wake: event(&config.id)?,
+                backend_fd: Some(BackendFd::Fixed(tx_fd)),
                 counters: vec![counters[1].clone()],
                 poll_ns: 0,
             },
@@ -287,7 +264,7 @@ impl Builder<'_> {
         Ok(pipe)
     }
 
-    fn add(
+    pub(super) fn add(
         &mut self,
         kind: &'static str,
         threads: ThreadKind,
@@ -335,8 +312,11 @@ impl Builder<'_> {
         for ((disk, opened), slot) in config.disks.iter().zip(host.disks).zip(&plan.disks) {
             self.disk(disk, opened, *slot, config.cpus.count, &groups.meters_of(disk))?;
         }
-        for ((net, tap), slot) in config.nets.iter().zip(host.taps).zip(&plan.nets) {
-            self.net(net, tap, *slot)?;
+        for ((net, (link, mac)), slot) in config.nets.iter().zip(host.nets).zip(&plan.nets) {
+            match link {
+                HostLink::Tap(tap) => self.net(net, (tap, mac), *slot)?,
+                HostLink::Frames(link) => self.frame_net(net, (link, mac), *slot)?,
+            }
         }
         if let Some(slot) = plan.rng {
             self.rng(slot)?;
@@ -359,7 +339,32 @@ pub enum BuildError {
     Chipset(#[from] ChipsetError),
 }
 
-fn event(id: &str) -> Result<Arc<Event>, DeviceError> {
+/// The card of an interface: with a responder where it has one, that wakes the worker of received frames.
+pub(super) fn card(
+    config: &NetConfig,
+    mac: Mac,
+    receiver: &Arc<Event>,
+    offloads: bool,
+    mtu: Option<u16>,
+) -> Result<NetDevice, DeviceError> {
+    let device = NetDevice::new(LinkConfig {
+        mac: mac.0,
+        mtu,
+        offloads,
+        queue_size: config.queue_size,
+        speed_mbits: config.speed,
+        duplex: config.duplex.map(|duplex| match duplex {
+            Duplex::Half => LinkDuplex::Half,
+            Duplex::Full => LinkDuplex::Full,
+        }),
+    });
+    let Some(dhcp) = &config.dhcp else { return Ok(device) };
+    let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
+    let responder = Responder::new(&dhcp.lease()).map_err(refused)?;
+    Ok(device.with_responder(responder, Arc::new(WorkerWake(receiver.clone()))))
+}
+
+pub(super) fn event(id: &str) -> Result<Arc<Event>, DeviceError> {
     Event::new().map(Arc::new).map_err(|source| DeviceError::Host {
         id: id.to_owned(),
         what: "cannot create a wake-up",

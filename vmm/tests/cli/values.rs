@@ -192,6 +192,11 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "--net=tap=a/b,mac=52:54:00:12:34:56",
         "net0: tap 'a/b' is not a link name; it has 1 to 15 letters, no blank or '/'",
     ),
+    ("--net vnd", "--net=vnd=a/b", "net0: vnd 'a/b' is not a link name; it has 1 to 31 letters, no blank or '/'"),
+    ("--net vnd", "--net=vnd=a,tap=b", "--net: tap, vnd and dlpi are one link each; give one of them"),
+    ("--net vnd", "--net=vnd", "--net: vnd has no value; write vnd=…"),
+    ("--net dlpi", "--net=dlpi=", "net0: dlpi '' is not a link name; it has 1 to 31 letters, no blank or '/'"),
+    ("--net dlpi", "--net=dlpi=a,vnd=a", "--net: tap, vnd and dlpi are one link each; give one of them"),
     ("--net mac", "--net=tap=t", "--net: mac is missing; write for example --net tap=tap0,mac=52:54:00:12:34:56"),
     ("--net mac", "--net=tap=t,mac=52:54", "--net: mac=52:54: '52:54' is not a MAC address such as 52:54:00:12:34:56"),
     (
@@ -473,6 +478,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
         "limit_groups[0].limits.bytes_burst: invalid type: sequence, expected a size such as \"512M\", or a number of bytes",
     ),
     ("nets[].tap", r#""""#, "net0: tap '' is not a link name; it has 1 to 15 letters, no blank or '/'"),
+    ("nets[].carrier", r#""vdn""#, "nets[0].carrier: unknown value 'vdn'; did you mean 'vnd'?"),
     (
         "nets[].mac",
         r#""01:00:5e:00:00:01""#,

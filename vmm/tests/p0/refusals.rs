@@ -46,6 +46,18 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 #[test]
+fn a_device_for_frames_is_refused_where_the_host_has_none() {
+    let Some(guests) = guests() else { return };
+    for key in ["vnd", "dlpi"] {
+        let outcome = Zvmm::new(&guests, "exits").args(["--net", &format!("{key}=net0")]).run();
+        outcome.ended_with(2);
+        let line = format!("zvmm: net0: link net0 by {key}: only illumos has that; use tap=net0 on this host\n");
+        assert_eq!(outcome.errors(), line);
+        assert_eq!(outcome.output(), "", "no guest ran");
+    }
+}
+
+#[test]
 fn a_tap_device_that_cannot_be_used_is_refused_with_what_to_do() {
     let Some(guests) = guests() else { return };
     let net = |name: &str| format!("tap={name},mac=52:54:00:12:34:56");

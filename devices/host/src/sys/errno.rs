@@ -59,6 +59,8 @@ errnos! {
     ERANGE 34 Other "Result too large",
     ECANCELED 47 Other "Operation canceled",
     ENOTSUP 48 Unsupported "Operation not supported",
+    ENOSR 63 Other "Out of streams resources",
+    EPROTO 71 Other "Protocol error",
     ENAMETOOLONG 78 InvalidFilename "File name too long",
     EOVERFLOW 79 Other "Value too large for defined data type",
     EALREADY 149 Other "Operation already in progress",

@@ -2,12 +2,14 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Once;
 
 use super::dladm::{self, DLADM_OPT_ACTIVE, MAXLINKNAMELEN, dladm_attr, dladm_vnic_attr_prefix};
 use super::{
-    DeviceNumber, Errno, IoctlArg, Link, MapRequest, OpenAccess, OpenFlags, RawHandle, Ready, Sys, SysResult, SysThread,
+    DeviceNumber, Errno, IoctlArg, Link, MapRequest, OpenAccess, OpenFlags, RawHandle, Ready, StreamMessage, Sys,
+    SysResult, SysThread,
 };
 use crate::thread::{KICK_SIGNAL, change_mask, install_kick_handler, set_of};
 
@@ -20,8 +22,43 @@ const ETHERNET_MTU: u32 = 1500;
 /// Room for `dladm_vnic_attr_t`, in 8-byte words: several times what any release needs.
 const VNIC_ATTR_WORDS: usize = 64 * 1024 / 8;
 
-// What the libc crate lacks: signal.h, zone.h.
+/// `struct strbuf` of `sys/stropts.h`.
+#[allow(non_camel_case_types, reason = "the name is the C header's")]
+#[repr(C)]
+struct strbuf {
+    maxlen: c_int,
+    len: c_int,
+    buf: *mut c_char,
+}
+
+/// `MORECTL` and `MOREDATA` of `sys/stropts.h`.
+const MORE: c_int = 1 | 2;
+/// `RS_HIPRI`.
+const RS_HIPRI: c_int = 1;
+
+impl strbuf {
+    /// A part that is sent; the call reads it only.
+    fn sent(bytes: &[u8]) -> SysResult<Self> {
+        let len = c_int::try_from(bytes.len()).map_err(|_| Errno::ERANGE)?;
+        Ok(Self { maxlen: 0, len, buf: bytes.as_ptr().cast_mut().cast() })
+    }
+
+    /// Room for a part that is received.
+    fn room(bytes: &mut [u8]) -> Self {
+        let maxlen = c_int::try_from(bytes.len()).unwrap_or(c_int::MAX);
+        Self { maxlen, len: 0, buf: bytes.as_mut_ptr().cast() }
+    }
+
+    /// How many bytes came: -1 says that there is no such part.
+    fn bytes(&self) -> Option<usize> {
+        usize::try_from(self.len).ok()
+    }
+}
+
+// What the libc crate lacks: signal.h, zone.h, stropts.h.
 unsafe extern "C" {
+    fn putmsg(fd: c_int, control: *const strbuf, data: *const strbuf, flags: c_int) -> c_int;
+    fn getmsg(fd: c_int, control: *mut strbuf, data: *mut strbuf, flags: *mut c_int) -> c_int;
     fn sigtimedwait(set: *const libc::sigset_t, info: *mut c_void, timeout: *const libc::timespec) -> c_int;
     pub(crate) fn getzoneid() -> libc::zoneid_t;
 }
@@ -185,6 +222,30 @@ impl Sys for RealSys {
             writable: fd.revents & libc::POLLOUT != 0,
             failed: fd.revents & FAILED != 0,
         })
+    }
+
+    fn set_nonblocking(&self, handle: RawHandle) -> SysResult<()> {
+        // SAFETY: takes numbers. Of what can be set here the descriptor has nothing else.
+        check(unsafe { libc::fcntl(handle.0, libc::F_SETFL, libc::O_NONBLOCK) }).map(drop)
+    }
+
+    fn poll_fd(&self, handle: RawHandle) -> SysResult<RawFd> {
+        Ok(handle.0)
+    }
+
+    fn putmsg(&self, handle: RawHandle, control: Option<&[u8]>, data: Option<&[u8]>, urgent: bool) -> SysResult<()> {
+        let (control, data) = (control.map(strbuf::sent).transpose()?, data.map(strbuf::sent).transpose()?);
+        let part = |part: &Option<strbuf>| part.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let flags = if urgent { RS_HIPRI } else { 0 };
+        // SAFETY: each part is null or describes bytes that live through the call, which only reads them.
+        check(unsafe { putmsg(handle.0, part(&control), part(&data), flags) }).map(drop)
+    }
+
+    fn getmsg(&self, handle: RawHandle, control: &mut [u8], data: &mut [u8]) -> SysResult<StreamMessage> {
+        let (mut control, mut data, mut flags) = (strbuf::room(control), strbuf::room(data), 0);
+        // SAFETY: both describe buffers that live through the call, with the length they have.
+        let rest = check(unsafe { getmsg(handle.0, &mut control, &mut data, &mut flags) })?;
+        Ok(StreamMessage { control_bytes: control.bytes(), data_bytes: data.bytes(), more: rest & MORE != 0 })
     }
 
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()> {

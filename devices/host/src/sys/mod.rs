@@ -15,6 +15,7 @@ mod errno;
 #[cfg(target_os = "illumos")]
 mod illumos;
 
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -120,6 +121,17 @@ pub struct Ready {
     pub failed: bool,
 }
 
+/// What [`Sys::getmsg`] took from a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamMessage {
+    /// Bytes of the control part; `None` where the message has none.
+    pub control_bytes: Option<usize>,
+    /// Bytes of the data part; `None` where the message has none. Of a stream whose other end is gone both are 0.
+    pub data_bytes: Option<usize>,
+    /// A part was longer than its buffer: the rest is the next message (MORECTL, MOREDATA).
+    pub more: bool,
+}
+
 /// The calls. All of them may come from any thread.
 ///
 /// Errors are the system's, untranslated: what an error of a call means is its caller's business.
@@ -172,6 +184,33 @@ pub trait Sys: Send + Sync {
 
     /// poll(2) of one descriptor; `None` waits for ever. `Ok` with nothing set: the time is over.
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready>;
+
+    /// fcntl(2) with O_NONBLOCK: from now on no call on it waits.
+    fn set_nonblocking(&self, _handle: RawHandle) -> SysResult<()> {
+        Err(Errno::ENOTSUP)
+    }
+
+    /// The descriptor of this process that polls as `handle` does, for who waits for several things at once. It is valid
+    /// while the handle is open.
+    fn poll_fd(&self, _handle: RawHandle) -> SysResult<RawFd> {
+        Err(Errno::ENOTSUP)
+    }
+
+    /// putmsg(2): sends a message of a control part, a data part or both down a stream, `urgent` with RS_HIPRI.
+    fn putmsg(
+        &self,
+        _handle: RawHandle,
+        _control: Option<&[u8]>,
+        _data: Option<&[u8]>,
+        _urgent: bool,
+    ) -> SysResult<()> {
+        Err(Errno::ENOTSUP)
+    }
+
+    /// getmsg(2): takes the first message of a stream, the urgent ones first.
+    fn getmsg(&self, _handle: RawHandle, _control: &mut [u8], _data: &mut [u8]) -> SysResult<StreamMessage> {
+        Err(Errno::ENOTSUP)
+    }
 
     /// Binds the calling thread to a processor; `None` takes the binding away (processor_bind(2)).
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()>;

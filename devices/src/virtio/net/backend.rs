@@ -83,3 +83,23 @@ pub trait NetBackend<M: ?Sized>: Send {
     /// it changes its mind (`VIRTIO_NET_F_CTRL_GUEST_OFFLOADS`). After an error frames may look as before, or as asked.
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError>;
 }
+
+impl<M: ?Sized, B: NetBackend<M> + ?Sized> NetBackend<M> for Box<B> {
+    fn send(&mut self, mem: &M, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError> {
+        (**self).send(mem, header, frame)
+    }
+
+    fn receive(
+        &mut self,
+        mem: &M,
+        header: &mut Header,
+        into: &[GuestRange],
+        spill: &mut [u8],
+    ) -> Result<Received, NetError> {
+        (**self).receive(mem, header, into, spill)
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
+        (**self).set_offloads(offloads)
+    }
+}

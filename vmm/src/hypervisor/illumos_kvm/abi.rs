@@ -8,6 +8,7 @@
 
 #![allow(non_camel_case_types, missing_docs, reason = "the names are the C header's, which documents them")]
 
+pub mod dlpi;
 mod structs;
 pub mod vnd;
 

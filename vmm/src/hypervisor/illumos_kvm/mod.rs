@@ -22,6 +22,7 @@ mod device;
 mod irq;
 mod kick;
 mod memory;
+mod net;
 pub mod plain;
 mod registers;
 mod run_page;
@@ -40,6 +41,8 @@ use devices_host::sys::{Errno, Sys};
 
 use self::abi::{KVM_API_VERSION, KVM_MAX_VCPUS, KVM_VCPU_MMAP_BYTES, cap};
 use self::device::Device;
+pub use self::net::open as open_link;
+use super::frames::FrameDevice;
 use super::{HostCapabilities, Hypervisor, HypervisorError, Vm, VmSpec};
 
 const NAME: &str = "illumos-kvm";
@@ -138,6 +141,10 @@ impl Hypervisor for IllumosKvmHypervisor {
 
     fn sys(&self) -> Option<&Arc<dyn Sys>> {
         Some(&self.sys)
+    }
+
+    fn frame_device(&self) -> Option<FrameDevice> {
+        Some(FrameDevice::Vnd)
     }
 }
 

@@ -23,6 +23,21 @@ plain! {
     kvm_pic_state kvm_ioapic_state kvm_segment kvm_dtable kvm_msr_entry kvm_signal_mask illumos_sigset kvm_interrupt kvm_coalesced_mmio_zone
 }
 
+macro_rules! plain_of {
+    ($from:ident: $($name:ident)*) => {
+        $(
+            // SAFETY: integers and arrays of them only, laid out without gaps as the headers have them.
+            unsafe impl Plain for abi::$from::$name {}
+        )*
+    };
+}
+
+plain_of! { vnd: vnd_ioc_attach vnd_ioc_buf framevec }
+plain_of! { dlpi:
+    dl_info_req_t dl_info_ack_t dl_bind_req_t dl_bind_ack_t dl_promiscon_req_t dl_ok_ack_t dl_error_ack_t dl_notify_req_t
+    dl_notify_ack_t dl_notify_ind_t
+}
+
 /// All bytes zero.
 #[must_use]
 pub fn zeroed<T: Plain>() -> T {

@@ -14,6 +14,26 @@ pub const VND_IOC_LIST: i32 = 0x766e_6420_u32 as i32;
 pub const VND_IOC_FRAMEIO_READ: i32 = 0x766e_6430_u32 as i32;
 pub const VND_IOC_FRAMEIO_WRITE: i32 = 0x766e_6431_u32 as i32;
 
+/// `FRAMEIO_CURRENT_VERSION`, `FRAMEIO_NVECS_MAX`.
+pub const FRAMEIO_VERSION: u32 = 1;
+pub const FRAMEIO_NVECS_MAX: usize = 32;
+
+/// `VND_NAMELEN`, with the NUL.
+pub const VND_NAMELEN: usize = 32;
+
+/// What the `*_errno` members say (`sys/vnd_errno.h`), as far as somebody acts on it.
+pub mod errno {
+    pub const VND_E_NODATALINK: u32 = 2;
+    pub const VND_E_NOTETHER: u32 = 3;
+    pub const VND_E_ATTACHED: u32 = 16;
+    pub const VND_E_BADNAME: u32 = 18;
+    pub const VND_E_PERM: u32 = 19;
+    pub const VND_E_NOTATTACHED: u32 = 22;
+    pub const VND_E_BUFTOOBIG: u32 = 26;
+    pub const VND_E_BUFTOOSMALL: u32 = 27;
+    pub const VND_E_DLEXCL: u32 = 28;
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct vnd_ioc_attach {
