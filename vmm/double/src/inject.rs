@@ -1,12 +1,14 @@
 //! Making chosen calls fail.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices_host::sys::{
-    DeviceNumber, Errno, IoctlArg, Link, MapRequest, OpenFlags, RawHandle, Ready, Sys, SysResult, SysThread,
+    DeviceNumber, Errno, IoctlArg, Link, MapRequest, OpenFlags, RawHandle, Ready, StreamMessage, Sys, SysResult,
+    SysThread,
 };
 
 use crate::names;
@@ -175,6 +177,25 @@ impl Sys for Injecting {
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {
         self.pass("poll")?;
         self.inner.poll(handle, interest, timeout_ns)
+    }
+
+    fn set_nonblocking(&self, handle: RawHandle) -> SysResult<()> {
+        self.pass("fcntl")?;
+        self.inner.set_nonblocking(handle)
+    }
+
+    fn poll_fd(&self, handle: RawHandle) -> SysResult<RawFd> {
+        self.inner.poll_fd(handle)
+    }
+
+    fn putmsg(&self, handle: RawHandle, control: Option<&[u8]>, data: Option<&[u8]>, urgent: bool) -> SysResult<()> {
+        self.pass("putmsg")?;
+        self.inner.putmsg(handle, control, data, urgent)
+    }
+
+    fn getmsg(&self, handle: RawHandle, control: &mut [u8], data: &mut [u8]) -> SysResult<StreamMessage> {
+        self.pass("getmsg")?;
+        self.inner.getmsg(handle, control, data)
     }
 
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()> {

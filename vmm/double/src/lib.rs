@@ -7,8 +7,8 @@
 //! kernel would have noticed or not.
 //!
 //! * [`DoubleSys`] is one process in one [`Zone`] of a [`Host`].
-//! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`], [`illumos_kvm`] and
-//!   [`zvol`].
+//! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`], [`illumos_kvm`], [`zvol`] and those of
+//!   data [`links`].
 //! * [`Injecting`] makes chosen calls fail, [`Mutating`] damages chosen calls. Both wrap any `Sys`, so that the backends
 //!   need no switch for tests.
 //! * [`record::Recording`] wraps any hypervisor, and writes down what guests do to their machine.
@@ -17,6 +17,7 @@
 pub mod bhyve;
 pub mod illumos_kvm;
 mod inject;
+pub mod links;
 mod mutate;
 pub mod names;
 mod node;

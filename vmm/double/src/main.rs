@@ -12,6 +12,8 @@
 //! * `--calls FILE`: writes how often each call was made.
 //! * `--record FILE`: writes what the guest does to its machine, as `zvmm_double::record` says.
 //!
+//! Every TAP interface of this machine is a data link of the zone, by its name: `--net vnd=tap0`, `--net dlpi=tap0`.
+//!
 //! The process is not confined (`--sandbox`), as it does a kernel's work.
 //!
 //! Ends as zvmm does; or, where a rule of the interface was broken or something was left behind, with status 70, after one
@@ -48,6 +50,7 @@ mod double {
     use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor};
     use zvmm::hypervisor::illumos_kvm::IllumosKvmHypervisor;
     use zvmm::hypervisor::{Hypervisor, OpenHypervisor};
+    use zvmm_double::links::Links;
     use zvmm_double::record::{Record, Recording};
     use zvmm_double::zvol::{VolumeSpec, Zvols};
     use zvmm_double::{DoubleSys, Driver, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve, illumos_kvm};
@@ -186,7 +189,13 @@ mod double {
                 return USAGE.into();
             }
         };
-        let process = DoubleSys::new(&Host::new(vec![driver, zvols]), zone);
+        let links = Links::new();
+        let host = Host::new([vec![driver, zvols as Arc<dyn Driver>], links.drivers()].concat());
+        if let Err(error) = links.add_taps(&host) {
+            eprintln!("zvmm-double: the TAP interfaces of this machine: {error}");
+            return USAGE.into();
+        }
+        let process = DoubleSys::new(&host, zone);
         process.ledger().echo();
         let mutating = Mutating::new(process.clone(), options.mutations);
         let injecting = Injecting::new(mutating, options.injections);

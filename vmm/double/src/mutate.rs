@@ -1,12 +1,13 @@
 //! Damaging chosen calls, to prove that the double notices.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices_host::sys::{
-    DeviceNumber, IoctlArg, Link, MapRequest, OpenFlags, RawHandle, Ready, Sys, SysResult, SysThread,
+    DeviceNumber, IoctlArg, Link, MapRequest, OpenFlags, RawHandle, Ready, StreamMessage, Sys, SysResult, SysThread,
 };
 
 use crate::inject::Moment;
@@ -21,13 +22,13 @@ pub enum Damage {
     Duplicate,
     /// Its buffer is as many bytes longer or, below zero, shorter.
     Resize(isize),
-    /// A number arrives as a pointer to it, a pointer as a number.
+    /// A number arrives as a pointer to it, a pointer as a number, a message urgent that is not and the other way round.
     OtherKind,
     /// It is made after the next call on its handle. For arguments without pointers in them only.
     Late,
     /// These bytes stand at this offset of its buffer.
     Bytes(usize, Vec<u8>),
-    /// This number stands in place of the one passed by value.
+    /// This number stands in place of the one passed by value, or of the room for data of `getmsg`.
     Value(usize),
 }
 
@@ -59,7 +60,7 @@ impl FromStr for Damage {
 /// One damage to come: written `drop:VM_PAUSE:1`, `resize=-8:VM_RUN:2`, `bytes=4+ffff0000:VM_RUN:1+`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutation {
-    /// Name of the call: an ioctl's, or `close`, `munmap`, `pread`, `pwrite`.
+    /// Name of the call: an ioctl's, or `close`, `munmap`, `pread`, `pwrite`, `fcntl`, `putmsg`, `getmsg`.
     pub call: String,
     /// Which of them.
     pub moment: Moment,
@@ -129,6 +130,7 @@ struct Late {
 enum LateCall {
     Ioctl(i32, Owned),
     Write(Vec<u8>, u64),
+    Message(Option<Vec<u8>>, Option<Vec<u8>>, bool),
 }
 
 /// A [`Sys`] that damages chosen calls on their way to the inner one.
@@ -170,6 +172,9 @@ impl Mutating {
                     // SAFETY: the argument is a copy of what the caller gave, and has no pointers in it (see
                     // `Damage::Late`).
                     let _ = unsafe { self.inner.ioctl(handle, request, arg.arg()) };
+                }
+                LateCall::Message(control, data, urgent) => {
+                    let _ = self.inner.putmsg(handle, control.as_deref(), data.as_deref(), urgent);
                 }
                 LateCall::Write(bytes, offset_bytes) => drop(self.inner.write_at(handle, &bytes, offset_bytes)),
             }
@@ -324,6 +329,64 @@ impl Sys for Mutating {
 
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {
         self.inner.poll(handle, interest, timeout_ns)
+    }
+
+    fn set_nonblocking(&self, handle: RawHandle) -> SysResult<()> {
+        match self.damage("fcntl") {
+            Some(Damage::Drop) => Ok(()),
+            _ => self.inner.set_nonblocking(handle),
+        }
+    }
+
+    fn poll_fd(&self, handle: RawHandle) -> SysResult<RawFd> {
+        self.inner.poll_fd(handle)
+    }
+
+    fn putmsg(&self, handle: RawHandle, control: Option<&[u8]>, data: Option<&[u8]>, urgent: bool) -> SysResult<()> {
+        let damage = self.damage("putmsg");
+        let make = |control: Option<&[u8]>, data: Option<&[u8]>| self.inner.putmsg(handle, control, data, urgent);
+        // The part that says what the message is: the request, or the frame.
+        let part = control.or(data).unwrap_or_default();
+        let with = |bytes: &[u8]| if control.is_some() { make(Some(bytes), data) } else { make(None, Some(bytes)) };
+        let result = match damage {
+            Some(Damage::Drop) => return Ok(()),
+            Some(Damage::Late) => {
+                self.later(handle, LateCall::Message(control.map(<[u8]>::to_vec), data.map(<[u8]>::to_vec), urgent));
+                return Ok(());
+            }
+            Some(Damage::Duplicate) => make(control, data).and_then(|()| make(control, data)),
+            Some(Damage::Resize(by)) => {
+                let mut bytes = part.to_vec();
+                bytes.resize(part.len().saturating_add_signed(by), 0);
+                with(&bytes)
+            }
+            Some(Damage::Bytes(offset, new)) => {
+                let mut bytes = part.to_vec();
+                if let Some(place) = bytes.get_mut(offset..offset + new.len()) {
+                    place.copy_from_slice(&new);
+                }
+                with(&bytes)
+            }
+            Some(Damage::OtherKind) => self.inner.putmsg(handle, control, data, !urgent),
+            _ => make(control, data),
+        };
+        self.make_up(handle);
+        result
+    }
+
+    fn getmsg(&self, handle: RawHandle, control: &mut [u8], data: &mut [u8]) -> SysResult<StreamMessage> {
+        match self.damage("getmsg") {
+            Some(Damage::Resize(by)) => {
+                let short = control.len().saturating_add_signed(by).min(control.len());
+                self.inner.getmsg(handle, &mut control[..short], data)
+            }
+            // The data part's room in place of the control part's.
+            Some(Damage::Value(room)) => {
+                let room = room.min(data.len());
+                self.inner.getmsg(handle, control, &mut data[..room])
+            }
+            _ => self.inner.getmsg(handle, control, data),
+        }
     }
 
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()> {

@@ -34,10 +34,22 @@ pub static DISKS: &[(i32, &str)] = table! { dkio:
     DKIOCGMEDIAINFOEXT DKIOCREADONLY DKIOCFREE DKIOC_CANFREE
 };
 
+/// Every ioctl of a frame device, and the one of a stream of frames.
+pub static LINKS: &[(i32, &str)] = table! { links:
+    VND_IOC_ATTACH VND_IOC_LINK VND_IOC_UNLINK VND_IOC_GETRXBUF VND_IOC_SETRXBUF VND_IOC_GETMAXBUF VND_IOC_GETTXBUF
+    VND_IOC_SETTXBUF VND_IOC_GETMINTU VND_IOC_GETMAXTU VND_IOC_LIST VND_IOC_FRAMEIO_READ VND_IOC_FRAMEIO_WRITE DLIOCRAW
+};
+
+mod links {
+    pub use zvmm::hypervisor::illumos_kvm::abi::dlpi::DLIOCRAW;
+    pub use zvmm::hypervisor::illumos_kvm::abi::vnd::*;
+}
+
 /// What the manual calls an ioctl; its number where it has no name.
 #[must_use]
 pub fn ioctl(request: i32) -> String {
-    match BHYVE.iter().chain(crate::illumos_kvm::NAMES).chain(DISKS).find(|(number, _)| *number == request) {
+    match BHYVE.iter().chain(crate::illumos_kvm::NAMES).chain(DISKS).chain(LINKS).find(|(number, _)| *number == request)
+    {
         Some((_, name)) => (*name).to_owned(),
         None => format!("ioctl {request:#x}"),
     }

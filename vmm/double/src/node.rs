@@ -1,10 +1,13 @@
 //! What a driver of the double implements.
 
 use std::any::Any;
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use devices_host::sys::{DeviceNumber, Errno, IoctlArg, MapRequest, OpenFlags, RawHandle, Ready, SysResult};
+use devices_host::sys::{
+    DeviceNumber, Errno, IoctlArg, MapRequest, OpenFlags, RawHandle, Ready, StreamMessage, SysResult,
+};
 
 use crate::rules::{Ledger, Rule};
 use crate::sys::DoubleSys;
@@ -93,6 +96,30 @@ pub trait Node: Any + Send + Sync {
     fn poll(&self, _call: &Call<'_>, _interest: Ready, _timeout_ns: Option<u64>) -> SysResult<Ready> {
         Err(Errno::ENXIO)
     }
+
+    /// What of this machine polls as the node does; by default ENXIO.
+    ///
+    /// # Errors
+    /// Where there is none.
+    fn poll_fd(&self) -> SysResult<RawFd> {
+        Err(Errno::ENXIO)
+    }
+
+    /// putmsg(2); by default ENXIO, as of what is no stream.
+    ///
+    /// # Errors
+    /// What the kernel's driver says.
+    fn putmsg(&self, _call: &Call<'_>, _control: Option<&[u8]>, _data: Option<&[u8]>, _urgent: bool) -> SysResult<()> {
+        Err(Errno::ENXIO)
+    }
+
+    /// getmsg(2); by default ENXIO.
+    ///
+    /// # Errors
+    /// What the kernel's driver says.
+    fn getmsg(&self, _call: &Call<'_>, _control: &mut [u8], _data: &mut [u8]) -> SysResult<StreamMessage> {
+        Err(Errno::ENXIO)
+    }
 }
 
 /// A call on an open device: who calls, and through which handle.
@@ -101,7 +128,7 @@ pub struct Call<'a> {
     pub process: &'a DoubleSys,
     /// The handle.
     pub handle: RawHandle,
-    /// How it was opened.
+    /// How it was opened, and whether it has been made non-blocking.
     pub flags: OpenFlags,
 }
 

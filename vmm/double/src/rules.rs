@@ -111,8 +111,10 @@ mod tests {
     #[test]
     fn every_rule_has_a_name_of_its_own_and_a_source() {
         let mut names = Vec::new();
-        for rule in system::ALL.iter().chain(crate::bhyve::rules::ALL).chain(crate::zvol::rules::ALL) {
-            assert!(rule.source.starts_with("bhyve ") || rule.source.starts_with("smartos-zone "), "{rule:?}");
+        let links = crate::links::rules::vnd::ALL.iter().chain(crate::links::rules::dlpi::ALL);
+        for rule in system::ALL.iter().chain(crate::bhyve::rules::ALL).chain(crate::zvol::rules::ALL).chain(links) {
+            let known = ["bhyve ", "smartos-zone ", "illumos "].iter().any(|source| rule.source.starts_with(source));
+            assert!(known, "{rule:?}");
             assert!(!rule.says.ends_with('.') && rule.says.len() > 15, "{rule:?}");
             names.push(rule.name);
         }

@@ -1,12 +1,14 @@
 //! A process of the doubled system: handles, mappings, threads.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices_host::sys::{
-    DeviceNumber, Errno, IoctlArg, Link, MapRequest, OpenFlags, RawHandle, Ready, Sys, SysResult, SysThread,
+    DeviceNumber, Errno, IoctlArg, Link, MapRequest, OpenFlags, RawHandle, Ready, StreamMessage, Sys, SysResult,
+    SysThread,
 };
 use devices_host::thread::{KICK_SIGNAL, install_kick_handler};
 
@@ -67,6 +69,8 @@ struct Open {
     node: Arc<dyn Node>,
     path: String,
     flags: OpenFlags,
+    /// Since it was opened.
+    nonblocking: AtomicBool,
 }
 
 struct Mapped {
@@ -199,8 +203,9 @@ impl DoubleSys {
         })
     }
 
-    fn call(&self, handle: RawHandle, flags: OpenFlags) -> Call<'_> {
-        Call { process: self, handle, flags }
+    fn call(&self, handle: RawHandle, open: &Open) -> Call<'_> {
+        let nonblocking = open.flags.nonblocking || open.nonblocking.load(Ordering::Relaxed);
+        Call { process: self, handle, flags: OpenFlags { nonblocking, ..open.flags } }
     }
 }
 
@@ -232,7 +237,8 @@ impl Sys for DoubleSys {
         let driver = self.host.drivers.iter().find(|driver| driver.serves(path)).ok_or(Errno::ENOENT)?;
         let node = driver.open(self, path, flags)?;
         let handle = RawHandle(self.next.fetch_add(1, Ordering::Relaxed));
-        lock(&self.handles).insert(handle, Arc::new(Open { node, path: path.to_owned(), flags }));
+        lock(&self.handles)
+            .insert(handle, Arc::new(Open { node, path: path.to_owned(), flags, nonblocking: AtomicBool::new(false) }));
         Ok(handle)
     }
 
@@ -247,7 +253,7 @@ impl Sys for DoubleSys {
     unsafe fn ioctl(&self, handle: RawHandle, request: i32, arg: IoctlArg<'_>) -> SysResult<i32> {
         let open = self.find(handle, &names::ioctl(request))?;
         // SAFETY: the caller's promise.
-        unsafe { open.node.ioctl(&self.call(handle, open.flags), request, arg) }
+        unsafe { open.node.ioctl(&self.call(handle, &open), request, arg) }
     }
 
     fn mmap(&self, handle: RawHandle, request: MapRequest) -> SysResult<NonNull<u8>> {
@@ -262,7 +268,7 @@ impl Sys for DoubleSys {
                 format!("{:#x} bytes at {:#x} of {}", request.len_bytes, request.offset, open.path),
             ));
         }
-        let start = open.node.mmap(&self.call(handle, open.flags), request)?;
+        let start = open.node.mmap(&self.call(handle, &open), request)?;
         let mapped = Mapped { node: open.node.clone(), path: open.path.clone(), len_bytes: request.len_bytes };
         lock(&self.mappings).insert(start.as_ptr() as usize, mapped);
         Ok(start)
@@ -313,27 +319,46 @@ impl Sys for DoubleSys {
 
     fn read(&self, handle: RawHandle, buffer: &mut [u8]) -> SysResult<usize> {
         let open = self.find(handle, "read")?;
-        open.node.read(&self.call(handle, open.flags), buffer)
+        open.node.read(&self.call(handle, &open), buffer)
     }
 
     fn write(&self, handle: RawHandle, buffer: &[u8]) -> SysResult<usize> {
         let open = self.find(handle, "write")?;
-        open.node.write(&self.call(handle, open.flags), buffer)
+        open.node.write(&self.call(handle, &open), buffer)
     }
 
     fn read_at(&self, handle: RawHandle, buffer: &mut [u8], offset_bytes: u64) -> SysResult<usize> {
         let open = self.find(handle, "pread")?;
-        open.node.read_at(&self.call(handle, open.flags), buffer, offset_bytes)
+        open.node.read_at(&self.call(handle, &open), buffer, offset_bytes)
     }
 
     fn write_at(&self, handle: RawHandle, buffer: &[u8], offset_bytes: u64) -> SysResult<usize> {
         let open = self.find(handle, "pwrite")?;
-        open.node.write_at(&self.call(handle, open.flags), buffer, offset_bytes)
+        open.node.write_at(&self.call(handle, &open), buffer, offset_bytes)
     }
 
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {
         let open = self.find(handle, "poll")?;
-        open.node.poll(&self.call(handle, open.flags), interest, timeout_ns)
+        open.node.poll(&self.call(handle, &open), interest, timeout_ns)
+    }
+
+    fn set_nonblocking(&self, handle: RawHandle) -> SysResult<()> {
+        self.find(handle, "fcntl")?.nonblocking.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn poll_fd(&self, handle: RawHandle) -> SysResult<RawFd> {
+        self.find(handle, "poll")?.node.poll_fd()
+    }
+
+    fn putmsg(&self, handle: RawHandle, control: Option<&[u8]>, data: Option<&[u8]>, urgent: bool) -> SysResult<()> {
+        let open = self.find(handle, "putmsg")?;
+        open.node.putmsg(&self.call(handle, &open), control, data, urgent)
+    }
+
+    fn getmsg(&self, handle: RawHandle, control: &mut [u8], data: &mut [u8]) -> SysResult<StreamMessage> {
+        let open = self.find(handle, "getmsg")?;
+        open.node.getmsg(&self.call(handle, &open), control, data)
     }
 
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()> {
