@@ -31,3 +31,17 @@ fn a_link_that_is_missing_or_misnamed_is_refused_before_there_is_a_guest() {
         }
     }
 }
+
+#[test]
+fn a_vnic_of_a_zone_of_the_kvm_brand_is_a_frame_device() {
+    let Some(guests) = guests() else { return };
+    let kernel = guests.join("pio_mmio_hlt").display().to_string();
+    let net = ["-net", "vnic,name=net0,vlan=0,ifname=zvmm-none"];
+    let card = ["-device", "virtio-net-pci,mac=b2:1e:ba:a5:6e:71,vlan=0"];
+    let args = ["qemu", "-cpu", "host", "-m", "128", "-kernel", &kernel].into_iter().chain(card).chain(net);
+    let outcome = Run::with("illumos-kvm", args).run();
+    // As qemu ends for whatever went wrong.
+    assert_eq!(outcome.status, Some(1), "{outcome:?}");
+    let line = "net0: the zone has no link zvmm-none: `dladm show-link` lists those it has";
+    assert!(outcome.errors.trim_end().ends_with(line), "{outcome:?}");
+}

@@ -26,7 +26,7 @@ fn frames_of_every_size_go_both_ways_unchanged() {
     for device in BOTH {
         let rig = Rig::new(device);
         let link = rig.open().unwrap();
-        assert_eq!((link.mac(), link.mtu()), (FACTS.mac, FACTS.mtu));
+        assert_eq!((link.mac(), link.mtu()), (Some(FACTS.mac), FACTS.mtu));
         let mut end = link.clone().end();
         for len in [14, 15, 60, 61, 1514, 1518] {
             let sent = frame(len, len as u8);
@@ -383,6 +383,20 @@ fn the_other_end_notices_frames_that_are_lost_doubled_or_cut() {
         let rig = Rig::new(device);
         let sys = Mutating::new(rig.process.clone(), vec![mutation.parse().unwrap()]);
         assert!(rig.live(&(sys as Arc<dyn Sys>)).is_err(), "{device:?} {mutation}");
+    }
+}
+
+#[test]
+fn a_zone_that_does_not_tell_of_its_links_can_use_them() {
+    for device in BOTH {
+        let rig = Rig::new(device);
+        let silent = vec!["link:1+:EIO".parse::<Injection>().unwrap()];
+        let sys: Arc<dyn Sys> = Injecting::new(rig.process.clone(), silent);
+        let link = open_link(&sys, device, NAME).unwrap();
+        assert_eq!((link.mac(), link.mtu()), (None, FACTS.mtu), "the MTU is the device's own limit");
+        drop(link);
+        assert_eq!(rig.live(&sys), Ok(()));
+        rig.assert_kept();
     }
 }
 

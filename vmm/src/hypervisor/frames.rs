@@ -45,8 +45,8 @@ pub enum LinkState {
 
 /// A link of the host that is open.
 pub trait FrameLink: Send + Sync {
-    /// Its address: the guest's, unless another one is configured.
-    fn mac(&self) -> [u8; 6];
+    /// Its address, where the host tells it: the guest's, unless another one is configured.
+    fn mac(&self) -> Option<[u8; 6]>;
 
     /// Its largest packet, in bytes without the Ethernet header.
     fn mtu(&self) -> u32;

@@ -50,7 +50,10 @@ impl HostLink {
                 LinkError::Host(_) => StartError::Host(line),
             }
         })?;
-        let mac = config.mac.unwrap_or(Mac(link.mac()));
+        let mac = config.mac.or(link.mac().map(Mac)).ok_or_else(|| {
+            let (id, name) = (&config.id, &config.tap);
+            StartError::Config(format!("{id}: no mac is given, and that of link {name} cannot be read"))
+        })?;
         Ok((Self::Frames(link), mac))
     }
 }

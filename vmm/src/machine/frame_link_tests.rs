@@ -21,8 +21,8 @@ struct Scripted {
 }
 
 impl FrameLink for Scripted {
-    fn mac(&self) -> [u8; 6] {
-        [2; 6]
+    fn mac(&self) -> Option<[u8; 6]> {
+        Some([2; 6])
     }
 
     fn mtu(&self) -> u32 {

@@ -1,5 +1,5 @@
-//! Data links, by what carries their frames to a process: frame devices (`/dev/vnd/LINK`, [`Vnd`]) and streams of the data
-//! link provider interface (`/dev/net/LINK`, [`Dlpi`]).
+//! Data links, by what carries their frames to a process: frame devices (`/dev/vnd/LINK`) and streams of the data
+//! link provider interface (`/dev/net/LINK`).
 //!
 //! A link is plugged into a TAP interface of this machine, so that a guest talks to its network, or into a socket that a test
 //! has the other end of. One device a link carries its frames; whoever only wants to know whether it is up needs none.

@@ -59,6 +59,15 @@ impl Run {
         }
     }
 
+    /// These arguments of zvmm and no others.
+    pub fn with<'a>(hypervisor: &str, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        Self {
+            own: ["--hypervisor", hypervisor].map(str::to_owned).into(),
+            rest: arguments.into_iter().map(str::to_owned).collect(),
+            limit: LIMIT,
+        }
+    }
+
     /// The same, started as bhyve is.
     pub fn as_bhyve(guests: &Path, guest: &str) -> Self {
         let kernel = format!("zvmm.kernel={}", guests.join(guest).display());

@@ -9,7 +9,7 @@ use devices_host::sys::{Errno, Handle, IoctlArg, OpenFlags, RawHandle, Ready, St
 
 use super::super::abi::dlpi::*;
 use super::super::plain::{Plain, bytes_of, from_bytes};
-use super::{FRAME_HEADER_BYTES, Verdict, uninterrupted};
+use super::{FRAME_HEADER_BYTES, LONGEST_HEADER_BYTES, Verdict, uninterrupted};
 use crate::hypervisor::frames::LinkError;
 
 /// As libdlpi waits for an answer (`DLPI_DEF_TIMEOUT`).
@@ -17,9 +17,6 @@ const ANSWER_NS: u64 = 5_000_000_000;
 
 /// Room for any control message: addresses and quality of service follow an answer's structure.
 const CONTROL_BYTES: usize = 512;
-
-/// An Ethernet header with a VLAN tag, which frames have beside their payload.
-const LONGEST_HEADER_BYTES: usize = 18;
 
 /// Messages without a frame that are passed over in one go.
 const MOST_SKIPPED: usize = 64;

@@ -121,7 +121,7 @@ impl End {
         let pieces = self.pieces.fill(mem, into.iter().map(host_range)).map_err(|_| Verdict::Lost(Errno::EFAULT))?;
         let (count, room) = (pieces.pieces().len(), pieces.len_bytes().saturating_add(spill.len()));
         if count < FrameVectors::MOST && room >= device.longest_frame_bytes() {
-            let rest = (!spill.is_empty()).then(|| (spill.as_mut_ptr(), spill.len()));
+            let rest = (!spill.is_empty()).then_some((spill.as_mut_ptr(), spill.len()));
             self.vectors.list(pieces.pieces().chain(rest));
             // SAFETY: every vector is a piece of guest memory, which is mapped while `mem` lives, or the spill buffer.
             match unsafe { device.receive(&mut self.vectors) } {

@@ -26,6 +26,9 @@ use crate::hypervisor::frames::{FrameDevice, FrameEnd, FrameLink, LinkError, Lin
 /// How often a link that is gone is looked for.
 const RETRY_NS: u64 = 1_000_000_000;
 
+/// An Ethernet header with a VLAN tag, which frames have beside their payload.
+const LONGEST_HEADER_BYTES: usize = 18;
+
 /// An Ethernet header: nothing shorter is a frame.
 const FRAME_HEADER_BYTES: usize = 14;
 
@@ -36,12 +39,18 @@ const FRAME_HEADER_BYTES: usize = 14;
 pub fn open(sys: &Arc<dyn Sys>, device: FrameDevice, name: &str) -> Result<Arc<dyn FrameLink>, LinkError> {
     check_name(name)?;
     // Before the device: a link that is not there has no device either, and this error says what to do.
-    let facts = sys.link(name).map_err(|error| match error {
-        Errno::ENOENT => {
-            LinkError::Config(format!("the zone has no link {name}: `dladm show-link` lists those it has"))
+    let facts = match sys.link(name) {
+        Ok(facts) => Some(facts),
+        Err(Errno::ENOENT) => {
+            let hint = "`dladm show-link` lists those it has";
+            return Err(LinkError::Config(format!("the zone has no link {name}: {hint}")));
         }
-        error => LinkError::Host(format!("cannot ask for link {name}: {error}")),
-    })?;
+        Err(error) => {
+            // A zone without the daemon of links can use them all the same.
+            log::info!("link {name}: its address cannot be read: {error}");
+            None
+        }
+    };
     let port = Port::open(sys, device, name)?;
     let watch = match Watch::open(sys, name) {
         Ok(watch) => Some(watch),
@@ -55,6 +64,7 @@ pub fn open(sys: &Arc<dyn Sys>, device: FrameDevice, name: &str) -> Result<Arc<d
         sys: sys.clone(),
         device,
         name: name.to_owned(),
+        mtu: facts.map_or_else(|| port.mtu(), |facts| facts.mtu),
         facts,
         failed: AtomicBool::new(false),
         wake: OnceLock::new(),
@@ -89,6 +99,15 @@ impl Port {
         }
     }
 
+    /// The largest packet that fits its largest frame, which may have a VLAN tag.
+    fn mtu(&self) -> u32 {
+        let longest = match self {
+            Self::Vnd(device) => device.longest_frame_bytes(),
+            Self::Dlpi(stream) => stream.longest_frame_bytes(),
+        };
+        longest.saturating_sub(LONGEST_HEADER_BYTES).try_into().unwrap_or(u32::MAX)
+    }
+
     fn handle(&self) -> RawHandle {
         match self {
             Self::Vnd(device) => device.handle(),
@@ -102,7 +121,10 @@ struct ZoneLink {
     sys: Arc<dyn Sys>,
     device: FrameDevice,
     name: String,
-    facts: Link,
+    /// What the zone's daemon of links says of it.
+    facts: Option<Link>,
+    /// Its largest packet.
+    mtu: u32,
     /// A worker found out that it is gone.
     failed: AtomicBool,
     wake: OnceLock<Arc<dyn Wake>>,
@@ -160,12 +182,12 @@ impl ZoneLink {
 }
 
 impl FrameLink for ZoneLink {
-    fn mac(&self) -> [u8; 6] {
-        self.facts.mac
+    fn mac(&self) -> Option<[u8; 6]> {
+        self.facts.map(|facts| facts.mac)
     }
 
     fn mtu(&self) -> u32 {
-        self.facts.mtu
+        self.mtu
     }
 
     fn end(self: Arc<Self>) -> FrameEnd {

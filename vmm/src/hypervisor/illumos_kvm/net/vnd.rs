@@ -222,7 +222,7 @@ impl FrameVectors {
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        let len = HEADER_BYTES + self.listed().len() * size_of::<framevec>();
+        let len = HEADER_BYTES + size_of_val(self.listed());
         &mut bytes_of_mut(self)[..len]
     }
 }
