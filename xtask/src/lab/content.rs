@@ -120,7 +120,7 @@ pub mod at {
     /// That of Debian's own kernel with more file systems: made when it is needed, too.
     pub const STORAGE: &str = "/initrd-storage";
 
-    /// That of Debian's own kernel with VLANs, and with `ip` and `ethtool` in `/network/bin`, likewise.
+    /// That of Debian's own kernel with VLANs, and with `ip`, `ethtool` and `dhclient` in `/network/bin`, likewise.
     pub const NETWORK: &str = "/initrd-network";
 
     /// A disk with `fio`, to be mounted on `/fio`, likewise.
@@ -237,8 +237,9 @@ pub fn storage_initrd(content: &Content) -> anyhow::Result<PathBuf> {
 pub fn network_initrd(content: &Content) -> anyhow::Result<PathBuf> {
     let stage = paths::lab().join(format!("network.stage{}", std::process::id()));
     debian::remove_tree(&stage)?;
-    let sets: [(&str, &[&str]); 2] = [("root", &ROOT_PACKAGES), ("ethtool", &["ethtool"])];
-    for ((set, packages), program) in sets.into_iter().zip(["ip", "ethtool"]) {
+    let sets: [(&str, &[&str]); 3] =
+        [("root", &ROOT_PACKAGES), ("ethtool", &["ethtool"]), ("dhclient", &["isc-dhcp-client"])];
+    for ((set, packages), program) in sets.into_iter().zip(["ip", "ethtool", "dhclient"]) {
         images::stage_program(&debian::unpack(set, packages)?, program, &stage.join("network"), "/network")?;
     }
     let modules = GUEST_MODULES.into_iter().chain(NETWORK_MODULES).collect::<Vec<_>>();

@@ -150,6 +150,22 @@ impl Vmm {
         }
     }
 
+    /// Whether its guests leave checksums and segmentation to their network cards: devices for plain frames take none.
+    #[must_use]
+    pub const fn has_offloads(self) -> bool {
+        !matches!(self.program, Program::ZvmmDoubleIllumosKvm)
+    }
+
+    /// What carries the frames of its `n`th network interface: on the double of illumos KVM the devices that its zone has, which
+    /// end in TAP interfaces there.
+    const fn carrier(self, n: usize) -> &'static str {
+        match self.program {
+            Program::ZvmmDoubleIllumosKvm if n.is_multiple_of(2) => "vnd",
+            Program::ZvmmDoubleIllumosKvm => "dlpi",
+            _ => "tap",
+        }
+    }
+
     /// The argument vector that runs `machine` with its serial port on standard input and output.
     #[must_use]
     pub fn command(self, machine: &Machine) -> Vec<String> {
@@ -194,8 +210,9 @@ impl Vmm {
             let serial = machine.serials.get(n).map_or_else(String::new, |serial| format!(",serial={serial}"));
             line.option("--disk", format!("{disk}{packed}{engine}{cache}{queues}{serial}"));
         }
-        for (tap, mac) in &machine.nics {
-            line.option("--net", format!("tap={tap},mac={mac}{packed}{}", machine.nic_keys));
+        for (n, (tap, mac)) in machine.nics.iter().enumerate() {
+            let carrier = self.carrier(n);
+            line.option("--net", format!("{carrier}={tap},mac={mac}{packed}{}", machine.nic_keys));
         }
         if machine.console {
             line.option("--console", "null");
@@ -349,12 +366,24 @@ mod tests {
     fn a_double_gets_the_same_command_line_behind_the_hypervisor_it_plays() {
         let words = |vmm: Vmm| vmm.command(&machine()).join(" ");
         let ours = words(Vmm { profile: Profile::Bhyve, ..Vmm::ZVMM });
-        for (program, hypervisor) in
-            [(Program::ZvmmDoubleBhyve, "bhyve"), (Program::ZvmmDoubleIllumosKvm, "illumos-kvm")]
+        for (program, hypervisor, carrier) in
+            [(Program::ZvmmDoubleBhyve, "bhyve", "tap="), (Program::ZvmmDoubleIllumosKvm, "illumos-kvm", "vnd=")]
         {
             let double = words(Vmm { program, profile: Profile::Bhyve });
-            assert_eq!(double, ours.replacen("zvmm", &format!("zvmm-double --hypervisor {hypervisor}"), 1));
+            let theirs = ours.replacen("zvmm", &format!("zvmm-double --hypervisor {hypervisor}"), 1);
+            assert_eq!(double, theirs.replacen("tap=", carrier, 1));
         }
+    }
+
+    #[test]
+    fn both_devices_for_frames_carry_an_interface_of_the_double() {
+        let nic = |n: usize| (format!("tap{n}"), format!("52:54:00:00:00:0{n}"));
+        let machine = Machine { nics: vec![nic(0), nic(1)], ..machine() };
+        let words = Vmm { program: Program::ZvmmDoubleIllumosKvm, ..Vmm::ZVMM }.command(&machine).join(" ");
+        assert!(
+            words.contains("--net vnd=tap0,mac=52:54:00:00:00:00 --net dlpi=tap1,mac=52:54:00:00:00:01 "),
+            "{words}"
+        );
     }
 
     #[test]

@@ -32,8 +32,11 @@ const AT_ONCE: &str = "ping -c 3 -W 5 10.0.0.1 | grep -o '[0-9]* packets receive
 
 const BYTES: u64 = 400_000;
 const CALL: &str = "lab-peer call 10.0.0.1:5001 400000";
-const SERVE: &str = "lab-peer serve 10.0.0.1:5001 400000 > /dev/null 2>&1 & \
+const SERVE: &str = "lab-peer serve 10.0.0.1:5001 400000 > /tmp/served 2>&1 & \
     timeout 20 sh -c 'until netstat -ltn | grep -q :5001; do sleep 0.05; done'";
+/// The call is over for the other side, too: else the next one finds that side still there.
+const SERVED: &str = "timeout 20 sh -c 'until grep -q received /tmp/served; do sleep 0.1; done'; \
+    timeout 20 sh -c 'while pidof lab-peer > /dev/null; do sleep 0.1; done'";
 
 /// How often each of the two takes the link away.
 const TIMES: usize = 3;
@@ -63,7 +66,7 @@ fn link() -> Scenario {
                 }
                 script = script.guest(IN_VAIN).qmp("query-stats");
                 script = set(script, true).guest(WAITS_FOR_UP).guest(CARRIER).guest(AT_ONCE);
-                script = script.shell(SERVE).guest(CALL).qmp("query-stats");
+                script = script.shell(SERVE).guest(CALL).shell(SERVED).qmp("query-stats");
             }
             script.guest_within("touch /tmp/stop; wait", 30).power_off()
         },

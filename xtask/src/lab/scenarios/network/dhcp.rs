@@ -73,7 +73,7 @@ fn check(outcome: &Outcome, _: Vmm) -> anyhow::Result<()> {
 }
 
 /// A counter of the interface's send queue.
-fn counted(stats: &Value, name: &str) -> anyhow::Result<u64> {
+pub(super) fn counted(stats: &Value, name: &str) -> anyhow::Result<u64> {
     let mut devices = stats["return"]["devices"].as_array().context("no devices")?.iter();
     let nic = devices.find(|device| device["id"] == "net0").context("no interface")?;
     nic["queues"][1][name].as_u64().with_context(|| format!("no count of {name} frames"))
