@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use devices::GuestRam;
-use devices::virtio::net::{Header, NetBackend, NetError, Offloads, Received, Sent};
+use devices::virtio::net::{Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
 use devices::virtio::queue::GuestRange;
 use devices_host::iovec::{GuestRange as HostRange, VectorBuffer};
 use devices_host::sys::Errno;
@@ -38,7 +38,8 @@ impl End {
             port,
             generation,
             ready,
-            pieces: VectorBuffer::with_capacity(FrameVectors::MOST),
+            // Each may lie in two regions of memory, of which there are few.
+            pieces: VectorBuffer::with_capacity(MAX_FRAME_RANGES + 4),
             vectors: FrameVectors::new(),
             bounce: vec![0; BOUNCE_BYTES].into_boxed_slice(),
         }
