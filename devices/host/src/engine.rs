@@ -183,6 +183,7 @@ impl Engine {
     /// Takes a request; it starts with the next [`commit`](Self::commit) at the latest. `ranges` are copied; for a read or
     /// write their length is what is moved, for the others `len_bytes` counts. Staging more than the depth allows works,
     /// and allocates.
+    #[inline(always)]
     pub fn submit(
         &mut self,
         token: u64,
@@ -201,6 +202,7 @@ impl Engine {
     }
 
     /// Reports what has completed, each request once and in any order. What completes later signals.
+    #[inline(always)]
     pub fn poll(&mut self, done: impl FnMut(u64, Result<(), EngineError>)) {
         each!(&mut self.0, engine => engine.poll(done));
     }

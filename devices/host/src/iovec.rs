@@ -4,7 +4,9 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress, VolatileSlice,
+};
 
 use crate::bounce::Alignment;
 use crate::check;
@@ -61,38 +63,57 @@ impl VectorBuffer {
     }
 
     /// Appends vectors for `ranges`; their length in bytes.
+    #[inline(always)]
     pub(crate) fn extend(
         &mut self,
         mem: &GuestMemoryMmap<()>,
         ranges: impl IntoIterator<Item = GuestRange>,
     ) -> Result<usize, OutsideMemory> {
-        let mut len_bytes = 0usize;
+        let mut ranges = ranges.into_iter();
+        // Most requests have one, and are to have it without a loop.
+        let Some(first) = ranges.next() else { return Ok(0) };
+        let mut len_bytes = self.push(mem, first)?;
         for range in ranges {
-            let len = range.len as usize;
-            if len == 0 {
-                continue;
-            }
-            // In one region, nearly always, of two or three: asking each takes less than a search.
-            let whole = mem.iter().find_map(|region| {
-                let offset = range.address.checked_sub(region.start_addr().0)?;
-                region.get_slice(MemoryRegionAddress(offset), len).ok()
-            });
-            if let Some(slice) = whole {
-                let pointer = slice.ptr_guard_mut().as_ptr();
-                self.vectors.push(libc::iovec { iov_base: pointer.cast(), iov_len: len });
-                len_bytes = len_bytes.saturating_add(len);
-                continue;
-            }
-            for slice in mem.get_slices(GuestAddress(range.address), len) {
-                let slice = slice.map_err(|_| OutsideMemory(range))?;
-                // The guard is of no consequence for mapped memory: the mapping lives as long as `mem`.
-                let pointer = slice.ptr_guard_mut().as_ptr();
-                self.vectors.push(libc::iovec { iov_base: pointer.cast(), iov_len: slice.len() });
-                len_bytes = len_bytes.saturating_add(slice.len());
-            }
+            len_bytes += self.push_another(mem, range)?;
         }
         Ok(len_bytes)
     }
+
+    #[inline(never)]
+    fn push_another(&mut self, mem: &GuestMemoryMmap<()>, range: GuestRange) -> Result<usize, OutsideMemory> {
+        self.push(mem, range)
+    }
+
+    /// Appends what vectors a range takes; its length in bytes.
+    #[inline(always)]
+    fn push(&mut self, mem: &GuestMemoryMmap<()>, range: GuestRange) -> Result<usize, OutsideMemory> {
+        let len = range.len as usize;
+        // In one region, nearly always, of two or three: asking each takes less than a search.
+        let whole = mem.iter().find_map(|region| {
+            let offset = range.address.checked_sub(region.start_addr().0)?;
+            region.get_slice(MemoryRegionAddress(offset), len).ok()
+        });
+        match whole {
+            Some(slice) if len > 0 => self.vectors.push(vector(&slice)),
+            _ => self.push_pieces(mem, range)?,
+        }
+        Ok(len)
+    }
+
+    /// Appends vectors for a range that is not in one region, or empty.
+    #[cold]
+    fn push_pieces(&mut self, mem: &GuestMemoryMmap<()>, range: GuestRange) -> Result<(), OutsideMemory> {
+        for slice in mem.get_slices(GuestAddress(range.address), range.len as usize) {
+            self.vectors.push(vector(&slice.map_err(|_| OutsideMemory(range))?));
+        }
+        Ok(())
+    }
+}
+
+/// The host's view of a slice of guest memory. That its guard is gone is of no consequence for mapped memory: the mapping
+/// lives as long as the memory does.
+fn vector(slice: &VolatileSlice<'_>) -> libc::iovec {
+    libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() }
 }
 
 /// Vectors that point into guest memory, which stays mapped while they exist. What is moved is taken off the front.

@@ -240,7 +240,14 @@ impl Throttle {
     }
 
     /// Pays for one request that moves `data_bytes`.
+    #[inline]
     pub fn charge(&mut self, data_bytes: u64) {
+        if self.clock.is_some() {
+            self.charge_shares(data_bytes);
+        }
+    }
+
+    fn charge_shares(&mut self, data_bytes: u64) {
         self.requests.iter_mut().for_each(|share| share.charge(1));
         self.bytes.iter_mut().for_each(|share| share.charge(data_bytes));
     }

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use vm_memory::GuestMemory;
+
 use super::counters::QueueCounters;
-use super::queue::{Chain, Queue, QueueError, RingMem, SavedFlight};
+use super::queue::{Chain, Near, Queue, QueueError, RingMem, SavedFlight};
 use super::{NeedsReset, QueueState, VirtioInterrupt, WorkerActivation};
 use crate::planted::{Defect, is_planted};
 
@@ -64,6 +66,11 @@ impl WorkerQueue {
     /// Where a running queue stands with `chains`, all that are in flight; `None` where it does not run.
     pub fn save_flight<'c>(&self, chains: impl Iterator<Item = &'c Chain>) -> Option<SavedFlight> {
         self.running.as_ref().map(|running| running.queue.save_flight(chains))
+    }
+
+    /// Guest memory with a short way to where the ring is, for as long as the queue runs.
+    pub fn near<'m, M: GuestMemory + ?Sized>(&self, mem: &'m M) -> Near<'m, M> {
+        Near::new(mem, self.running.as_ref().map_or(0, |running| running.queue.address()))
     }
 
     /// Whether chains can be taken from the queue.

@@ -176,6 +176,7 @@ impl BlkBackend<GuestRam> for EngineDisk {
         self.0.set_write_cache(write_back);
     }
 
+    #[inline(always)]
     fn submit(&mut self, _mem: &GuestRam, request: BlkRequest<'_>) -> Result<(), BlkError> {
         let op = match request.op {
             BlkOp::Read => Op::Read,
@@ -192,6 +193,7 @@ impl BlkBackend<GuestRam> for EngineDisk {
         self.0.commit();
     }
 
+    #[inline(always)]
     fn poll(&mut self, _mem: &GuestRam, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
         self.0.poll(|token, result| {
             let result = result.map_err(|error| match error {

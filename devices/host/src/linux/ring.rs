@@ -25,13 +25,16 @@ use io_uring::{IoUring, opcode, squeue};
 
 use super::restricted;
 use crate::Event;
-use crate::bounce::{self, Alignment, Bounce, CHUNK_BYTES};
 use crate::disk::Disk;
 use crate::engine::{EngineError, EngineOptions, Op};
-use crate::iovec::{self, GuestRange, VectorBuffer};
+use crate::iovec::{self, GuestRange, OutsideMemory};
 use crate::pool::Pool;
 use crate::ram::SharedRam;
 use crate::syncs::Syncs;
+
+mod slots;
+
+use slots::{Bouncing, Slot, Slots};
 
 /// The disk among the ring's files.
 const DISK: Fixed = Fixed(0);
@@ -46,9 +49,7 @@ const MAX_RETRIES: u8 = 100;
 /// A ring that runs the requests of one queue on one disk.
 pub(crate) struct Ring {
     ring: IoUring,
-    /// Every request of the kernel's, and free ones.
-    slots: Vec<Slot>,
-    free: Vec<usize>,
+    slots: Slots,
     /// Calls that the kernel has or will be given with the next one, [`CANCEL`] included.
     calls: usize,
     /// Some of them it does not have yet.
@@ -70,104 +71,6 @@ pub(crate) struct Ring {
     mem: SharedRam,
     bouncing: Option<Bouncing>,
     _disk: Arc<Disk>,
-}
-
-/// A request. Its lists keep their room for the next one.
-#[derive(Debug, Default)]
-struct Slot {
-    token: u64,
-    op: Op,
-    offset_bytes: u64,
-    vectors: VectorBuffer,
-    /// Vectors that are done.
-    first: usize,
-    /// Bytes of the one call that is to do all of it, straight from or to guest memory; 0 for every other request.
-    whole_bytes: usize,
-    /// Calls in a row that have come to nothing.
-    retries: u8,
-    /// To end as soon as the kernel is done with the call it has.
-    cancelled: bool,
-    /// Bounce buffers it holds.
-    chunks: Vec<usize>,
-    /// Where these are for the current call, which moves them in place of guest memory.
-    bounced: VectorBuffer,
-}
-
-/// For a disk that takes only aligned memory: bounce buffers, and who waits for one.
-#[derive(Debug)]
-struct Bouncing {
-    alignment: Alignment,
-    bounce: Bounce,
-    free: Vec<usize>,
-    /// Requests that hold none yet, in their order.
-    waiting: VecDeque<usize>,
-}
-
-impl Bouncing {
-    fn new(alignment: Alignment, bounce_bytes: usize, depth: usize) -> io::Result<Self> {
-        let bounce = Bounce::map(bounce_bytes.max(CHUNK_BYTES))?;
-        // The last one given back is the next one out: what was used once is used again before other pages are taken.
-        let free = (0..bounce.chunks()).rev().collect();
-        Ok(Self { alignment, bounce, free, waiting: VecDeque::with_capacity(depth) })
-    }
-
-    /// Gives a request that holds none as many bounce buffers as it has use for and as are free; whether it has any now.
-    fn give_chunks(&mut self, slot: &mut Slot) -> bool {
-        let wanted = slot.bytes_left().div_ceil(CHUNK_BYTES).min(self.free.len());
-        slot.chunks.extend(self.free.drain(self.free.len() - wanted..));
-        wanted > 0
-    }
-
-    /// Prepares the next call of a request that holds bounce buffers.
-    fn fill(&self, slot: &mut Slot) {
-        let mut left = slot.bytes_left();
-        slot.bounced.vectors.clear();
-        for &chunk in &slot.chunks {
-            let len = left.min(CHUNK_BYTES);
-            if len == 0 {
-                break;
-            }
-            slot.bounced.vectors.push(self.bounce.chunk(chunk, len));
-            left -= len;
-        }
-        if matches!(slot.op, Op::Write { .. }) {
-            bounce::copy(&slot.vectors.vectors[slot.first..], &slot.bounced.vectors, usize::MAX);
-        }
-    }
-}
-
-impl Slot {
-    /// Whether a write is done only once what is written is on stable storage, which its own call does not see to: see
-    /// [`Disk::tells_of_each_write`].
-    fn ends_with_a_sync(&self, tells_of_each_write: bool) -> bool {
-        self.op == Op::Write { durable: true } && !tells_of_each_write
-    }
-
-    fn bytes_left(&self) -> usize {
-        self.vectors.vectors[self.first..].iter().map(|vector| vector.iov_len).sum()
-    }
-
-    /// Whether a call that came to `result` has done all there was to do.
-    #[inline]
-    fn is_done_by(&self, result: i32) -> bool {
-        result > 0 && result as usize == self.whole_bytes
-    }
-
-    /// What the next call moves.
-    #[inline]
-    fn vectors(&self) -> &[libc::iovec] {
-        if self.chunks.is_empty() { &self.vectors.vectors[self.first..] } else { &self.bounced.vectors }
-    }
-
-    /// Takes note of what a call has moved.
-    fn advance(&mut self, moved: usize) {
-        if matches!(self.op, Op::Read) && !self.chunks.is_empty() {
-            bounce::copy(&self.bounced.vectors, &self.vectors.vectors[self.first..], moved);
-        }
-        (self.retries, self.whole_bytes) = (0, 0);
-        self.offset_bytes += moved as u64;
-        self.first += iovec::take_off(&mut self.vectors.vectors[self.first..], moved);
-    }
 }
 
 impl Ring {
@@ -195,8 +98,7 @@ impl Ring {
         let bouncing = disk.alignment().map(|asked| Bouncing::new(asked, options.bounce_bytes, depth)).transpose()?;
         Ok(Self {
             ring,
-            slots: Vec::with_capacity(depth),
-            free: Vec::with_capacity(depth),
+            slots: Slots::with_capacity(depth),
             calls: 0,
             staged: false,
             backlog: VecDeque::new(),
@@ -222,7 +124,40 @@ impl Ring {
         self.in_flight + self.eraser.in_flight()
     }
 
+    #[inline(always)]
     pub(crate) fn submit(
+        &mut self,
+        token: u64,
+        op: Op,
+        offset_bytes: u64,
+        len_bytes: u64,
+        ranges: impl IntoIterator<Item = GuestRange>,
+    ) {
+        match op {
+            Op::Read => self.read(token, offset_bytes, ranges),
+            _ => self.submit_other(token, op, offset_bytes, len_bytes, ranges),
+        }
+    }
+
+    /// Takes a read: apart, as most requests are, so that what is known of one does not have to be found out again.
+    #[inline(always)]
+    fn read(&mut self, token: u64, offset_bytes: u64, ranges: impl IntoIterator<Item = GuestRange>) {
+        self.in_flight += 1;
+        let (number, slot) = self.slots.begin(token, Op::Read, offset_bytes);
+        let filled = slot.vectors.extend(&self.mem, ranges);
+        match (filled, slot.vectors.vectors.as_slice()) {
+            (Ok(len_bytes), [vector]) if self.bouncing.is_none() && i64::try_from(offset_bytes).is_ok() => {
+                let entry = read_call(vector, offset_bytes, number);
+                slot.whole_bytes = len_bytes;
+                self.push(&entry);
+            }
+            (filled, _) => self.move_data(number, filled),
+        }
+    }
+
+    /// As [`submit`](Self::submit), of anything but a read.
+    #[inline(never)]
+    fn submit_other(
         &mut self,
         token: u64,
         op: Op,
@@ -234,22 +169,23 @@ impl Ring {
             return self.eraser.submit(token, op, offset_bytes, len_bytes, ranges);
         }
         self.in_flight += 1;
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            self.slots.len() - 1
-        });
-        let slot = &mut self.slots[number];
-        (slot.token, slot.op, slot.offset_bytes, slot.first) = (token, op, offset_bytes, 0);
-        (slot.retries, slot.cancelled, slot.whole_bytes) = (0, false, 0);
-        slot.vectors.vectors.clear();
+        let (number, slot) = self.slots.begin(token, op, offset_bytes);
         if op == Op::Flush {
             return self.sync(number);
         }
-        match slot.vectors.extend(&self.mem, ranges) {
+        let filled = slot.vectors.extend(&self.mem, ranges);
+        self.move_data(number, filled);
+    }
+
+    /// Begins with a read or write, whose vectors were filled if they could be.
+    #[inline(never)]
+    fn move_data(&mut self, number: usize, filled: Result<usize, OutsideMemory>) {
+        let slot = &mut self.slots[number];
+        match filled {
             Err(_) => self.end(number, Err(EngineError::Memory)),
             Ok(0) => self.end(number, Ok(())),
             // No file has such a place, and the ring takes -1 for wherever the file was left.
-            Ok(_) if i64::try_from(offset_bytes).is_err() => self.end(number, Err(EngineError::Host(libc::EIO))),
+            Ok(_) if i64::try_from(slot.offset_bytes).is_err() => self.end(number, Err(EngineError::Host(libc::EIO))),
             Ok(len_bytes) => {
                 let bounces = self.bouncing.as_ref().is_some_and(|it| !it.alignment.is_met_by(&slot.vectors.vectors));
                 if bounces {
@@ -273,7 +209,7 @@ impl Ring {
             }
             bouncing.fill(slot);
         }
-        self.call_again(number);
+        self.call(number);
     }
 
     /// Stages the next call of a read or write that was done in part.
@@ -284,7 +220,7 @@ impl Ring {
         {
             bouncing.fill(slot);
         }
-        self.call_again(number);
+        self.call(number);
     }
 
     /// Has a request end when what is written is on stable storage.
@@ -326,21 +262,13 @@ impl Ring {
         }
     }
 
-    /// Stages a call of a request that is not its first, or not a plain one.
+    /// Stages the next call of a request.
     #[inline(never)]
-    fn call_again(&mut self, number: usize) {
-        self.call(number);
-    }
-
-    /// Stages a call of a request.
-    #[inline(always)]
     fn call(&mut self, number: usize) {
         let slot = &self.slots[number];
         let vectors = slot.vectors();
-        if let (Op::Read, [libc::iovec { iov_base, iov_len }]) = (slot.op, vectors) {
-            // Without a vector for the kernel to fetch. A length is a descriptor's, or less.
-            let entry = opcode::Read::new(DISK, iov_base.cast(), *iov_len as u32).offset(slot.offset_bytes).build();
-            return self.push(&entry.user_data(number as u64));
+        if let (Op::Read, [vector]) = (slot.op, vectors) {
+            return self.push(&read_call(vector, slot.offset_bytes, number));
         }
         let count = iovec::vectors_of_a_call(vectors) as u32;
         let entry = match slot.op {
@@ -450,8 +378,9 @@ impl Ring {
                 match self.slots.get(number as usize) {
                     Some(slot) if slot.is_done_by(result) => {
                         ended += 1;
-                        self.free.push(number as usize);
-                        done(slot.token, Ok(()));
+                        let token = slot.token;
+                        self.slots.end(number as usize);
+                        done(token, Ok(()));
                     }
                     _ => self.come.push((number, result)),
                 }
@@ -484,7 +413,7 @@ impl Ring {
             (_, errno) if is_passing(errno) && slot.retries < MAX_RETRIES => {
                 slot.retries += 1;
                 if !slot.cancelled {
-                    return self.call_again(number);
+                    return self.call(number);
                 }
                 Err(EngineError::Cancelled)
             }
@@ -510,7 +439,7 @@ impl Ring {
 
     fn end(&mut self, number: usize, result: Result<(), EngineError>) {
         self.over.push((self.slots[number].token, result));
-        self.free.push(number);
+        self.slots.end(number);
         if self.bouncing.is_some() {
             self.pass_on_chunks(number);
         }
@@ -522,7 +451,7 @@ impl Ring {
             bouncing.free.append(&mut self.slots[number].chunks);
         }
         while let Some(next) = self.next_of_waiting() {
-            self.call_again(next);
+            self.call(next);
         }
     }
 
@@ -547,7 +476,7 @@ impl Ring {
         let mut syncs = std::mem::take(&mut self.syncs);
         syncs.cancel().for_each(|number| self.end(number, Err(EngineError::Cancelled)));
         self.syncs = syncs;
-        self.slots.iter_mut().for_each(|slot| slot.cancelled = true);
+        self.slots.cancel_all();
         // The call for them, if there is one, is not made again.
         self.sync_retries = MAX_RETRIES;
         if self.calls > 0 {
@@ -556,6 +485,14 @@ impl Ring {
         }
         self.commit();
     }
+}
+
+/// The call of a read into one piece of memory: without a vector for the kernel to fetch. A length is a descriptor's, or
+/// less.
+#[inline(always)]
+fn read_call(into: &libc::iovec, offset_bytes: u64, number: usize) -> squeue::Entry {
+    let call = opcode::Read::new(DISK, into.iov_base.cast(), into.iov_len as u32).offset(offset_bytes);
+    call.build().user_data(number as u64)
 }
 
 /// Whether a call has come to nothing that it may come to when it is made again.

@@ -1,9 +1,11 @@
 //! A disk's requests in flight, and what the disk's answers to them say about durability.
 
-use super::backend::{BlkError, BlkOp, RequestToken};
+use vm_memory::GuestMemory;
+
+use super::backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
 use super::durability::{Durability, Moment};
-use super::request::Work;
-use crate::virtio::queue::Chain;
+use super::request::{Work, data_ranges};
+use crate::virtio::queue::{Chain, GuestRange};
 
 /// A request, in one place from its submission to its end, or room for one.
 #[derive(Debug, Default)]
@@ -46,6 +48,38 @@ pub(super) fn token(life: u32, head: u16) -> RequestToken {
 #[inline]
 pub(super) fn request_at(in_flight: &mut [InFlight], head: u16) -> Option<&mut InFlight> {
     in_flight.get_mut(usize::from(head)).filter(|place| place.chain.is_some())
+}
+
+/// Has the disk do what `request` is for, which is `work`. Where it does not begin, the request ends with that error, and
+/// what it means is remembered. `room` is for a list of ranges.
+#[inline(always)]
+pub(super) fn ask<M: GuestMemory, B: BlkBackend<M>>(
+    disk: &mut B,
+    durability: &Durability,
+    mem: &M,
+    token: RequestToken,
+    request: &mut InFlight,
+    work: Work,
+    room: &mut Vec<GuestRange>,
+) -> Result<(), BlkError> {
+    let Some(chain) = &request.chain else { return Ok(()) };
+    let Work { op, offset_bytes, len_bytes } = work;
+    // A read changes nothing that has to be durable, and needs nothing that was to be.
+    if op != BlkOp::Read {
+        if op.is_durable() && durability.is_lost() {
+            return Err(BlkError::Lost);
+        }
+        request.asked = durability.now();
+    }
+    request.stage = Stage::Asked;
+    let begun = match data_ranges(mem, chain, &work, room) {
+        Ok(ranges) => disk.submit(mem, BlkRequest { token, op, offset_bytes, len_bytes, ranges }),
+        Err(_) => Err(BlkError::Memory),
+    };
+    if let Err(error) = begun {
+        remember(durability, request, Err(error));
+    }
+    begun
 }
 
 /// What the disk's answer means for what is durable.

@@ -95,20 +95,42 @@ impl From<ChainError> for Status {
     }
 }
 
+/// What a request begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+impl From<(u64, u64)> for Header {
+    /// Of its two words. The upper half of the first one is reserved.
+    fn from((first, sector): (u64, u64)) -> Self {
+        Self { kind: first as u32, sector }
+    }
+}
+
+/// The request in `chain`, where it is a read that the disk has to do; `None` says that it is for [`parse`].
+#[inline(always)]
+pub(super) fn parse_read(chain: &Chain, shared: &Shared, header: Header) -> Option<Work> {
+    let len_bytes = chain.writable_bytes().checked_sub(1)?;
+    if header.kind != kind::IN || len_bytes == 0 {
+        return None;
+    }
+    let offset_bytes = extent(shared, header.sector, len_bytes).ok()?;
+    Some(Work { op: BlkOp::Read, offset_bytes, len_bytes })
+}
+
 /// Decodes and checks the request in `chain`. The last writable byte is the status and is not touched here. A request of
 /// several segments is several operations: those after the first are put into `rest`, the last one first. An error is the
 /// status the request ends with.
-#[inline(always)]
 pub(super) fn parse<M: GuestMemory + ?Sized>(
     mem: &M,
     chain: &Chain,
     shared: &Shared,
     mode: Mode,
+    Header { kind, sector }: Header,
     rest: &mut Vec<Work>,
 ) -> Result<Outcome, Status> {
-    let [first, sector] = chain.read_header(mem)?;
-    // The upper half is reserved.
-    let kind = first as u32;
     let data_bytes = chain.writable_bytes().checked_sub(1).ok_or(Status::IoErr)?;
     match kind {
         kind::IN => {

@@ -9,14 +9,14 @@ use vm_memory::GuestMemory;
 use super::backend::{BlkBackend, BlkError, BlkOp, BlkRequest, RequestToken};
 use super::device::Shared;
 use super::failure::Failure;
-use super::flight::{InFlight, Stage, remember, request_at, token};
-use super::request::{Mode, Outcome, Status, Work, data_ranges, parse};
+use super::flight::{InFlight, Stage, ask, remember, request_at, token};
+use super::request::{Header, Mode, Outcome, Status, Work, parse, parse_read};
 use super::stats::{BlkStats, Recorder};
 use crate::legacy::clock::Clock;
 use crate::planted::{Defect, is_planted};
 use crate::virtio::counters::QueueCounters;
 use crate::virtio::limit::Throttle;
-use crate::virtio::queue::{Chain, GuestRange};
+use crate::virtio::queue::{Chain, GuestRange, Near};
 use crate::virtio::worker::WorkerQueue;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 use kept::Kept;
@@ -121,7 +121,7 @@ impl<B> BlkWorker<B> {
 
     /// Takes chains while there are some, the disk has room, no rate limit is reached and the step's budget lasts. Says
     /// when to come back. With `lingering` it may leave kicks off where there is nothing to wait for but the next chain.
-    fn take_requests<M: GuestMemory>(&mut self, mem: &M, lingering: bool) -> Step
+    fn take_requests<M: GuestMemory>(&mut self, mem: &Near<'_, M>, lingering: bool) -> Step
     where
         B: BlkBackend<M>,
     {
@@ -145,7 +145,8 @@ impl<B> BlkWorker<B> {
                 drained = true;
                 break;
             };
-            bytes = bytes.saturating_add(chain.readable_bytes()).saturating_add(chain.writable_bytes());
+            // A few times 4 GiB at most.
+            bytes = bytes.wrapping_add(chain.readable_bytes()).wrapping_add(chain.writable_bytes());
             self.begin(mem, chain);
         }
         self.recorder.committing();
@@ -173,96 +174,83 @@ impl<B> BlkWorker<B> {
         Step { again: !held_back && (drained || self.backend.has_room()), wake_at_ns, ..Step::default() }
     }
 
-    #[inline]
-    fn begin<M: GuestMemory>(&mut self, mem: &M, chain: Chain)
+    #[inline(always)]
+    fn begin<M: GuestMemory>(&mut self, mem: &Near<'_, M>, chain: Chain)
     where
         B: BlkBackend<M>,
     {
-        let outcome = parse(mem, &chain, &self.shared, self.mode, &mut self.segments);
+        let header = match chain.read_header(mem) {
+            Ok(words) => Header::from(words),
+            Err(error) => return self.begin_other(mem, chain, Err(error.into())),
+        };
         // Apart, so that what is known of a read does not have to be found out again.
-        if let Ok(Outcome::Submit(Work { op: BlkOp::Read, offset_bytes, len_bytes })) = outcome {
-            self.throttle.charge(len_bytes);
-            self.recorder.taken_read();
-            return self.start_request(mem, chain, Work { op: BlkOp::Read, offset_bytes, len_bytes });
+        match parse_read(&chain, &self.shared, header) {
+            Some(work) => {
+                self.throttle.charge(work.len_bytes);
+                self.recorder.taken_read();
+                self.start_request(mem, chain, work);
+            }
+            None => self.begin_other(mem, chain, Ok(header)),
         }
-        self.begin_other(mem, chain, outcome);
     }
 
-    /// As [`begin`](Self::begin), of anything but a read.
+    /// As [`begin`](Self::begin), of anything but a read for the disk.
     #[inline(never)]
-    fn begin_other<M: GuestMemory>(&mut self, mem: &M, chain: Chain, outcome: Result<Outcome, Status>)
+    fn begin_other<M: GuestMemory>(&mut self, mem: &Near<'_, M>, chain: Chain, header: Result<Header, Status>)
     where
         B: BlkBackend<M>,
     {
+        let parse = |header| parse(mem.memory(), &chain, &self.shared, self.mode, header, &mut self.segments);
+        let outcome = header.and_then(parse);
         self.throttle.charge(data_bytes(&outcome, &self.segments));
         self.recorder.taken(&outcome);
         match outcome {
             Ok(Outcome::Submit(work)) => return self.start_request(mem, chain, work),
-            Ok(Outcome::Done { filled_bytes }) => finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes),
-            Err(status) => finish(&mut self.queue, mem, chain, status, 0),
+            Ok(Outcome::Done { filled_bytes }) => finish_apart(&mut self.queue, mem, chain, Status::Ok, filled_bytes),
+            Err(status) => finish_apart(&mut self.queue, mem, chain, status, 0),
         }
         self.segments.clear();
     }
 
     #[inline(always)]
-    fn start_request<M: GuestMemory>(&mut self, mem: &M, chain: Chain, work: Work)
+    fn start_request<M: GuestMemory>(&mut self, mem: &Near<'_, M>, chain: Chain, work: Work)
     where
         B: BlkBackend<M>,
     {
         let head = chain.head();
         self.recorder.submitted(head);
         // The table is as long as the queue and the queue refuses heads beyond its size, and those in flight.
-        let Some(place) = self.in_flight.get_mut(usize::from(head)) else { return chain.abandon() };
-        place.work = work;
-        place.chain = Some(chain);
+        let Some(request) = self.in_flight.get_mut(usize::from(head)) else { return chain.abandon() };
         // Nearly no request has more than one segment: the list stays here for the next one then.
         if !self.segments.is_empty() {
-            place.rest = std::mem::replace(&mut self.segments, self.spare.pop().unwrap_or_default());
+            request.rest = std::mem::replace(&mut self.segments, self.spare.pop().unwrap_or_default());
         }
-        self.ask(mem, head, work);
+        request.work = work;
+        request.chain = Some(chain);
+        let (durability, token) = (&self.shared.durability, token(self.life, head));
+        let asked = ask(&mut self.backend, durability, mem.memory(), token, request, work, &mut self.ranges);
+        if let Err(error) = asked {
+            self.fail(mem, head, error);
+        }
     }
 
     /// Has the disk do what the request at `head` is for, after something else was done for it.
     #[inline(never)]
-    fn ask_again<M: GuestMemory>(&mut self, mem: &M, head: u16)
+    fn ask_again<M: GuestMemory>(&mut self, mem: &Near<'_, M>, head: u16)
     where
         B: BlkBackend<M>,
     {
-        if let Some(InFlight { work, .. }) = request_at(&mut self.in_flight, head) {
-            let work = *work;
-            self.ask(mem, head, work);
-        }
-    }
-
-    /// Has the disk do what the request at `head` is for, which is `work`.
-    #[inline(always)]
-    fn ask<M: GuestMemory>(&mut self, mem: &M, head: u16, work: Work)
-    where
-        B: BlkBackend<M>,
-    {
-        let durability = &self.shared.durability;
-        let token = token(self.life, head);
-        let Some(request) = self.in_flight.get_mut(usize::from(head)) else { return };
-        let Some(chain) = &request.chain else { return };
-        let Work { op, offset_bytes, len_bytes } = work;
-        if !matches!(op, BlkOp::Read) && op.is_durable() && durability.is_lost() {
-            return self.fail(mem, head, BlkError::Lost);
-        }
-        request.stage = Stage::Asked;
-        request.asked = durability.now();
-        let submitted = match data_ranges(mem, chain, &work, &mut self.ranges) {
-            Ok(ranges) => self.backend.submit(mem, BlkRequest { token, op, offset_bytes, len_bytes, ranges }),
-            Err(_) => Err(BlkError::Memory),
-        };
-        if let Err(error) = submitted {
-            remember(durability, request, Err(error));
+        let Some(request) = request_at(&mut self.in_flight, head) else { return };
+        let (durability, token, work) = (&self.shared.durability, token(self.life, head), request.work);
+        let asked = ask(&mut self.backend, durability, mem.memory(), token, request, work, &mut self.ranges);
+        if let Err(error) = asked {
             self.fail(mem, head, error);
         }
     }
 
     /// Has the disk flush, so that the write at `head`, which is done, counts as durable.
     #[cold]
-    fn settle<M: GuestMemory>(&mut self, mem: &M, head: u16)
+    fn settle<M: GuestMemory>(&mut self, mem: &Near<'_, M>, head: u16)
     where
         B: BlkBackend<M>,
     {
@@ -272,7 +260,7 @@ impl<B> BlkWorker<B> {
         request.stage = Stage::Settling;
         request.asked = durability.now();
         let flush = BlkRequest { token, op: BlkOp::Flush, offset_bytes: 0, len_bytes: 0, ranges: &[] };
-        if let Err(error) = self.backend.submit(mem, flush) {
+        if let Err(error) = self.backend.submit(mem.memory(), flush) {
             remember(durability, request, Err(error));
             self.fail(mem, head, error);
         }
@@ -280,7 +268,7 @@ impl<B> BlkWorker<B> {
 
     /// Takes the disk's completions: returns them to the driver, or abandons them. What they lead to next is committed,
     /// and may be done at once: no request has more than its segments and a flush a segment.
-    fn collect<M: GuestMemory>(&mut self, mem: &M, abandon: bool)
+    fn collect<M: GuestMemory>(&mut self, mem: &Near<'_, M>, abandon: bool)
     where
         B: BlkBackend<M>,
     {
@@ -290,12 +278,12 @@ impl<B> BlkWorker<B> {
     }
 
     /// As [`collect`](Self::collect); whether the disk was asked for something else, which is not committed.
-    fn collect_once<M: GuestMemory>(&mut self, mem: &M, abandon: bool) -> bool
+    fn collect_once<M: GuestMemory>(&mut self, mem: &Near<'_, M>, abandon: bool) -> bool
     where
         B: BlkBackend<M>,
     {
         let mut ended = std::mem::take(&mut self.ended);
-        self.backend.poll(mem, &mut |token, result| ended.push((token, result)));
+        self.backend.poll(mem.memory(), &mut |token, result| ended.push((token, result)));
         let (mut asked, mut read_bytes) = (false, 0u64);
         for (token, result) in ended.drain(..) {
             let (life, head) = (token.0 >> 16, token.0 as u16);
@@ -308,7 +296,7 @@ impl<B> BlkWorker<B> {
             if result.is_ok() && matches!(request.work.op, BlkOp::Read) && !abandon {
                 let Some(chain) = request.chain.take() else { continue };
                 let len_bytes = request.work.len_bytes;
-                read_bytes = read_bytes.saturating_add(len_bytes);
+                read_bytes = read_bytes.wrapping_add(len_bytes);
                 self.recorder.completed(head);
                 finish(&mut self.queue, mem, chain, Status::Ok, len_bytes);
                 continue;
@@ -343,7 +331,7 @@ impl<B> BlkWorker<B> {
 
     /// The disk has answered the request at `head`. Says whether it was asked for something else.
     #[inline(never)]
-    fn answered<M: GuestMemory>(&mut self, mem: &M, head: u16, result: Result<(), BlkError>) -> bool
+    fn answered<M: GuestMemory>(&mut self, mem: &Near<'_, M>, head: u16, result: Result<(), BlkError>) -> bool
     where
         B: BlkBackend<M>,
     {
@@ -371,7 +359,7 @@ impl<B> BlkWorker<B> {
     }
 
     #[inline]
-    fn succeed<M: GuestMemory>(&mut self, mem: &M, head: u16) {
+    fn succeed<M: GuestMemory>(&mut self, mem: &Near<'_, M>, head: u16) {
         let Some((chain, work)) = self.take(head) else { return };
         let counters = self.queue.counters();
         let filled_bytes = match work.op {
@@ -383,12 +371,12 @@ impl<B> BlkWorker<B> {
             counters.bytes_from_guest.add(work.len_bytes);
         }
         self.recorder.completed(head);
-        finish(&mut self.queue, mem, chain, Status::Ok, filled_bytes);
+        finish_apart(&mut self.queue, mem, chain, Status::Ok, filled_bytes);
     }
 
     /// Ends the request at `head` with an error, or keeps it for the operator.
     #[cold]
-    fn fail<M: GuestMemory>(&mut self, mem: &M, head: u16, error: BlkError) {
+    fn fail<M: GuestMemory>(&mut self, mem: &Near<'_, M>, head: u16, error: BlkError) {
         let Some(request) = request_at(&mut self.in_flight, head) else { return };
         let op = request.work.op;
         let held = self.shared.config.on_error(op).holds(error);
@@ -397,14 +385,14 @@ impl<B> BlkWorker<B> {
             self.held = self.held.saturating_add(1);
         } else if let Some((chain, _)) = self.take(head) {
             self.recorder.failed(head, error);
-            finish(&mut self.queue, mem, chain, status(error), 0);
+            finish_apart(&mut self.queue, mem, chain, status(error), 0);
         }
         if error.is_of_disk() {
             self.shared.failures.failed(Failure { op, error, held });
         }
     }
 
-    fn round<M: GuestMemory>(&mut self, mem: &M, lingering: bool) -> Step
+    fn round<M: GuestMemory>(&mut self, mem: &Near<'_, M>, lingering: bool) -> Step
     where
         B: BlkBackend<M>,
     {
@@ -443,8 +431,21 @@ fn data_bytes(outcome: &Result<Outcome, Status>, rest: &[Work]) -> u64 {
     counted.fold(0, |sum, work| sum.saturating_add(work.len_bytes))
 }
 
+/// As [`finish`], for those that are not many.
+#[inline(never)]
+fn finish_apart<M: GuestMemory>(
+    queue: &mut WorkerQueue,
+    mem: &Near<'_, M>,
+    chain: Chain,
+    status: Status,
+    filled_bytes: u64,
+) {
+    finish(queue, mem, chain, status, filled_bytes);
+}
+
 /// Writes the status byte and returns the chain.
-fn finish<M: GuestMemory>(queue: &mut WorkerQueue, mem: &M, chain: Chain, status: Status, filled_bytes: u64) {
+#[inline(always)]
+fn finish<M: GuestMemory>(queue: &mut WorkerQueue, mem: &Near<'_, M>, chain: Chain, status: Status, filled_bytes: u64) {
     if status != Status::Ok {
         queue.counters().errors.count();
     }
@@ -459,7 +460,7 @@ fn finish<M: GuestMemory>(queue: &mut WorkerQueue, mem: &M, chain: Chain, status
     };
     let alone = chain.writable().last().is_none_or(|last| last.len == 1);
     let written = match is_planted(Defect::StatusMisplaced) && !alone {
-        true => chain.writer(mem).write(&[status as u8]),
+        true => chain.writer(mem.memory()).write(&[status as u8]),
         false => chain.write_last(mem, status as u8),
     };
     debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
@@ -514,11 +515,11 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
     }
 
     fn step(&mut self, mem: &M) -> Step {
-        self.round(mem, false)
+        self.round(&self.queue.near(mem), false)
     }
 
     fn linger(&mut self, mem: &M) -> Step {
-        self.round(mem, true)
+        self.round(&self.queue.near(mem), true)
     }
 
     fn has_work(&self, mem: &M) -> bool {
@@ -536,6 +537,7 @@ impl<M: GuestMemory, B: BlkBackend<M>> VirtioWorker<M> for BlkWorker<B> {
             self.cancelled = true;
             self.backend.cancel_all();
         }
+        let mem = &self.queue.near(mem);
         self.recorder.begin_step();
         self.collect(mem, abandon);
         if !abandon {

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::walk::Sum;
-
 /// A piece of guest memory that was inside guest memory when its chain was popped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestRange {
@@ -39,8 +37,8 @@ pub(super) struct Body {
     pub(super) turn: u16,
     /// Descriptors of the ring it takes; an indirect table is one.
     pub(super) slots: u16,
-    /// What its descriptors come to, while it is walked in parts.
-    pub(super) sum: Sum,
+    /// A device-writable descriptor was among those walked so far.
+    pub(super) has_writable: bool,
     /// It is a request in flight: to be settled before it is dropped.
     pub(super) claimed: bool,
     pub(super) ranges: Vec<GuestRange>,
@@ -52,7 +50,6 @@ pub(super) struct Body {
 
 impl Chain {
     /// One without descriptors, which nobody claims yet.
-    #[inline]
     pub(super) fn blank() -> Self {
         Self { body: Box::default() }
     }
@@ -62,8 +59,7 @@ impl Chain {
     pub(super) fn clear(&mut self) {
         let body = &mut *self.body;
         body.ranges.clear();
-        (body.slots, body.sum, body.claimed) = (0, Sum::default(), false);
-        (body.readable, body.readable_bytes, body.writable_bytes) = (0, 0, 0);
+        (body.slots, body.has_writable, body.claimed) = (0, false, false);
     }
 
     /// The chain is complete, and in flight from now on. `head` is its identity there, `id` what the driver knows it by.

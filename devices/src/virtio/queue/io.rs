@@ -3,7 +3,7 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::chain::{Chain, GuestRange};
-use super::mem::{load_pair, store_byte};
+use super::mem::load_pair;
 
 /// Why a chain could not be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -207,27 +207,6 @@ impl<M: GuestMemory + ?Sized> Writer<'_, M> {
 }
 
 impl Chain {
-    /// Writes the last byte of the device-writable part, where many devices answer with a status.
-    pub fn write_last<M: GuestMemory + ?Sized>(&self, mem: &M, byte: u8) -> Result<(), ChainError> {
-        let last = self.writable().last().ok_or(ChainError::Short { wanted: 1, left: 0 })?;
-        let addr = last.addr.wrapping_add(u64::from(last.len.saturating_sub(1)));
-        store_byte(mem, addr, byte).map_err(|_| ChainError::Memory { addr })
-    }
-
-    /// The first sixteen bytes of the device-readable part, as two little-endian words: where many devices have a header.
-    #[inline(always)]
-    pub fn read_header<M: GuestMemory + ?Sized>(&self, mem: &M) -> Result<[u64; 2], ChainError> {
-        match self.readable().first() {
-            Some(&GuestRange { addr, len: 16.. }) => load_pair(mem, addr).map_err(|_| ChainError::Memory { addr }),
-            _ => self.read_header_in_pieces(mem),
-        }
-    }
-
-    #[cold]
-    fn read_header_in_pieces<M: GuestMemory + ?Sized>(&self, mem: &M) -> Result<[u64; 2], ChainError> {
-        self.reader(mem).read_pair()
-    }
-
     /// The device-readable part as a stream over `mem`, the memory the chain was popped from.
     pub fn reader<'c, M: GuestMemory + ?Sized>(&'c self, mem: &'c M) -> Reader<'c, M> {
         Reader { mem, cursor: Cursor { ranges: self.readable(), skip: 0, left: self.readable_bytes() } }

@@ -52,7 +52,7 @@ impl Descriptor {
     }
 
     /// Decodes the two halves of a table entry. Truncating casts pick the fields out.
-    fn from_words(addr: u64, rest: u64) -> Self {
+    pub(super) fn from_words(addr: u64, rest: u64) -> Self {
         Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
@@ -86,8 +86,8 @@ pub trait RingMem {
     fn read_descriptor(&self, addr: u64) -> Result<Descriptor, OutsideMemory>;
 
     /// A table of `entries` descriptors at `addr` to read from by index, each as by
-    /// [`read_descriptor`](Self::read_descriptor), where that is cheaper and all of it is guest memory. An index outside the
-    /// table gives `None`.
+    /// [`read_descriptor`](Self::read_descriptor), where that is cheaper and all of it is guest memory: of a table that is
+    /// given here nobody asks that again. An index outside the table gives `None`.
     fn table(&self, addr: u64, entries: u16) -> Option<impl Fn(u16) -> Option<Descriptor>> {
         let _ = (addr, entries);
         None::<fn(u16) -> Option<Descriptor>>
@@ -113,7 +113,7 @@ pub trait RingMem {
 }
 
 /// The dirty bitmap of the plain memory behind `M`.
-type Marks<M> = <<<M as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
+pub(super) type Marks<M> = <<<M as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
 
 /// The bytes at `addr` where they lie in one region of plain memory: one look-up, where the general way makes an iterator
 /// of regions for every word. `None` says to go the general way, not that there is nothing.
@@ -127,10 +127,14 @@ fn slice<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<Vola
     })
 }
 
-/// As [`slice`], of a whole table that is then read through it word by word: only where the region is memory of the
-/// process and nothing more. One that wants to know of every access has no host address to tell.
+/// As [`slice`], of what is then accessed without asking again: only where the region is memory of the process and nothing
+/// more. One that wants to know of every access has no host address to tell.
 #[inline]
-fn window<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<VolatileSlice<'_, BS<'_, Marks<M>>>> {
+pub(super) fn window<M: GuestMemory + ?Sized>(
+    mem: &M,
+    addr: u64,
+    len: usize,
+) -> Option<VolatileSlice<'_, BS<'_, Marks<M>>>> {
     mem.physical_memory()?.iter().find_map(|region| {
         let offset = addr.checked_sub(region.start_addr().0)?;
         // First, as one that wants to know takes a slice for an access.
@@ -139,10 +143,46 @@ fn window<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<Vol
     })
 }
 
+/// As [`window`], of all of the region around `addr`, with the address where it begins.
+pub(super) fn region_around<M: GuestMemory + ?Sized>(
+    mem: &M,
+    addr: u64,
+) -> Option<(u64, VolatileSlice<'_, BS<'_, Marks<M>>>)> {
+    mem.physical_memory()?.iter().find_map(|region| {
+        let (start, len) = (region.start_addr().0, region.len());
+        addr.checked_sub(start).filter(|offset| *offset < len)?;
+        region.get_host_address(MemoryRegionAddress(0)).ok()?;
+        Some((start, region.get_slice(MemoryRegionAddress(0), usize::try_from(len).ok()?).ok()?))
+    })
+}
+
 /// Guest address of a descriptor of the table at `addr`.
 #[inline]
 pub(super) fn entry_of(addr: u64, index: u16) -> u64 {
     addr.wrapping_add(u64::from(index).wrapping_mul(Descriptor::SIZE))
+}
+
+/// Bytes of a table of so many descriptors.
+#[inline]
+pub(super) fn table_bytes(entries: u16) -> usize {
+    usize::from(entries).wrapping_mul(Descriptor::SIZE as usize)
+}
+
+/// Reads the descriptors of a table by index.
+#[inline(always)]
+pub(super) fn descriptors<B: BitmapSlice>(table: VolatileSlice<'_, B>) -> Option<impl Fn(u16) -> Option<Descriptor>> {
+    // Two words of an entry are read at once only where they are aligned: then they are in every entry.
+    let aligned = table.ptr_guard().as_ptr().addr().is_multiple_of(align_of::<u64>());
+    aligned.then_some(move |index: u16| {
+        let [low, high] = load_two(&table, table_bytes(index))?;
+        Some(Descriptor::from_words(low, high))
+    })
+}
+
+/// Writes a used element, which is aligned to four bytes, so as two words; whether `slice` has them.
+#[inline(always)]
+pub(super) fn store_element<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, id: u32, len: u32) -> bool {
+    slice.store(id.to_le(), 0, Ordering::Relaxed).is_ok() && slice.store(len.to_le(), 4, Ordering::Relaxed).is_ok()
 }
 
 /// A word of `slice`, at an offset that is aligned in it.
@@ -164,7 +204,7 @@ pub(super) fn load_pair<M: GuestMemory + ?Sized>(mem: &M, addr: u64) -> Result<[
 
 /// Two little-endian words of `slice`, each read once and atomically, where they are aligned in memory.
 #[inline(always)]
-fn load_two<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, offset: usize) -> Option<[u64; 2]> {
+pub(super) fn load_two<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, offset: usize) -> Option<[u64; 2]> {
     // One check of the bounds for both.
     let pair = slice.subslice(offset, 16).ok()?;
     let low = load(&pair, 0, Ordering::Relaxed)?;
@@ -245,22 +285,12 @@ impl<M: GuestMemory + ?Sized> RingMem for M {
 
     #[inline(always)]
     fn table(&self, addr: u64, entries: u16) -> Option<impl Fn(u16) -> Option<Descriptor>> {
-        let table = window(self, addr, usize::from(entries).wrapping_mul(Descriptor::SIZE as usize))?;
-        // Two words of an entry are read at once only where they are aligned: then they are in every entry.
-        let aligned = table.ptr_guard().as_ptr().addr().is_multiple_of(align_of::<u64>());
-        aligned.then_some(move |index: u16| {
-            let [low, high] = load_two(&table, usize::from(index).wrapping_mul(Descriptor::SIZE as usize))?;
-            Some(Descriptor::from_words(low, high))
-        })
+        descriptors(window(self, addr, table_bytes(entries))?)
     }
 
     #[inline(always)]
     fn write_used(&self, addr: u64, id: u32, len: u32) -> Result<(), OutsideMemory> {
-        // An element is aligned to four bytes, so as two words.
-        if slice(self, addr, 8).is_some_and(|slice| {
-            slice.store(id.to_le(), 0, Ordering::Relaxed).is_ok()
-                && slice.store(len.to_le(), 4, Ordering::Relaxed).is_ok()
-        }) {
+        if slice(self, addr, 8).is_some_and(|slice| store_element(&slice, id, len)) {
             return Ok(());
         }
         let element = u64::from(id) | u64::from(len) << 32;

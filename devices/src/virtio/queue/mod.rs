@@ -12,6 +12,7 @@ mod exhaustive;
 mod gaps;
 mod io;
 mod mem;
+mod near;
 mod order;
 mod packed;
 #[cfg(test)]
@@ -29,5 +30,6 @@ pub use chain::{Chain, GuestRange};
 pub use error::QueueError;
 pub use io::{ChainError, Reader, Writer};
 pub use mem::{Descriptor, OutsideMemory, RingMem};
+pub use near::Near;
 pub use ring::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, Queue};
 pub use saved::{SavedChain, SavedFlight};

@@ -177,6 +177,10 @@ impl Packed {
         self.size
     }
 
+    pub(super) fn address(&self) -> u64 {
+        self.ring
+    }
+
     pub(super) fn in_flight(&self) -> &InFlight {
         &self.in_flight
     }
@@ -357,7 +361,7 @@ impl Packed {
         // have seen it back, and the used descriptor that waits would be written over its next one.
         let unshown = self.next_used.since(self.published, self.size);
         let free = self.size.saturating_sub(self.in_flight.slots().saturating_add(unshown) as u16);
-        let (mut at, mut tail, mut sum) = (self.next_avail, tail, Sum::default());
+        let (mut at, mut tail, mut sum) = (self.next_avail, tail, self.parser.sum());
         self.take_slot(walked, free)?;
         loop {
             let addr = mem.load_u64(self.slot(at), Ordering::Relaxed)?;
@@ -380,7 +384,7 @@ impl Packed {
         if self.in_flight.contains(tail.id) {
             return Err(QueueError::HeadInFlight { head: tail.id });
         }
-        sum.close(walked);
+        sum.close(walked)?;
         Ok(tail.id)
     }
 
@@ -412,9 +416,12 @@ impl Packed {
         if tail.flags & Descriptor::NEXT != 0 || walked.slots != 1 {
             return Err(QueueError::IndirectLinked);
         }
-        let entries = self.parser.table_entries(mem, addr, tail.len)?;
+        let entries = self.parser.table_entries(tail.len)?;
         let outside = |index| OutsideMemory { addr: entry_of(addr, index), len: Descriptor::SIZE };
         let table = mem.table(addr, entries);
+        if table.is_none() {
+            self.parser.check_table(mem, addr, tail.len)?;
+        }
         for index in 0..entries {
             let desc = match &table {
                 Some(read) => read(index).ok_or(outside(index))?,

@@ -165,6 +165,11 @@ impl Queue {
         }
     }
 
+    /// Guest address of the ring.
+    pub fn address(&self) -> u64 {
+        either!(self, ring => ring.address())
+    }
+
     /// Takes the next chain: `None` where the driver has made none available.
     ///
     /// Every ring word and descriptor is read once. On an error nothing is consumed: the queue stands where it stood
@@ -202,11 +207,14 @@ impl Queue {
         let len = u32::try_from(written_bytes.min(chain.writable_bytes())).unwrap_or(u32::MAX);
         let Body { turn, head, id, slots, .. } = *chain.body;
         let back = Returned { head, id, slots, len };
-        either!(mut self, ring => ring.settle(chain));
         if self.order.is_some() {
+            either!(mut self, ring => ring.settle(chain));
             return self.give_back_in_order(mem, turn, back);
         }
-        either!(mut self, ring => ring.give_back(mem, back))
+        either!(mut self, ring => {
+            ring.settle(chain);
+            ring.give_back(mem, back)
+        })
     }
 
     /// Gives back what may go now that the chain of `turn` is done.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::chain::{Chain, GuestRange, Returned};
 use super::error::QueueError;
 use super::mem::RingMem;
-use super::walk::{Buffer, Parser, Sum};
+use super::walk::{Buffer, Parser};
 use crate::virtio::QueueState;
 
 /// Where a queue stands, and the chains it has popped and not given back.
@@ -108,13 +108,13 @@ impl Parser {
     }
 
     fn fill<M: RingMem + ?Sized>(&mut self, mem: &M, chain: &mut Chain, saved: &SavedChain) -> Result<(), QueueError> {
-        let mut sum = Sum::default();
+        let mut sum = self.sum();
         let readable = saved.readable.iter().map(|range| (range, false));
         for (range, write) in readable.chain(saved.writable.iter().map(|range| (range, true))) {
             let GuestRange { addr, len } = *range;
             self.add(mem, &mut sum, &mut chain.body, Buffer { addr, len, write })?;
         }
-        sum.close(&mut chain.body);
+        sum.close(&mut chain.body)?;
         chain.body.slots = saved.slots;
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::chain::{Body, Chain, Returned};
 use super::error::QueueError;
 use super::mem::{Descriptor, OutsideMemory, RingMem, entry_of};
 use super::ring::{F_EVENT_IDX, F_INDIRECT_DESC};
-use super::walk::{Buffer, InFlight, Parser};
+use super::walk::{Buffer, InFlight, Parser, Sum};
 use crate::planted::{Defect, is_planted, panic_if_planted};
 use crate::virtio::QueueState;
 
@@ -28,8 +28,6 @@ const RING_HEADER: u64 = 4;
 const RING_INDEX: u64 = 2;
 const AVAIL_ENTRY: u64 = 2;
 const USED_ENTRY: u64 = 8;
-/// A place beyond every index.
-const OUT_OF_ORDER: u32 = u32::MAX;
 /// Bytes of the event index behind the entries of either ring.
 const RING_EVENT: u64 = 2;
 
@@ -66,7 +64,6 @@ impl Visits {
     }
 
     /// Another walk, which has visited the entries from `first` to `last` so far.
-    #[cold]
     fn begin(&mut self, first: u16, last: u16) {
         self.walk = self.walk.wrapping_add(1);
         if self.walk == 0 {
@@ -90,9 +87,32 @@ impl Visits {
 #[derive(Clone, Copy)]
 struct Table {
     addr: u64,
-    entries: u16,
-    first: u16,
-    indirect: bool,
+    entries: u32,
+    first: u32,
+}
+
+/// What the descriptors come to at the end of a walk through a table, and the indirect descriptor that ends it, if one does.
+type Walked = (Sum, Option<Descriptor>);
+
+/// What follows a descriptor in its chain.
+enum Next {
+    /// The descriptor at this index.
+    At(u16),
+    /// The table that it names itself.
+    Indirect,
+    /// Nothing.
+    None,
+}
+
+impl Table {
+    /// Why it has no descriptor at `index`.
+    #[cold]
+    fn error_at(self, index: u16) -> QueueError {
+        if u32::from(index) >= self.entries {
+            return QueueError::BadNext { next: index, entries: self.entries as u16 };
+        }
+        OutsideMemory { addr: entry_of(self.addr, index), len: Descriptor::SIZE }.into()
+    }
 }
 
 impl Split {
@@ -151,6 +171,10 @@ impl Split {
 
     pub(super) fn size(&self) -> u16 {
         self.ring.size()
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.ring.avail_ring()
     }
 
     pub(super) fn in_flight(&self) -> &InFlight {
@@ -216,16 +240,16 @@ impl Split {
             panic_if_planted(Defect::HeadAsserted);
             return Err(QueueError::BadHead { head, size });
         }
-        if self.in_flight.contains(head) && !is_planted(Defect::DuplicateHead) {
-            return Err(QueueError::HeadInFlight { head });
-        }
         let mut chain = self.parser.begin();
-        if let Err(error) = self.parse(mem, head, &mut chain.body) {
+        let mut parsed = self.parse(mem, head, &mut chain.body);
+        if parsed.is_ok() && !self.in_flight.insert(head, chain.body.slots) && !is_planted(Defect::DuplicateHead) {
+            parsed = Err(QueueError::HeadInFlight { head });
+        }
+        if let Err(error) = parsed {
             self.parser.recycle(chain);
             return Err(error);
         }
         chain.claim(head, head);
-        self.in_flight.insert(head, chain.body.slots);
         self.ring.set_next_avail(next.wrapping_add(1));
         Ok(Some(chain))
     }
@@ -332,18 +356,14 @@ impl Split {
     #[inline(always)]
     fn parse<M: RingMem + ?Sized>(&mut self, mem: &M, head: u16, body: &mut Body) -> Result<(), QueueError> {
         let first = mem.read_descriptor(entry_of(self.ring.desc_table(), head))?;
-        body.slots = 1;
         if first.flags & Descriptor::INDIRECT != 0 {
-            return self.walk_indirect(mem, first, body);
+            body.slots = 1;
+            return self.walk_indirect(mem, first, self.parser.sum(), body);
         }
-        match self.walk_ring(mem, head, first, body)? {
-            Some(last) => self.walk_indirect(mem, last, body),
-            None => Ok(()),
-        }
+        self.walk_ring(mem, head, first, body)
     }
 
-    /// Walks a chain through the ring, from its `first` descriptor, which has been read. The indirect descriptor that ends
-    /// the walk, if one does.
+    /// Walks a chain that begins in the ring with its `first` descriptor, which has been read.
     #[inline(never)]
     fn walk_ring<M: RingMem + ?Sized>(
         &mut self,
@@ -351,33 +371,48 @@ impl Split {
         head: u16,
         first: Descriptor,
         body: &mut Body,
-    ) -> Result<Option<Descriptor>, QueueError> {
-        let table = Table { addr: self.ring.desc_table(), entries: self.ring.size(), first: head, indirect: false };
-        let last = match mem.table(table.addr, table.entries) {
-            Some(read) => self.walk(mem, table, read, Some(first), body)?,
-            None => self.walk_anywhere(mem, table, Some(first), body)?,
+    ) -> Result<(), QueueError> {
+        let (addr, entries) = (self.ring.desc_table(), self.ring.size());
+        let table = Table { addr, entries: entries.into(), first: head.into() };
+        let sum = self.parser.sum();
+        let (sum, last) = match mem.table(addr, entries) {
+            Some(read) => self.walk(mem, table, read, Some(first), sum, body)?,
+            None => self.walk_anywhere(mem, table, Some(first), sum, body)?,
         };
-        // As many as the queue has entries, at most.
-        body.slots = body.sum.descriptors.saturating_add(u32::from(last.is_some())) as u16;
-        Ok(last)
+        body.slots = u32::from(self.ring.size()).wrapping_sub(sum.room) as u16;
+        match last {
+            Some(indirect) => {
+                // It is in the ring as well.
+                body.slots = body.slots.saturating_add(1);
+                self.walk_indirect(mem, indirect, sum, body)
+            }
+            None => sum.close(body),
+        }
     }
 
-    /// Walks the table that `desc` names.
+    /// Walks the table that `desc` names, which ends the chain; the descriptors before it come to `sum`.
     #[inline(never)]
     fn walk_indirect<M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
         desc: Descriptor,
+        sum: Sum,
         body: &mut Body,
     ) -> Result<(), QueueError> {
         check_indirect(self.parser.indirect(), desc)?;
-        let entries = self.parser.table_entries(mem, desc.addr, desc.len)?;
-        let table = Table { addr: desc.addr, entries, first: 0, indirect: true };
-        match mem.table(table.addr, table.entries) {
-            Some(read) => self.walk(mem, table, read, None, body)?,
-            None => self.walk_anywhere(mem, table, None, body)?,
+        let entries = self.parser.table_entries(desc.len)?;
+        let table = Table { addr: desc.addr, entries: entries.into(), first: 0 };
+        let (sum, nested) = match mem.table(desc.addr, entries) {
+            Some(read) => self.walk(mem, table, read, None, sum, body)?,
+            None => {
+                self.parser.check_table(mem, desc.addr, desc.len)?;
+                self.walk_anywhere(mem, table, None, sum, body)?
+            }
         };
-        Ok(())
+        if nested.is_some() {
+            return Err(QueueError::IndirectNested);
+        }
+        sum.close(body)
     }
 
     /// As [`walk`](Self::walk), of a table that cannot be had as one.
@@ -388,14 +423,18 @@ impl Split {
         mem: &M,
         table: Table,
         first: Option<Descriptor>,
+        sum: Sum,
         body: &mut Body,
-    ) -> Result<Option<Descriptor>, QueueError> {
-        let read = |index| mem.read_descriptor(entry_of(table.addr, index)).ok();
-        self.walk(mem, table, read, first, body)
+    ) -> Result<Walked, QueueError> {
+        let read = |index| match u32::from(index) < table.entries {
+            true => mem.read_descriptor(entry_of(table.addr, index)).ok(),
+            false => None,
+        };
+        self.walk(mem, table, read, first, sum, body)
     }
 
-    /// Follows the descriptors of one table, each by `read`; the first one may have been read. Returns the indirect
-    /// descriptor that ends the walk, if one does.
+    /// Follows the descriptors of one table, each by `read`, which knows none outside the table; the first one may have been
+    /// read.
     #[inline(always)]
     fn walk<M: RingMem + ?Sized>(
         &mut self,
@@ -403,60 +442,79 @@ impl Split {
         table: Table,
         read: impl Fn(u16) -> Option<Descriptor>,
         first: Option<Descriptor>,
+        mut sum: Sum,
         body: &mut Body,
-    ) -> Result<Option<Descriptor>, QueueError> {
-        let mut sum = body.sum;
-        let Table { addr, entries, first: start, indirect } = table;
-        let read = |index| {
-            let addr = entry_of(addr, index);
-            read(index).ok_or(QueueError::OutsideMemory(OutsideMemory { addr, len: Descriptor::SIZE }))
-        };
-        let mut index = start;
+    ) -> Result<Walked, QueueError> {
+        let mut index = table.first as u16;
         let mut desc = match first {
             Some(desc) => desc,
-            None => read(index)?,
+            None => read(index).ok_or_else(|| table.error_at(index))?,
         };
-        // The descriptor behind this one, as long as each was the one behind the last, as in nearly every chain: none can
-        // have come twice then. Beyond every index from the first jump on.
-        let mut in_order = u32::from(index).wrapping_add(1);
-        let end = loop {
-            if desc.flags & Descriptor::INDIRECT != 0 {
-                if indirect {
-                    return Err(QueueError::IndirectNested);
-                }
-                break Some(desc);
-            }
-            if is_planted(Defect::DescriptorReadTwice) {
-                desc = mem.read_descriptor(entry_of(addr, index))?;
-            }
-            let Descriptor { addr, len, flags, next } = desc;
-            self.parser.add(mem, &mut sum, body, Buffer { addr, len, write: flags & Descriptor::WRITE != 0 })?;
-            if flags & Descriptor::NEXT == 0 {
-                break None;
-            }
-            if next >= entries && is_planted(Defect::ChainCutShort) {
-                break None;
-            }
-            if next >= entries {
-                return Err(QueueError::BadNext { next, entries });
-            }
-            if u32::from(next) == in_order {
-                in_order = in_order.wrapping_add(1);
-            } else {
-                if in_order != OUT_OF_ORDER {
-                    self.visits.begin(start, index);
-                    in_order = OUT_OF_ORDER;
-                }
-                if !self.visits.is_first(next) {
-                    return Err(QueueError::Cycle { index: next });
-                }
+        // As long as each is the one behind the last, as in nearly every chain, none can have come twice. Tables end far below
+        // the last index, so what is behind a descriptor is never the first one.
+        loop {
+            let next = match self.visit(mem, table, (index, desc), &mut sum, body)? {
+                Next::At(next) => next,
+                Next::Indirect => return Ok((sum, Some(desc))),
+                Next::None => return Ok((sum, None)),
+            };
+            if next != index.wrapping_add(1) {
+                return self.walk_out_of_order(mem, table, read, (index, next), sum, body);
             }
             index = next;
-            desc = read(index)?;
-        };
-        body.sum = sum;
-        sum.close(body);
-        Ok(end)
+            desc = read(index).ok_or_else(|| table.error_at(index))?;
+        }
+    }
+
+    /// Goes on with a [`walk`](Self::walk) that was in order up to the first of these two descriptors and jumps to the second.
+    #[cold]
+    #[inline(never)]
+    fn walk_out_of_order<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        table: Table,
+        read: impl Fn(u16) -> Option<Descriptor>,
+        (last, mut index): (u16, u16),
+        mut sum: Sum,
+        body: &mut Body,
+    ) -> Result<Walked, QueueError> {
+        self.visits.begin(table.first as u16, last);
+        loop {
+            if u32::from(index) < table.entries && !self.visits.is_first(index) {
+                return Err(QueueError::Cycle { index });
+            }
+            let desc = read(index).ok_or_else(|| table.error_at(index))?;
+            index = match self.visit(mem, table, (index, desc), &mut sum, body)? {
+                Next::At(next) => next,
+                Next::Indirect => return Ok((sum, Some(desc))),
+                Next::None => return Ok((sum, None)),
+            };
+        }
+    }
+
+    /// Takes a descriptor of a table into a chain, and says where the chain goes on.
+    #[inline(always)]
+    fn visit<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        table: Table,
+        (index, mut desc): (u16, Descriptor),
+        sum: &mut Sum,
+        body: &mut Body,
+    ) -> Result<Next, QueueError> {
+        if desc.flags & Descriptor::INDIRECT != 0 {
+            return Ok(Next::Indirect);
+        }
+        if is_planted(Defect::DescriptorReadTwice) {
+            desc = mem.read_descriptor(entry_of(table.addr, index))?;
+        }
+        self.parser.add(mem, sum, body, Buffer::of(desc))?;
+        if desc.flags & Descriptor::NEXT == 0
+            || u32::from(desc.next) >= table.entries && is_planted(Defect::ChainCutShort)
+        {
+            return Ok(Next::None);
+        }
+        Ok(Next::At(desc.next))
     }
 
     /// Guest address of the ring entry that free-running `index` falls on.

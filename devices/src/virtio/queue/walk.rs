@@ -46,28 +46,50 @@ impl Parser {
         Buffer { addr, len, write }: Buffer,
     ) -> Result<(), QueueError> {
         // Direct descriptors before an indirect table count too: the whole chain is bounded by the queue.
-        if sum.descriptors >= u32::from(self.size) {
+        let Some(room) = sum.room.checked_sub(1) else {
             return Err(QueueError::ChainTooLong { size: self.size });
-        }
-        sum.descriptors = sum.descriptors.wrapping_add(1);
+        };
+        sum.room = room;
         if write {
-            if sum.writable == 0 {
+            if !body.has_writable {
                 (body.readable, body.readable_bytes) = (body.ranges.len(), sum.bytes);
+                body.has_writable = true;
             }
-            sum.writable = sum.writable.wrapping_add(1);
-        } else if sum.writable > 0 && !is_planted(Defect::OrderUnchecked) {
+        } else if body.has_writable && !is_planted(Defect::OrderUnchecked) {
             return Err(QueueError::ReadableAfterWritable);
         }
-        let bytes = u64::from(len);
-        sum.bytes = sum.bytes.saturating_add(bytes);
-        if sum.bytes > MAX_CHAIN_BYTES {
-            return Err(QueueError::TooManyBytes);
+        // So many lengths of 32 bits as there is room for do not overflow.
+        sum.bytes = sum.bytes.wrapping_add(u64::from(len));
+        if len == 0 {
+            return Ok(());
         }
-        if len > 0 {
-            self.check_buffer(mem, addr, bytes)?;
-            body.ranges.push(GuestRange { addr, len });
+        let range = GuestRange { addr, len };
+        // Apart, as a call that may come keeps registers from the loop it is in.
+        if !self.knows(addr, len.into()) || body.ranges.len() == body.ranges.capacity() {
+            return self.add_unknown(mem, body, range);
         }
+        body.ranges.push(range);
         Ok(())
+    }
+
+    /// Adds a range that is not known to be guest memory, or that its list has no room for.
+    #[cold]
+    #[inline(never)]
+    fn add_unknown<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        body: &mut Body,
+        range: GuestRange,
+    ) -> Result<(), QueueError> {
+        self.check_buffer(mem, range.addr, range.len.into())?;
+        body.ranges.push(range);
+        Ok(())
+    }
+
+    /// What no descriptors come to.
+    #[inline]
+    pub(super) fn sum(&self) -> Sum {
+        Sum { room: self.size.into(), bytes: 0 }
     }
 
     /// Whether indirect tables were negotiated.
@@ -75,21 +97,22 @@ impl Parser {
         self.indirect
     }
 
-    /// Entries of the indirect table of `len` bytes at `addr`, which is wholly inside guest memory then.
-    pub(super) fn table_entries<M: RingMem + ?Sized>(
-        &mut self,
-        mem: &M,
-        addr: u64,
-        len: u32,
-    ) -> Result<u16, QueueError> {
+    /// Entries of an indirect table of `len` bytes.
+    #[inline]
+    pub(super) fn table_entries(&self, len: u32) -> Result<u16, QueueError> {
         let entries = u64::from(len).checked_div(Descriptor::SIZE).unwrap_or_default();
         let entries = u16::try_from(entries).unwrap_or(u16::MAX);
         let whole = u64::from(entries).wrapping_mul(Descriptor::SIZE) == u64::from(len);
         if entries == 0 || entries > self.size || !whole {
             return Err(QueueError::IndirectLength { len, size: self.size });
         }
-        self.check_buffer(mem, addr, u64::from(len))?;
         Ok(entries)
+    }
+
+    /// Refuses an indirect table that is not wholly inside guest memory. One that [`RingMem::table`] gives is.
+    #[cold]
+    pub(super) fn check_table<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u32) -> Result<(), QueueError> {
+        self.check_buffer(mem, addr, len.into())
     }
 
     /// Takes a chain back.
@@ -102,25 +125,26 @@ impl Parser {
         }
     }
 
+    /// Whether a buffer is known to lie inside guest memory. `len` is not zero.
+    #[inline(always)]
+    fn knows(&self, addr: u64, len: u64) -> bool {
+        let Some(last) = addr.checked_add(len.wrapping_sub(1)) else { return false };
+        let [first, second] = self.stretches;
+        let within = |(start, end): (u64, u64)| start <= addr && last <= end;
+        within(first) || within(second)
+    }
+
     /// Refuses a buffer that is not wholly inside guest memory. `len` is not zero.
     #[inline(always)]
     fn check_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
-        let outside = OutsideMemory { addr, len };
-        let last = addr.checked_add(len.wrapping_sub(1));
-        if last.is_none() && is_planted(Defect::AddressWraps) {
-            return Ok(());
-        }
-        let last = last.ok_or(outside)?;
-        let [first, second] = self.stretches;
-        let within = |(start, end): (u64, u64)| start <= addr && last <= end;
-        if within(first) || within(second) {
-            return Ok(());
-        }
-        self.find_buffer(mem, addr, len)
+        if self.knows(addr, len) { Ok(()) } else { self.find_buffer(mem, addr, len) }
     }
 
     #[cold]
     fn find_buffer<M: RingMem + ?Sized>(&mut self, mem: &M, addr: u64, len: u64) -> Result<(), QueueError> {
+        if is_planted(Defect::AddressWraps) && addr.checked_add(len.wrapping_sub(1)).is_none() {
+            return Ok(());
+        }
         let checked = if is_planted(Defect::FirstByteChecked) { 1 } else { len };
         if !mem.contains(addr, checked) {
             return Err(OutsideMemory { addr, len }.into());
@@ -140,25 +164,35 @@ pub(super) struct Buffer {
     pub(super) write: bool,
 }
 
+impl Buffer {
+    /// That of a descriptor of a split ring.
+    #[inline(always)]
+    pub(super) fn of(desc: Descriptor) -> Self {
+        Self { addr: desc.addr, len: desc.len, write: desc.flags & Descriptor::WRITE != 0 }
+    }
+}
+
 /// What the descriptors of a chain come to while it is walked: apart from its [`Body`] meanwhile, so that it lives in
 /// registers.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Sum {
-    /// Direct descriptors, those without bytes included.
-    pub(super) descriptors: u32,
-    /// Device-writable ones among them.
-    writable: u32,
+    /// Direct descriptors that may still come, those without bytes included.
+    pub(super) room: u32,
     bytes: u64,
 }
 
 impl Sum {
     /// The chain is complete.
-    #[inline]
-    pub(super) fn close(self, body: &mut Body) {
-        if self.writable == 0 {
+    #[inline(always)]
+    pub(super) fn close(self, body: &mut Body) -> Result<(), QueueError> {
+        if self.bytes > MAX_CHAIN_BYTES {
+            return Err(QueueError::TooManyBytes);
+        }
+        if !body.has_writable {
             (body.readable, body.readable_bytes) = (body.ranges.len(), self.bytes);
         }
         body.writable_bytes = self.bytes.wrapping_sub(body.readable_bytes);
+        Ok(())
     }
 }
 
@@ -184,14 +218,16 @@ impl InFlight {
         word & bit(number) != 0
     }
 
-    /// Adds a number that is not in it.
+    /// Adds a number; whether it was not in it yet.
     #[inline]
-    pub(super) fn insert(&mut self, number: u16, slots: u16) {
-        if let Some(word) = self.bits.get_mut(usize::from(number >> 6)) {
-            *word |= bit(number);
-            self.count = self.count.wrapping_add(1);
-            self.slots = self.slots.saturating_add(slots.into());
-        }
+    pub(super) fn insert(&mut self, number: u16, slots: u16) -> bool {
+        let Some(word) = self.bits.get_mut(usize::from(number >> 6)).filter(|word| **word & bit(number) == 0) else {
+            return false;
+        };
+        *word |= bit(number);
+        self.count = self.count.wrapping_add(1);
+        self.slots = self.slots.wrapping_add(slots.into());
+        true
     }
 
     /// Takes out a number, where it is in it.
@@ -202,7 +238,7 @@ impl InFlight {
         };
         *word &= !bit(number);
         self.count = self.count.wrapping_sub(1);
-        self.slots = self.slots.saturating_sub(slots.into());
+        self.slots = self.slots.wrapping_sub(slots.into());
         true
     }
 

@@ -9,6 +9,7 @@ use super::super::held::HeldRequests;
 use super::BlkWorker;
 use crate::pci::StateError;
 use crate::virtio::QueueState;
+use crate::virtio::queue::Near;
 
 pub(super) struct Kept {
     requests: HeldRequests,
@@ -71,14 +72,14 @@ impl<B> BlkWorker<B> {
         if brought {
             self.recorder.committing();
         }
-        self.retry(mem);
+        self.retry(&self.queue.near(mem));
     }
 
     /// Asks the disk again for what it failed, unless the disk ends before that by now: a write would bring its end back.
     /// It begins here: a queue that is paused again at once, or whose driver has broken it, commits nothing of its own, and
     /// a pause would wait for these requests for ever.
     #[cold]
-    fn retry<M: GuestMemory>(&mut self, mem: &M)
+    fn retry<M: GuestMemory>(&mut self, mem: &Near<'_, M>)
     where
         B: BlkBackend<M>,
     {
