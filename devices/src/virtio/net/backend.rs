@@ -82,4 +82,12 @@ pub trait NetBackend<M: ?Sized>: Send {
     /// Says what received frames may look like from now on. Called when a driver takes over the receive queue, and when
     /// it changes its mind (`VIRTIO_NET_F_CTRL_GUEST_OFFLOADS`). After an error frames may look as before, or as asked.
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError>;
+
+    /// Gives received frames to the first `pairs` queue pairs from now on, those of one flow to one of them, and to the other
+    /// pairs none. Called on the link of the first pair, of a card that was made with several; one is in use until it is
+    /// called, and again after a reset. May take a few milliseconds. After an error it is as before.
+    fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
+        let _ = pairs;
+        Ok(())
+    }
 }

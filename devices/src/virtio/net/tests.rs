@@ -2,6 +2,7 @@ mod control;
 mod filter;
 mod link;
 mod mtu;
+mod multiqueue;
 mod offloads;
 mod responder;
 
