@@ -105,6 +105,7 @@ pub struct NetDevice {
     link: Arc<Link>,
     settings: Arc<Settings>,
     station: Option<Arc<Station>>,
+    checks_source: bool,
 }
 
 impl NetDevice {
@@ -113,7 +114,7 @@ impl NetDevice {
         let (size, mac) = (config.queue_size, config.mac);
         let (link, settings) = (Arc::new(Link::new(mac)), Arc::new(Settings::new(mac, Vec::new())));
         let queue_sizes = vec![size, size, size.min(CONTROL_QUEUE_SIZE)];
-        Self { config, queue_sizes, link, settings, station: None }
+        Self { config, queue_sizes, link, settings, station: None, checks_source: false }
     }
 
     /// The card, with a queue pair for each of `receivers`, which wake the workers of their receive queues: 1 to
@@ -129,6 +130,13 @@ impl NetDevice {
         let mut queue_sizes = vec![size; pairs.saturating_mul(2)];
         queue_sizes.push(size.min(CONTROL_QUEUE_SIZE));
         Self { queue_sizes, settings: Arc::new(Settings::new(self.config.mac, receivers)), ..self }
+    }
+
+    /// The card, with a driver that can send frames from the card's own address only, for hosts whose network does not see to
+    /// that: others are dropped and counted, and the address cannot be changed (`VIRTIO_NET_F_CTRL_MAC_ADDR` is not offered).
+    #[must_use]
+    pub fn with_checked_source(self) -> Self {
+        Self { checks_source: true, ..self }
     }
 
     /// Queue pairs there are.
@@ -242,7 +250,7 @@ impl NetDevice {
 
     fn tx(&self, pair: u16, counters: Arc<QueueCounters>) -> Tx {
         let queue = WorkerQueue::new(TX_QUEUE.saturating_add(pair.saturating_mul(2)), self.config.queue_size, counters);
-        Tx::new(queue, self.station.clone().map(Ear::new))
+        Tx::new(queue, self.station.clone().map(Ear::new), self.checks_source.then_some(self.config.mac))
     }
 
     /// The MTU the guest is told: no smaller one may be (§5.1.4.1).
@@ -278,7 +286,10 @@ impl VirtioDevice for NetDevice {
     fn features(&self) -> u64 {
         let mut features = feature::MAC | feature::STATUS | feature::MRG_RXBUF | F_INDIRECT_DESC | F_EVENT_IDX;
         features |= feature::CTRL_VQ | feature::CTRL_RX | feature::CTRL_RX_EXTRA | feature::CTRL_VLAN;
-        features |= feature::CTRL_MAC_ADDR | feature::GUEST_ANNOUNCE;
+        features |= feature::GUEST_ANNOUNCE;
+        if !self.checks_source {
+            features |= feature::CTRL_MAC_ADDR;
+        }
         if self.mtu().is_some() {
             features |= feature::MTU;
         }

@@ -22,6 +22,6 @@ mod tests;
 mod tx;
 mod worker;
 
-pub use backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
+pub use backend::{Addresses, HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
 pub use device::{CONTROL_QUEUE, Duplex, MAX_PAIRS, NetConfig, NetDevice, RX_QUEUE, TX_QUEUE};
 pub use worker::{CardState, NetWorker};

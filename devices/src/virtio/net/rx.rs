@@ -15,7 +15,9 @@ use super::filter::{Filter, HEAD_BYTES};
 use super::header::{ETHERTYPE, Framing, GUEST_OFFLOADS, MAX_FRAME_BYTES, offloads, set_num_buffers};
 use super::responder::{AnswersState, Station};
 use super::settings::Settings;
+use super::tx::Round;
 use crate::planted::{Defect, is_planted};
+use crate::virtio::limit::Throttle;
 use crate::virtio::queue::{Chain, ChainError, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 
@@ -43,6 +45,7 @@ pub(super) struct Rx {
     ranges: Vec<GuestRange>,
     /// Where the answers of the card's own responder come from, where it has one.
     station: Option<Arc<Station>>,
+    pub throttle: Throttle,
 }
 
 #[derive(Clone, Copy)]
@@ -59,6 +62,8 @@ enum Stop {
     Empty,
     /// The driver has posted no (or too few) buffers.
     Starved,
+    /// A rate limit, until then.
+    Held { until_ns: u64 },
     /// The link is broken; it is tried again with the next kick.
     Broken,
 }
@@ -81,6 +86,7 @@ impl Rx {
             waiting: None,
             ranges: Vec::with_capacity(MAX_FRAME_RANGES),
             station,
+            throttle: Throttle::default(),
         }
     }
 
@@ -166,31 +172,45 @@ impl Rx {
         self.station.as_ref().map_or(saved.is_none(), |station| station.restore(saved))
     }
 
-    /// One round: up to a ring of frames. Returns whether to come back at once, and whether to wait for the link.
-    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> (bool, bool) {
+    /// One round: up to a ring of frames.
+    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Round {
         if !self.queue.is_live() || !self.is_in_use {
-            return (false, false);
+            return Round::default();
         }
         self.queue.disable_kicks(mem);
+        self.throttle.begin_step();
         let stop = self.receive_frames(mem, backend);
         self.queue.publish(mem);
         match stop {
-            Stop::Budget => (true, false),
-            Stop::Empty => (false, true),
-            Stop::Starved => (self.queue.enable_kicks(mem), false),
+            Stop::Budget => Round { again: true, ..Round::default() },
+            Stop::Empty => {
+                self.throttle.rest();
+                Round { want_link: true, ..Round::default() }
+            }
+            Stop::Starved => {
+                let again = self.queue.enable_kicks(mem);
+                if !again {
+                    self.throttle.rest();
+                }
+                Round { again, ..Round::default() }
+            }
+            Stop::Held { until_ns } => {
+                self.queue.counters().throttled.count();
+                Round { wake_at_ns: Some(until_ns), ..Round::default() }
+            }
             Stop::Broken => {
                 // Buffers may well be waiting; to come back for them at once would be to spin.
                 self.queue.enable_kicks(mem);
-                (false, false)
+                Round::default()
             }
         }
     }
 
     /// One round while the link is down: what arrives is lost, and nothing of what waits in the network then is news of the
     /// past when the link is up again. No buffer is used. Returns as [`step`](Self::step).
-    pub fn lose<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> (bool, bool) {
+    pub fn lose<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Round {
         if !self.queue.is_live() || !self.is_in_use {
-            return (false, false);
+            return Round::default();
         }
         if self.waiting.take().is_some() {
             self.queue.counters().link_down.count();
@@ -201,14 +221,14 @@ impl Rx {
         for _ in 0..self.queue.size() {
             match backend.receive(mem, &mut [0; HEADER_BYTES], &[], &mut self.bounce) {
                 Ok(Received::Frame { .. }) => self.queue.counters().link_down.count(),
-                Ok(Received::WouldBlock) => return (false, true),
+                Ok(Received::WouldBlock) => return Round { want_link: true, ..Round::default() },
                 Err(_) => {
                     self.queue.counters().errors.count();
-                    return (false, false);
+                    return Round::default();
                 }
             }
         }
-        (true, false)
+        Round { again: true, ..Round::default() }
     }
 
     fn receive_frames<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Stop {
@@ -224,6 +244,9 @@ impl Rx {
             }
             if self.held.is_empty() {
                 return Stop::Starved;
+            }
+            if let Some(until_ns) = self.throttle.wait_until() {
+                return Stop::Held { until_ns };
             }
             // Without mergeable buffers a frame has one chain, and what does not fit is lost either way.
             let room = self.lay_out();
@@ -251,6 +274,7 @@ impl Rx {
                 self.queue.counters().filtered.count();
                 continue;
             }
+            self.throttle.charge(len_bytes as u64);
             let fits = len_bytes <= capacity || is_planted(Defect::FrameTooLarge);
             let admitted = self.framing.admit(&mut header)
                 && !self.framing.exceeds_mtu(&header, len_bytes, || self.ethertype(mem, direct));
@@ -446,6 +470,7 @@ impl Rx {
 
     /// Puts every held chain back into the ring, so that the queue's state accounts for all of them.
     pub fn release(&mut self) {
+        self.throttle.rest();
         while let Some(chain) = self.held.pop_back() {
             self.queue.unpop(chain);
         }

@@ -13,7 +13,8 @@ use super::link::{Link, Reason};
 use super::responder::AnswersState;
 use super::rx::Rx;
 use super::settings::Settings;
-use super::tx::Tx;
+use super::tx::{Round, Tx};
+use crate::virtio::limit::Throttle;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 
 /// Runs a receive queue, the first one with the control queue, a transmit queue, or those of a pair of a
@@ -50,6 +51,19 @@ impl<B> NetWorker<B> {
         ];
         let indices = queues.into_iter().flatten().collect();
         Self { backend, link, settings, mtu, indices, rx, control, tx, stopping: false }
+    }
+
+    /// Holds its receive queue and its transmit queue to rate limits, each counted in frames and in their bytes. What a limit
+    /// holds back waits in the link or in the driver's ring.
+    #[must_use]
+    pub fn with_throttles(mut self, to_guest: Throttle, from_guest: Throttle) -> Self {
+        if let Some(rx) = &mut self.rx {
+            rx.throttle = to_guest;
+        }
+        if let Some(tx) = &mut self.tx {
+            tx.throttle = from_guest;
+        }
+        self
     }
 
     /// The link.
@@ -139,7 +153,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         if self.stopping {
             return Step::default();
         }
-        let (mut rx_again, mut want_readable, mut tx_again, mut want_writable) = (false, false, false, false);
+        let (mut received, mut sent) = (Round::default(), Round::default());
         let (mut control_again, up) = (false, self.link.is_up());
         if let Some(rx) = &mut self.rx {
             if let Some(control) = &mut self.control {
@@ -147,14 +161,19 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             }
             self.settings.enter(rx.pair());
             rx.renew(&self.settings);
-            (rx_again, want_readable) =
-                if up { rx.step(mem, &mut self.backend) } else { rx.lose(mem, &mut self.backend) };
+            received = if up { rx.step(mem, &mut self.backend) } else { rx.lose(mem, &mut self.backend) };
             self.settings.leave(rx.pair());
         }
         if let Some(tx) = &mut self.tx {
-            (tx_again, want_writable) = tx.step(mem, &mut self.backend, up);
+            sent = tx.step(mem, &mut self.backend, up);
         }
-        Step { again: rx_again || tx_again || control_again, want_readable, want_writable, ..Step::default() }
+        Step {
+            again: received.again || sent.again || control_again,
+            want_readable: received.want_link,
+            want_writable: sent.want_link,
+            wake_at_ns: [received.wake_at_ns, sent.wake_at_ns].into_iter().flatten().min(),
+            ..Step::default()
+        }
     }
 
     fn begin_stop(&mut self, _mem: &M) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use crate::virtio::net::{Header, NetBackend, NetError, Offloads, Received, Sent};
+use crate::virtio::net::{Addresses, Header, NetBackend, NetError, Offloads, Received, Sent};
 use crate::virtio::queue::GuestRange;
 
 /// A network link in memory. Clones share it.
@@ -104,6 +104,20 @@ impl<M: GuestMemory + ?Sized> NetBackend<M> for MemoryLink {
         }
         inner.sent.push((*header, bytes));
         Ok(Sent::Done)
+    }
+
+    fn send_from(
+        &mut self,
+        mem: &M,
+        header: &Header,
+        addresses: &Addresses,
+        rest: &[GuestRange],
+    ) -> Result<Sent, NetError> {
+        let sent = self.send(mem, header, rest)?;
+        if let Some((_, frame)) = self.inner.lock().unwrap().sent.last_mut().filter(|_| sent == Sent::Done) {
+            frame.splice(..0, addresses.iter().copied());
+        }
+        Ok(sent)
     }
 
     fn receive(
