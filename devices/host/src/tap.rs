@@ -223,14 +223,15 @@ impl Tap {
         self.device.set_offloads(offloads)
     }
 
-    /// Sends one frame; how many bytes went, the header's included.
+    /// Sends one frame: `header`, of [`HEADER_BYTES`] and possibly with the frame's first bytes, and then guest memory. How
+    /// many bytes went, the header's included.
     ///
     /// # Errors
     /// `WouldBlock` where the link takes nothing now; `EIO` where the interface is down; see [`FrameError`].
     pub fn send(
         &mut self,
         mem: &GuestMemoryMmap<()>,
-        header: &[u8; HEADER_BYTES],
+        header: &[u8],
         frame: impl IntoIterator<Item = GuestRange>,
     ) -> Result<usize, FrameError> {
         self.buffer.write_frame(self.device.as_fd(), mem, header, frame)

@@ -203,14 +203,9 @@ impl VmConfig {
     }
 
     fn check_nets(&self, found: &mut Problems) {
-        let longest = devices_host::tap::LONGEST_NAME_BYTES;
         for (index, net) in self.nets.iter().enumerate() {
             let id = &net.id;
-            let tap = &net.tap;
-            if tap.is_empty() || tap.len() > longest || tap.contains(|c: char| c == '/' || c.is_whitespace()) {
-                found
-                    .add(id, format!("tap '{tap}' is not a link name; it has 1 to {longest} letters, no blank or '/'"));
-            }
+            net.check_link(found);
             if let Some(mac) = net.mac {
                 check_mac(id, mac, found);
             }
@@ -223,8 +218,8 @@ impl VmConfig {
                 found.add(id, format!("a speed of {speed} Mbit/s is not possible; it is 1 to {most}"));
             }
             for other in &self.nets[..index] {
-                if other.tap == net.tap {
-                    found.add(id, format!("tap {tap} is already taken by {}", other.id));
+                if other.link() == net.link() {
+                    found.add(id, format!("{} is already taken by {}", net.link(), other.id));
                 }
                 if let Some(mac) = net.mac.filter(|mac| other.mac == Some(*mac)) {
                     found.add(id, format!("mac {mac} is already taken by {}", other.id));

@@ -141,7 +141,11 @@ fn disk(disk: &DiskConfig, vcpus: u8) -> String {
 
 fn net(net: &NetConfig) -> String {
     let mac = net.mac.map_or("of the link".to_owned(), |mac| mac.to_string());
-    format!("{} virtio-net {} mac {mac} queues {}", net.id, net.tap, net.queue_size)
+    let pairs = match net.queue_count() {
+        1 => String::new(),
+        pairs => format!("{pairs}×"),
+    };
+    format!("{} virtio-net {} mac {mac} queues {pairs}{}", net.id, net.link_name(), net.queue_size)
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ fn net(config: &NetConfig, device: &Device) -> NetFacts {
         id: config.id.clone(),
         // One that follows from a link which is gone nobody knows any more.
         mac: address::of(config).map_or_else(|_| "unknown".to_owned(), |mac| mac.to_string()),
-        host: config.tap.clone(),
+        host: config.link_name(),
         is_up: device.card.as_ref().is_some_and(|card| card.is_up()),
     }
 }

@@ -10,7 +10,7 @@ use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
 use devices::virtio::net::responder::{BadLease, Responder};
-use devices::virtio::net::{Duplex as LinkDuplex, NetConfig as LinkConfig, NetDevice};
+use devices::virtio::net::{Duplex as LinkDuplex, NetConfig as CardConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::virtio::{VirtioDevice, VirtioInterrupt};
@@ -25,12 +25,12 @@ use super::adapters::{
     ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink, WorkerWake,
 };
 use super::chipset::{Chipset, ChipsetError};
-use super::limits::Groups;
+use super::limits::{self, Groups};
 use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
 use super::write_through::WriteThrough;
 use super::{StartError, address, disk};
-use crate::config::{DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
+use crate::config::{DiskConfig, DiskEngine, Duplex, LinkConfig, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
 use crate::sandbox::ThreadKind;
@@ -39,8 +39,8 @@ use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 /// What a device needs of the host, opened before any guest memory exists.
 pub struct HostDevices {
     disks: Vec<Arc<Disk>>,
-    /// With the address that its guest's interface has.
-    taps: Vec<(Tap, Mac)>,
+    /// The queues of each, with the address that its guest's interface has.
+    taps: Vec<(Vec<Tap>, Mac)>,
     /// What becomes of the interfaces of those, if there are some.
     pub interfaces: Option<InterfaceEvents>,
 }
@@ -110,8 +110,13 @@ impl HostDevices {
     }
 }
 
-fn open_tap(config: &NetConfig) -> Result<(Tap, Mac), StartError> {
-    let tap = Tap::open(&config.tap).map_err(|error| {
+fn open_tap(config: &NetConfig) -> Result<(Vec<Tap>, Mac), StartError> {
+    let taps = match config.link() {
+        LinkConfig::Tap(name) => Tap::open_queues(name, config.queue_count()),
+        LinkConfig::Macvtap(name) => Tap::open_macvtap(name, config.queue_count()),
+        LinkConfig::Fds(fds) => Tap::inherit(fds),
+    };
+    let taps = taps.map_err(|error| {
         let line = format!("{}: {error}", config.id);
         match error {
             TapError::NoTun(_) => StartError::HostLacks(line),
@@ -119,7 +124,7 @@ fn open_tap(config: &NetConfig) -> Result<(Tap, Mac), StartError> {
             _ => StartError::Config(line),
         }
     })?;
-    Ok((tap, address::of(config)?))
+    Ok((taps, address::of(config)?))
 }
 
 /// Puts devices on the PCI bus of a machine.
@@ -196,13 +201,15 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// A network interface: one worker to send and one to receive, as two directions of one link never wait for each
-    /// other. What the driver says on the control queue is about received frames, and their worker carries it out.
-    pub fn net(&mut self, config: &NetConfig, (tap, mac): (Tap, Mac), slot: Slot) -> Result<(), DeviceError> {
+    /// A network interface: a worker to send and one to receive for each queue pair, as two directions of one link never
+    /// wait for each other. What the driver says on the control queue is about received frames, and the first of their
+    /// workers carries it out.
+    pub fn net(&mut self, config: &NetConfig, (taps, mac): (Vec<Tap>, Mac), slot: Slot) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
-        let rx_wake = event()?;
-        let mut device = NetDevice::new(LinkConfig {
+        let rx_wakes: Vec<Arc<Event>> = taps.iter().map(|_| event()).collect::<Result<_, _>>()?;
+        let receivers = || rx_wakes.iter().map(|wake| -> Arc<dyn Wake> { Arc::new(WorkerWake(wake.clone())) });
+        let mut device = NetDevice::new(CardConfig {
             mac: mac.0,
             mtu: None,
             offloads: true,
@@ -216,30 +223,57 @@ impl Builder<'_> {
         if let Some(dhcp) = &config.dhcp {
             let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
             let responder = Responder::new(&dhcp.lease()).map_err(refused)?;
-            device = device.with_responder(responder, Arc::new(WorkerWake(rx_wake.clone())));
+            if let Some(receiver) = receivers().next() {
+                device = device.with_responder(responder, receiver);
+            }
         }
-        let counters: Vec<_> = (0..3).map(|_| Arc::new(QueueCounters::default())).collect();
+        device = device.with_pairs(receivers().collect());
+        if config.mac_check {
+            device = device.with_checked_source();
+        }
         let again = |tap: &Tap| tap.try_clone().map_err(host("cannot open its TAP device twice"));
-        let (sender, watched) = (again(&tap)?, again(&tap)?);
-        let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
-        let specs = vec![
-            WorkerSpec {
-                name: format!("{}-rx", config.id),
-                worker: Box::new(device.rx_worker(TapLink(tap), counters[0].clone(), counters[2].clone())),
-                wake: rx_wake,
+        let (to_guest, from_guest) = (limits::of_direction(&config.limits.rx), limits::of_direction(&config.limits.tx));
+        let throttle = |meters: &Meters| Throttle::new(std::slice::from_ref(meters), Arc::new(HostClock));
+        let control = Arc::new(QueueCounters::default());
+        let (mut specs, mut counters, mut watched) = (Vec::new(), Vec::new(), None);
+        let mut further: Vec<Tap> = taps.iter().skip(1).map(again).collect::<Result<_, _>>()?;
+        for (pair, (tap, wake)) in (0u16..).zip(taps.into_iter().zip(&rx_wakes)) {
+            let [rx, tx] = [(); 2].map(|()| Arc::new(QueueCounters::default()));
+            counters.extend([rx.clone(), tx.clone()]);
+            let sender = again(&tap)?;
+            if watched.is_none() {
+                watched = Some(again(&tap)?);
+            }
+            let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
+            let name =
+                |way| if pair == 0 { format!("{}-{way}", config.id) } else { format!("{}-{way}{pair}", config.id) };
+            let mut counted = vec![rx.clone()];
+            let receiver = if pair == 0 {
+                counted.push(control.clone());
+                let link = TapLink::first(tap, std::mem::take(&mut further));
+                device.rx_worker(link, rx, control.clone())
+            } else {
+                device.further_rx_worker(pair, TapLink::new(tap), rx)
+            };
+            let sender = device.further_tx_worker(pair, TapLink::new(sender), tx.clone());
+            specs.push(WorkerSpec {
+                name: name("rx"),
+                worker: Box::new(receiver.with_throttles(throttle(&to_guest), Throttle::default())),
+                wake: wake.clone(),
                 backend_fd: Some(rx_fd),
-                counters: vec![counters[0].clone(), counters[2].clone()],
+                counters: counted,
                 poll_ns: 0,
-            },
-            WorkerSpec {
-                name: format!("{}-tx", config.id),
-                worker: Box::new(device.tx_worker(TapLink(sender), counters[1].clone())),
+            });
+            specs.push(WorkerSpec {
+                name: name("tx"),
+                worker: Box::new(sender.with_throttles(Throttle::default(), throttle(&from_guest))),
                 wake: event()?,
                 backend_fd: Some(tx_fd),
-                counters: vec![counters[1].clone()],
+                counters: vec![tx],
                 poll_ns: 0,
-            },
-        ];
+            });
+        }
+        counters.push(control);
         let rings = Rings { packed: config.packed, in_order: config.in_order };
         let queues = Queues { rings, workers: specs, counters };
         let (workers, interrupt) =
@@ -247,7 +281,7 @@ impl Builder<'_> {
         if let Some(added) = self.devices.last_mut() {
             added.card = Some(device.clone());
         }
-        let host = Some(HostSide::new(config.tap.clone(), watched));
+        let host = watched.map(|tap| HostSide::new(config.link_name(), tap));
         self.links.push(NetLink { id: config.id.clone(), device, workers, interrupt, host });
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! A network interface that is set up in all ways while it is in use.
 
 mod dhcp;
+mod queues;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
@@ -11,7 +12,7 @@ use super::{Scenario, Script, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![control(), dhcp::scenario()]
+    vec![control(), dhcp::scenario(), queues::scenario()]
 }
 
 /// The bits of what the driver accepted, the lowest first.
