@@ -55,7 +55,9 @@ fn enter() -> io::Result<()> {
 fn host_side() -> OwnedFd {
     // SAFETY: valid arguments; the address is a whole sockaddr_ll.
     unsafe {
-        let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)).unwrap());
+        let socket = OwnedFd::from_raw_fd(
+            check(libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, 0)).unwrap(),
+        );
         let mut address: libc::sockaddr_ll = mem::zeroed();
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_ifindex = libc::if_nametoindex(c"mq0".as_ptr()) as i32;
@@ -83,7 +85,7 @@ fn storm(stop: &AtomicBool, socket: &OwnedFd) {
         }
         let frame = datagram(flow);
         // SAFETY: the buffer has the length given. What the device does not take is lost, as on any network.
-        unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), libc::MSG_DONTWAIT) };
+        unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         if flow % 8 == 0 {
             std::thread::sleep(Duration::from_micros(50));
         }

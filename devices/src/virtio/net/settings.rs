@@ -151,8 +151,7 @@ mod tests {
     #[test]
     fn a_change_is_settled_when_the_rounds_that_began_before_it_are_over() {
         let wakes: Vec<Arc<WakeCounter>> = (0..3).map(|_| Arc::default()).collect();
-        let settings =
-            Settings::new([2; 6], wakes.iter().map(|wake| -> Arc<dyn Wake> { wake.clone() }).collect::<Vec<_>>());
+        let settings = Settings::new([2; 6], wakes.iter().map(|wake| wake.clone() as Arc<dyn Wake>).collect());
         let woken = || wakes.iter().map(|wake| wake.take()).collect::<Vec<_>>();
         let before = settings.version();
         settings.change(|now| now.pairs = 3);

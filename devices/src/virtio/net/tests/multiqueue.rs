@@ -25,7 +25,7 @@ struct Card {
 }
 
 fn device(wakes: &[Arc<WakeCounter>]) -> NetDevice {
-    let receivers = wakes.iter().map(|wake| -> Arc<dyn Wake> { wake.clone() });
+    let receivers = wakes.iter().map(|wake| wake.clone() as Arc<dyn Wake>);
     NetDevice::new(config()).with_pairs(receivers.collect())
 }
 
