@@ -8,6 +8,7 @@ use super::filter::{Mode, Tables, is_a_vlan, is_an_address};
 use super::link::Link;
 use super::rx::Rx;
 use super::settings::Settings;
+use crate::planted::{Defect, panic_if_planted};
 use crate::virtio::queue::{Chain, ChainError, Reader};
 use crate::virtio::worker::WorkerQueue;
 
@@ -153,6 +154,7 @@ impl Control {
                     table.clear();
                     let mut left = u32::from_le_bytes(command.read_array()?);
                     if u64::from(left).saturating_mul(6) > command.remaining() {
+                        panic_if_planted(Defect::AddressTableTrusted);
                         return Err(Refused);
                     }
                     while left > 0 && !table.is_full() {

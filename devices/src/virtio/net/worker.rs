@@ -14,6 +14,7 @@ use super::responder::AnswersState;
 use super::rx::Rx;
 use super::settings::Settings;
 use super::tx::{Round, Tx};
+use crate::planted::{Defect, is_planted};
 use crate::virtio::limit::Throttle;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 
@@ -154,7 +155,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             return Step::default();
         }
         let (mut received, mut sent) = (Round::default(), Round::default());
-        let (mut control_again, up) = (false, self.link.is_up());
+        let (mut control_again, up) = (false, self.link.is_up() || is_planted(Defect::DownLinkCarries));
         if let Some(rx) = &mut self.rx {
             if let Some(control) = &mut self.control {
                 control_again = control.step(mem, &mut self.backend, &self.link, &self.settings, rx);
