@@ -60,11 +60,16 @@ pub enum Defect {
     DoorbellsStay,
     /// Saved state is trusted about its own lengths (QEMU, CVE-2013-4149 and those after it).
     StateTrusted,
+    /// A table of addresses that claims more of them than its command holds ends the process (QEMU, CVE-2014-0150: it read
+    /// beyond).
+    AddressTableTrusted,
+    /// Frames go through a link that is down (libvirt#55).
+    DownLinkCarries,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::IndexJump,
         Self::HeadAsserted,
         Self::DuplicateHead,
@@ -90,6 +95,8 @@ impl Defect {
         Self::ResetDoesNotWait,
         Self::DoorbellsStay,
         Self::StateTrusted,
+        Self::AddressTableTrusted,
+        Self::DownLinkCarries,
     ];
 }
 

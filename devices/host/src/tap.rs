@@ -1,4 +1,7 @@
-//! TAP devices: a network link whose other end is the host's network stack.
+//! TAP devices: a network link whose other end is the host's network stack, or the network of another interface (macvtap).
+//!
+//! A device has one queue or several, each with a descriptor: the kernel gives the frames of one flow to one of those that
+//! are attached.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -29,6 +32,20 @@ pub enum TapError {
     /// The interface is something else.
     #[error("{0} is not a TAP device with one queue")]
     NotATap(String),
+    /// The interface is something else, or has one queue.
+    #[error("{0} is not a TAP device with several queues: create it with `ip tuntap add dev {0} mode tap multi_queue`")]
+    NotSeveral(String),
+    /// The interface is something else.
+    #[error("{0} is not a macvtap interface: create it with `ip link add link ... name {0} type macvtap`")]
+    NotAMacvtap(String),
+    /// There is no such descriptor, or it is something else.
+    #[error("file descriptor {fd} {problem}")]
+    BadFd {
+        /// Its number.
+        fd: RawFd,
+        /// What it is not.
+        problem: &'static str,
+    },
     /// The user may not.
     #[error(
         "no permission to open TAP device {0}: it belongs to another user (`ip tuntap add dev {0} mode tap user ...`)"
@@ -122,12 +139,72 @@ impl Tap {
     /// # Errors
     /// See [`TapError`].
     pub fn open(name: &str) -> Result<Self, TapError> {
-        let is_good = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b'%';
-        if name.is_empty() || name.len() > 15 || name == "." || name == ".." || !name.bytes().all(is_good) {
-            return Err(TapError::BadName(name.to_owned()));
+        check_name(name)?;
+        os::tap::Device::open(name, false).map(Self::of)
+    }
+
+    /// Opens the existing TAP device `name` so many times, a queue each, as [`open`](Self::open) does. The first queue is
+    /// [attached](Self::set_attached); with more than one the others are not.
+    ///
+    /// # Errors
+    /// See [`TapError`]. A device with several queues that is down may be in use by another process all the same.
+    pub fn open_queues(name: &str, queues: u16) -> Result<Vec<Self>, TapError> {
+        check_name(name)?;
+        if queues < 2 {
+            return Ok(vec![Self::open(name)?]);
         }
-        let device = os::tap::Device::open(name)?;
-        Ok(Self { device, buffer: VectorBuffer::with_capacity(64) })
+        os::tap::check_unused(name)?;
+        let open = |_| os::tap::Device::open(name, true).map(Self::of);
+        let taps: Vec<Self> = (0..queues).map(open).collect::<Result<_, _>>()?;
+        detach_further(name, &taps)?;
+        Ok(taps)
+    }
+
+    /// Opens the macvtap interface `name` so many times, a queue each, as [`open_queues`](Self::open_queues) does.
+    ///
+    /// # Errors
+    /// See [`TapError`]. Whether another process has it open cannot be seen.
+    pub fn open_macvtap(name: &str, queues: u16) -> Result<Vec<Self>, TapError> {
+        check_name(name)?;
+        let open = |_| os::tap::Device::open_macvtap(name, queues > 1).map(Self::of);
+        let taps: Vec<Self> = (0..queues.max(1)).map(open).collect::<Result<_, _>>()?;
+        detach_further(name, &taps)?;
+        Ok(taps)
+    }
+
+    /// Takes over TAP or macvtap descriptors that the process was started with, a queue of the same device each.
+    ///
+    /// # Errors
+    /// [`TapError::BadFd`] where one is not open, is something else, has not been set up for frames with a header
+    /// (`IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR`), or is of another device than the first.
+    pub fn inherit(fds: &[RawFd]) -> Result<Vec<Self>, TapError> {
+        let several = fds.len() > 1;
+        let mut first = None;
+        let mut taps = Vec::new();
+        for &fd in fds {
+            let (device, name) = os::tap::Device::inherit(fd, several)?;
+            if *first.get_or_insert_with(|| name.clone()) != name {
+                return Err(TapError::BadFd { fd, problem: "is of another interface than the first one" });
+            }
+            taps.push(Self::of(device));
+        }
+        if let Some(name) = first {
+            detach_further(&name, &taps)?;
+        }
+        Ok(taps)
+    }
+
+    fn of(device: os::tap::Device) -> Self {
+        Self { device, buffer: VectorBuffer::with_capacity(64) }
+    }
+
+    /// Has the kernel give frames to this queue, or give it none, and forget those it has; of a device with several queues.
+    /// What is sent goes either way. May take a few milliseconds.
+    ///
+    /// # Errors
+    /// What the system says: `EINVAL` where it is as it shall be.
+    pub fn set_attached(&self, attached: bool) -> io::Result<()> {
+        self.device.set_attached(attached)
     }
 
     /// A second handle to the same device and queue, for a worker that only sends or only receives.
@@ -135,7 +212,7 @@ impl Tap {
     /// # Errors
     /// When the process has no descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { device: self.device.try_clone()?, buffer: VectorBuffer::with_capacity(64) })
+        self.device.try_clone().map(Self::of)
     }
 
     /// Says what received frames may look like from now on.
@@ -146,14 +223,15 @@ impl Tap {
         self.device.set_offloads(offloads)
     }
 
-    /// Sends one frame; how many bytes went, the header's included.
+    /// Sends one frame: `header`, of [`HEADER_BYTES`] and possibly with the frame's first bytes, and then guest memory. How
+    /// many bytes went, the header's included.
     ///
     /// # Errors
     /// `WouldBlock` where the link takes nothing now; `EIO` where the interface is down; see [`FrameError`].
     pub fn send(
         &mut self,
         mem: &GuestMemoryMmap<()>,
-        header: &[u8; HEADER_BYTES],
+        header: &[u8],
         frame: impl IntoIterator<Item = GuestRange>,
     ) -> Result<usize, FrameError> {
         self.buffer.write_frame(self.device.as_fd(), mem, header, frame)
@@ -173,6 +251,18 @@ impl Tap {
     ) -> Result<usize, FrameError> {
         self.buffer.read_frame(self.device.as_fd(), mem, header, into, spill)
     }
+}
+
+fn check_name(name: &str) -> Result<(), TapError> {
+    let is_good = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b'%';
+    let bad = name.is_empty() || name.len() > 15 || name == "." || name == ".." || !name.bytes().all(is_good);
+    if bad { Err(TapError::BadName(name.to_owned())) } else { Ok(()) }
+}
+
+/// Leaves the first queue attached alone.
+fn detach_further(name: &str, taps: &[Tap]) -> Result<(), TapError> {
+    let failed = |error| TapError::Call { name: name.to_owned(), call: "TUNSETQUEUE", error };
+    taps.iter().skip(1).try_for_each(|tap| tap.set_attached(false)).map_err(failed)
 }
 
 impl AsFd for Tap {

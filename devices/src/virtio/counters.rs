@@ -56,6 +56,10 @@ counters! {
     answered,
     /// Frames of the guest's that were for the card itself and have no answer.
     swallowed,
+    /// Frames of the guest's with a source address that is not the card's, which went nowhere.
+    spoofed,
+    /// Times that a rate limit held a network card's queue back.
+    throttled,
     /// Payload bytes from the guest.
     bytes_from_guest,
     /// Payload bytes to the guest.

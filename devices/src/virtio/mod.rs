@@ -64,6 +64,14 @@ pub trait VirtioDevice: Send + Sync {
     /// Largest size of each queue; its length is the number of queues.
     fn queue_max_sizes(&self) -> &[u16];
 
+    /// Which of its queues a driver with these features means by `index`, where it means one. For all devices but a network
+    /// interface with several pairs of queues it is that of the same index. Workers and their states go by the device's
+    /// index, registers and vectors by the driver's.
+    fn queue_of(&self, index: u16, features: u64) -> Option<u16> {
+        let _ = features;
+        Some(index)
+    }
+
     /// Reads device configuration space at `offset`; bytes beyond its end read zero.
     fn read_config(&self, offset: u32, data: &mut [u8]);
 
@@ -132,7 +140,7 @@ pub struct Activation {
     pub features: u64,
     /// Whether the driver uses the legacy interface (virtio 1.3 §7.4): no `VIRTIO_F_VERSION_1`.
     pub legacy: bool,
-    /// The enabled queues by index.
+    /// The enabled queues by the device's index ([`VirtioDevice::queue_of`]).
     pub queues: Vec<(u16, QueueState)>,
     /// How the workers reach the guest.
     pub interrupt: Arc<dyn VirtioInterrupt>,

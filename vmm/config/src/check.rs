@@ -205,13 +205,7 @@ impl VmConfig {
     fn check_nets(&self, found: &mut Problems) {
         for (index, net) in self.nets.iter().enumerate() {
             let id = &net.id;
-            let (tap, kind, longest) = (&net.tap, net.carrier.key(), net.carrier.longest_name_bytes());
-            if tap.is_empty() || tap.len() > longest || tap.contains(|c: char| c == '/' || c.is_whitespace()) {
-                found.add(
-                    id,
-                    format!("{kind} '{tap}' is not a link name; it has 1 to {longest} letters, no blank or '/'"),
-                );
-            }
+            net.check_link(found);
             if let Some(mac) = net.mac {
                 check_mac(id, mac, found);
             }
@@ -224,8 +218,8 @@ impl VmConfig {
                 found.add(id, format!("a speed of {speed} Mbit/s is not possible; it is 1 to {most}"));
             }
             for other in &self.nets[..index] {
-                if other.tap == net.tap {
-                    found.add(id, format!("{kind} {tap} is already taken by {}", other.id));
+                if other.link() == net.link() {
+                    found.add(id, format!("{} is already taken by {}", net.link(), other.id));
                 }
                 if let Some(mac) = net.mac.filter(|mac| other.mac == Some(*mac)) {
                     found.add(id, format!("mac {mac} is already taken by {}", other.id));

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::dhcp::DhcpConfig;
-use super::limits::LimitConfig;
+use super::limits::{LimitConfig, NetLimitConfig};
 use super::values::{BadValue, Mac, Slot, as_text};
 
 /// The most virtqueues one disk may have.
@@ -196,17 +196,24 @@ pub(super) fn default_serial(id: &str, path: &Path, nth: usize) -> String {
     format!("zvmm-{:015x}", hash >> 4)
 }
 
-/// A virtio-net interface on a link of the host.
+/// A virtio-net interface on a link of the host, or on descriptors of one that the process was started with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// Name of the host's link: of a TAP interface, unless the carrier is another one.
+    /// Name of the host's link: of a TAP interface, unless the carrier is another one; empty where it is on something else.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub tap: String,
     /// What of the host's carries the frames of that link.
     #[serde(default, skip_serializing_if = "Carrier::is_tap")]
     pub carrier: Carrier,
-    /// The guest's own address. When not given: the link's, where the link is the guest's end (a VNIC); the address of a TAP
-    /// interface is that of the host's end, and the guest has it with [another bit](Mac::of_other_end).
+    /// Name of a macvtap interface instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macvtap: Option<String>,
+    /// File descriptors of a TAP or macvtap interface instead, a queue each, which the process was started with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fds: Vec<i32>,
+    /// The guest's own address. When not given: the link's, where the link is the guest's end (a VNIC, macvtap); the address
+    /// of a TAP interface is that of the host's end, and the guest has it with [another bit](Mac::of_other_end).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
     /// Name in logs, counters and on the control socket; `net0`, `net1`, … by position when not given.
@@ -215,6 +222,11 @@ pub struct NetConfig {
     /// Place on PCI bus 0; see [`super::SlotPlan`] for where it goes when not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<Slot>,
+    /// Queue pairs, each with two worker threads, of which the guest says how many it uses; up to
+    /// [`MOST_QUEUES`](Self::MOST_QUEUES). One when not given, whatever the vCPUs: a TAP interface has as many queues as it
+    /// was created for, and one usually.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
     /// Descriptors a queue, a power of two.
     #[serde(default = "default_queue_size")]
     pub queue_size: u16,
@@ -224,6 +236,13 @@ pub struct NetConfig {
     /// Offer to use buffers in the order they were made available (virtio 1.3 §2.7.9). Off by default, as with qemu.
     #[serde(default)]
     pub in_order: bool,
+    /// How much goes through.
+    #[serde(default, skip_serializing_if = "NetLimitConfig::is_empty")]
+    pub limits: NetLimitConfig,
+    /// Drop what the guest sends from another address than its own, for hosts whose network does not see to that. The guest
+    /// cannot change its address then.
+    #[serde(default)]
+    pub mac_check: bool,
     /// Answer the guest's DHCP requests, and ARP requests for the one who answers; they do not get to the TAP interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcp: Option<DhcpConfig>,
@@ -301,9 +320,14 @@ impl NetConfig {
         Self {
             tap: tap.into(),
             carrier: Carrier::Tap,
+            macvtap: None,
+            fds: Vec::new(),
             mac: None,
             id: String::new(),
             slot: None,
+            queues: None,
+            limits: NetLimitConfig::default(),
+            mac_check: false,
             queue_size: Self::DEFAULT_QUEUE_SIZE,
             packed: false,
             in_order: false,

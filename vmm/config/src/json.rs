@@ -175,7 +175,7 @@ mod tests {
                 "memory.size: invalid type: floating point '1.5', expected a size such as",
             ),
             (r#"{"nets": [{"tap": "t", "mac": "52"}]}"#, "nets[0].mac: '52' is not a MAC address"),
-            (r#"{"nets": [{"mac": "52:54:00:12:34:56"}]}"#, "nets[0]: missing field 'tap'"),
+            (r#"{"nets": [{"tap": 5, "mac": "52:54:00:12:34:56"}]}"#, "nets[0].tap: invalid type: integer '5'"),
             (r#"{"nets": [{"dhcp": {"ip": "10.0.0.5/8"}}]}"#, "nets[0].dhcp.ip: '10.0.0.5/8' is not an IPv4 address"),
             (r#"{"nets": [{"dhcp": {"ip": "10.0.0.5"}}]}"#, "nets[0].dhcp: missing field 'netmask'"),
             (

@@ -1,4 +1,4 @@
-//! Rate limits of disks, each for itself and in groups.
+//! Rate limits of disks, each for itself and in groups, and of network interfaces.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use super::check::Problems;
 use super::values::{format_size, optional_size_text};
 use super::{VmConfig, nearest};
 
-/// The highest limit: far beyond what any disk can do, so a larger one is a typing error.
+/// The highest limit: far beyond what any disk or network can do, so a larger one is a typing error.
 const MAX_PER_SECOND: u64 = 1 << 40;
 
 /// The longest time whose worth can be saved up for a burst, in seconds: a week.
@@ -48,13 +48,67 @@ impl LimitConfig {
 
     fn check(&self, owner: &str, found: &mut Problems) {
         let plain = |value: u64| value.to_string();
-        check_one(owner, ("ops", self.ops, self.ops_burst), plain, found);
-        check_one(owner, ("bytes", self.bytes, self.bytes_burst), format_size, found);
+        check_one((owner, "disk"), ("ops", self.ops, self.ops_burst), plain, found);
+        check_one((owner, "disk"), ("bytes", self.bytes, self.bytes_burst), format_size, found);
     }
 }
 
+/// How much a network interface may receive and send. What is not given is not limited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetLimitConfig {
+    /// What goes to the guest. More than that waits in the link, which drops what it has no room for.
+    #[serde(skip_serializing_if = "DirectionLimitConfig::is_empty")]
+    pub rx: DirectionLimitConfig,
+    /// What comes from the guest. More than that waits in the guest.
+    #[serde(skip_serializing_if = "DirectionLimitConfig::is_empty")]
+    pub tx: DirectionLimitConfig,
+}
+
+/// How much may go one way through a network interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DirectionLimitConfig {
+    /// Packets a second. One of up to 64 KiB that is cut into frames later is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// Packets that may go at once after a pause; a tenth of a second's worth when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets_burst: Option<u64>,
+    /// Bytes of packets a second, with their Ethernet headers.
+    #[serde(with = "optional_size_text", skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Bytes that may go at once after a pause; a tenth of a second's worth when not given.
+    #[serde(with = "optional_size_text", skip_serializing_if = "Option::is_none")]
+    pub bytes_burst: Option<u64>,
+}
+
+impl NetLimitConfig {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn check(&self, owner: &str, found: &mut Problems) {
+        for (way, limits) in [("rx", &self.rx), ("tx", &self.tx)] {
+            let DirectionLimitConfig { packets, packets_burst, bytes, bytes_burst } = *limits;
+            let plain = |value: u64| value.to_string();
+            check_one((owner, "network"), (&format!("{way}_packets"), packets, packets_burst), plain, found);
+            check_one((owner, "network"), (&format!("{way}_bytes"), bytes, bytes_burst), format_size, found);
+        }
+    }
+}
+
+impl DirectionLimitConfig {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// `kind` is what the limit is of, in words.
 fn check_one(
-    owner: &str,
+    (owner, kind): (&str, &str),
     (what, limit, burst): (&str, Option<u64>, Option<u64>),
     show: fn(u64) -> String,
     found: &mut Problems,
@@ -68,7 +122,7 @@ fn check_one(
         (Some(0), _) => found.add(owner, format!("{key} 0 would let nothing through; leave it out for no limit")),
         (Some(limit), _) if limit > MAX_PER_SECOND => {
             let most = show(MAX_PER_SECOND);
-            found.add(owner, format!("{key} {} is more than any disk can do; the most is {most}", show(limit)));
+            found.add(owner, format!("{key} {} is more than any {kind} can do; the most is {most}", show(limit)));
         }
         (Some(_), Some(0)) => {
             found
@@ -99,6 +153,7 @@ impl VmConfig {
             }
             group.limits.check(&owner, found);
         }
+        self.nets.iter().for_each(|net| net.limits.check(&net.id, found));
         for disk in &self.disks {
             disk.limits.check(&disk.id, found);
             let Some(name) = &disk.limit_group else { continue };
@@ -115,7 +170,7 @@ impl VmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ConfigError, DiskConfig};
+    use crate::{ConfigError, DiskConfig, Mac, NetConfig};
 
     fn group(name: &str, limits: LimitConfig) -> LimitGroupConfig {
         LimitGroupConfig { name: name.to_owned(), limits }
@@ -163,6 +218,39 @@ mod tests {
             assert!(found.len() == 1 && found[0].starts_with(message), "{found:?}");
             let in_group = problems(none.clone(), None, vec![group("g", limits)]);
             assert!(in_group.len() == 1 && in_group[0].starts_with(&message.replace("disk0", "limit group g")));
+        }
+    }
+
+    #[test]
+    fn limits_of_a_network_interface_are_refused_with_their_direction() {
+        let problems = |rx, tx| {
+            let limits = NetLimitConfig { rx, tx };
+            let net = NetConfig { mac: Some(Mac([2; 6])), limits, ..NetConfig::new("tap0") };
+            let mut config = VmConfig { nets: vec![net], ..VmConfig::default() };
+            config.boot.kernel = "vmlinuz".into();
+            config.name_devices();
+            config.problems().iter().map(ConfigError::to_string).collect::<Vec<_>>()
+        };
+        let none = DirectionLimitConfig::default;
+        let packets = |packets, packets_burst| DirectionLimitConfig { packets, packets_burst, ..none() };
+        let bytes = |bytes, bytes_burst| DirectionLimitConfig { bytes, bytes_burst, ..none() };
+        assert_eq!(problems(packets(Some(10), Some(5)), bytes(Some(1 << 20), None)), [""; 0]);
+        for (rx, tx, message) in [
+            (packets(Some(0), None), none(), "limit_rx_packets 0 would let nothing through; leave it out for no limit"),
+            (none(), bytes(Some(0), None), "limit_tx_bytes 0 would let nothing through; leave it out for no limit"),
+            (
+                packets(None, Some(4)),
+                none(),
+                "limit_rx_packets_burst 4 is a burst of no limit; give limit_rx_packets, too",
+            ),
+            (none(), bytes(Some(1 << 41), None), "limit_tx_bytes 2T is more than any network can do; the most is 1T"),
+            (
+                bytes(Some(9), Some(0)),
+                none(),
+                "limit_rx_bytes_burst 0 would let nothing through; leave it out for a tenth of a second's",
+            ),
+        ] {
+            assert_eq!(problems(rx, tx), [format!("net0: {message}")]);
         }
     }
 

@@ -145,7 +145,11 @@ fn net(net: &NetConfig) -> String {
         Carrier::Tap | Carrier::Vnic => String::new(),
         other => format!(" by {}", other.key()),
     };
-    format!("{} virtio-net {}{carrier} mac {mac} queues {}", net.id, net.tap, net.queue_size)
+    let pairs = match net.queue_count() {
+        1 => String::new(),
+        pairs => format!("{pairs}×"),
+    };
+    format!("{} virtio-net {}{carrier} mac {mac} queues {pairs}{}", net.id, net.link_name(), net.queue_size)
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use crate::config::options::{Options, on_off};
 use crate::config::{
-    Carrier, ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DiskConfig, Ip, JailConfig, LimitConfig,
-    LimitGroupConfig, NetConfig, RngConfig, SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
+    Carrier, ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DirectionLimitConfig, DiskConfig, Ip, JailConfig,
+    LimitConfig, LimitGroupConfig, NetConfig, NetLimitConfig, RngConfig, SerialBackend, Size, Topology, VmConfig,
+    parse_size, reword, vcpu_limits,
 };
 
 /// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
@@ -111,10 +112,20 @@ pub struct GuestArgs {
     pub limit_group: Vec<String>,
     /// Network interface (virtio-net) on a link of the host. Again for more interfaces
     ///
-    /// Keys: tap=NAME, mac=ADDRESS (both needed; on illumos vnd=LINK for a frame device of the kvm brand or dlpi=LINK for
-    /// a stream of any data link, with the address of the link unless mac= gives another), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
-    /// in_order (ring features to offer, as with qemu), speed=N, duplex=half|full (what the guest is told of the link, in
-    /// Mbit/s: unknown), id=NAME (net0, net1, …). While the link of the host is down, so is the guest's.
+    /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queues=N (queue pairs, 1 to 16; 1: a TAP
+    /// device with more was created with multi_queue), queue_size=N (256), packed, in_order (ring features to offer, as
+    /// with qemu), speed=N, duplex=half|full (what the guest is told of the link, in Mbit/s: unknown), mac_check=on (drop
+    /// what the guest sends from another address than mac, which it cannot change then: off), id=NAME (net0, net1, …).
+    /// While the link of the host is down, so is the guest's.
+    ///
+    /// Instead of tap=, macvtap=NAME (a macvtap interface, whose own address the guest has where no mac is given), or
+    /// fd=N[:N…] (open file descriptors of a TAP or macvtap device, a queue each, set up for frames with the header of
+    /// virtio-net); on illumos vnd=LINK for a frame device of the kvm brand or dlpi=LINK for a stream of any data link,
+    /// with the address of the link unless mac= gives another.
+    ///
+    /// Rate limits, to the guest (rx) and from it (tx): limit_rx_packets=N, limit_tx_packets=N (packets a second),
+    /// limit_rx_bytes=SIZE, limit_tx_bytes=SIZE (bytes a second, such as 50M), each with a burst after a pause
+    /// (limit_rx_packets_burst=N and so on; a tenth of a second's worth).
     ///
     /// With ip=ADDRESS,netmask=MASK the process answers the guest's DHCP requests itself, with that address, and no such
     /// request gets to the link. To that: gateway_ip=ADDRESS, dns_ip0= to dns_ip3=ADDRESS (dns_ip= where it is
@@ -422,37 +433,82 @@ fn limits(given: &Options) -> Result<LimitConfig, ConfigError> {
 }
 
 fn net(text: &str) -> Result<NetConfig, ConfigError> {
-    let keys = ["tap", "vnd", "dlpi", "mac", "slot", "queue_size", "packed", "in_order", "speed", "duplex", "id"];
-    let keys = [&keys[..], &["ip"], &DHCP_KEYS].concat();
+    let keys = ["tap", "vnd", "dlpi", "macvtap", "fd", "mac", "slot", "queues", "queue_size", "packed", "in_order"];
+    let keys = [&keys[..], &["mac_check", "speed", "duplex", "id", "ip"], &DHCP_KEYS, &NET_LIMIT_KEYS].concat();
     let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
+    let (macvtap, fds) = (given.text("macvtap")?, descriptors(&given)?);
     let mut links = Vec::new();
     for carrier in [Carrier::Tap, Carrier::Vnd, Carrier::Dlpi] {
         links.extend(given.text(carrier.key())?.map(|name| (name, carrier)));
     }
     let (tap, carrier) = match links.len() {
+        0 if macvtap.is_some() || !fds.is_empty() => Default::default(),
         0 => (given.required("tap", example)?, Carrier::Tap),
         1 => links.swap_remove(0),
         _ => return Err(given.problem("tap, vnd and dlpi are one link each; give one of them")),
     };
     // A TAP interface is usually made anew, with another address, so that its own is not a good one by default. Other links
     // are the guest's end, and have its address.
-    if carrier == Carrier::Tap {
+    if carrier == Carrier::Tap && macvtap.is_none() {
         given.required("mac", example)?;
     }
     Ok(NetConfig {
         tap,
         carrier,
+        macvtap,
+        fds,
         mac: given.value("mac")?,
         id: given.text("id")?.unwrap_or_default(),
         slot: given.value("slot")?,
+        queues: given.number("queues")?,
         queue_size: given.number("queue_size")?.unwrap_or(NetConfig::DEFAULT_QUEUE_SIZE),
         packed: given.flag("packed")?,
         in_order: given.flag("in_order")?,
+        limits: net_limits(&given)?,
+        mac_check: given.flag("mac_check")?,
         dhcp: dhcp(&given)?,
         speed: given.number("speed")?,
         duplex: named("--net: duplex", &given.text("duplex")?)?,
     })
+}
+
+/// The file descriptors of `fd=3:4`, none where it is not given.
+fn descriptors(given: &Options) -> Result<Vec<i32>, ConfigError> {
+    let Some(text) = given.text("fd")? else { return Ok(Vec::new()) };
+    let number = |word: &str| {
+        let bad = || given.problem(format!("fd={text}: '{word}' is not a file descriptor such as 3"));
+        word.parse::<i32>().map_err(|_| bad())
+    };
+    text.split(':').map(number).collect()
+}
+
+const NET_LIMIT_KEYS: [&str; 8] = [
+    "limit_rx_packets",
+    "limit_rx_packets_burst",
+    "limit_rx_bytes",
+    "limit_rx_bytes_burst",
+    "limit_tx_packets",
+    "limit_tx_packets_burst",
+    "limit_tx_bytes",
+    "limit_tx_bytes_burst",
+];
+
+fn net_limits(given: &Options) -> Result<NetLimitConfig, ConfigError> {
+    let bytes = |key| given.value(key).map(|size| size.map(|Size(bytes)| bytes));
+    let rx = DirectionLimitConfig {
+        packets: given.number("limit_rx_packets")?,
+        packets_burst: given.number("limit_rx_packets_burst")?,
+        bytes: bytes("limit_rx_bytes")?,
+        bytes_burst: bytes("limit_rx_bytes_burst")?,
+    };
+    let tx = DirectionLimitConfig {
+        packets: given.number("limit_tx_packets")?,
+        packets_burst: given.number("limit_tx_packets_burst")?,
+        bytes: bytes("limit_tx_bytes")?,
+        bytes_burst: bytes("limit_tx_bytes_burst")?,
+    };
+    Ok(NetLimitConfig { rx, tx })
 }
 
 /// Keys that take `ip=`, beside that: the names of qemu's on SmartOS.

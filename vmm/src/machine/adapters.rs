@@ -13,7 +13,7 @@ use devices::legacy::power::{PowerSink, ResetSource};
 use devices::legacy::uart::Uart;
 use devices::virtio::blk::{BlkBackend, BlkError, BlkOp, BlkRequest, Failure, FailureSink, RequestToken};
 use devices::virtio::console::ConsoleBackend;
-use devices::virtio::net::{Header, NetBackend, NetError, Offloads, Received, Sent};
+use devices::virtio::net::{Addresses, Header, NetBackend, NetError, Offloads, Received, Sent};
 use devices::virtio::queue::GuestRange;
 use devices::virtio::rng::{RngBackend, RngError};
 use devices::wake::Wake;
@@ -217,8 +217,35 @@ impl BlkBackend<GuestRam> for EngineDisk {
     }
 }
 
-/// A network link on a TAP device.
-pub struct TapLink(pub Tap);
+/// A network link on a TAP device, or on one of its queues.
+pub struct TapLink {
+    tap: Tap,
+    /// Of the first queue pair's: the queues of the others, and which of them are attached.
+    further: Vec<(Tap, bool)>,
+}
+
+impl TapLink {
+    /// The link on the only queue, or on one of a pair from the second on.
+    pub fn new(tap: Tap) -> Self {
+        Self { tap, further: Vec::new() }
+    }
+
+    /// The link on the first queue, which has `further` ones attached and detached.
+    pub fn first(tap: Tap, further: Vec<Tap>) -> Self {
+        Self { tap, further: further.into_iter().map(|tap| (tap, false)).collect() }
+    }
+
+    fn attach(&mut self, pairs: usize) -> io::Result<()> {
+        for (pair, (tap, attached)) in (1..).zip(&mut self.further) {
+            let wanted = pair < pairs;
+            if *attached != wanted {
+                tap.set_attached(wanted)?;
+                *attached = wanted;
+            }
+        }
+        Ok(())
+    }
+}
 
 fn link_error(error: FrameError) -> Result<(), NetError> {
     match error {
@@ -230,7 +257,23 @@ fn link_error(error: FrameError) -> Result<(), NetError> {
 
 impl NetBackend<GuestRam> for TapLink {
     fn send(&mut self, mem: &GuestRam, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError> {
-        match self.0.send(mem, header, host_ranges(frame)) {
+        match self.tap.send(mem, header, host_ranges(frame)) {
+            Ok(_) => Ok(Sent::Done),
+            Err(error) => link_error(error).map(|()| Sent::WouldBlock),
+        }
+    }
+
+    fn send_from(
+        &mut self,
+        mem: &GuestRam,
+        header: &Header,
+        addresses: &Addresses,
+        rest: &[GuestRange],
+    ) -> Result<Sent, NetError> {
+        let mut start = [0; size_of::<Header>() + size_of::<Addresses>()];
+        start[..size_of::<Header>()].copy_from_slice(header);
+        start[size_of::<Header>()..].copy_from_slice(addresses);
+        match self.tap.send(mem, &start, host_ranges(rest)) {
             Ok(_) => Ok(Sent::Done),
             Err(error) => link_error(error).map(|()| Sent::WouldBlock),
         }
@@ -243,7 +286,7 @@ impl NetBackend<GuestRam> for TapLink {
         into: &[GuestRange],
         spill: &mut [u8],
     ) -> Result<Received, NetError> {
-        match self.0.receive(mem, header, host_ranges(into), spill) {
+        match self.tap.receive(mem, header, host_ranges(into), spill) {
             Ok(len) => Ok(Received::Frame { len_bytes: len.saturating_sub(HEADER_BYTES) }),
             Err(error) => link_error(error).map(|()| Received::WouldBlock),
         }
@@ -251,9 +294,17 @@ impl NetBackend<GuestRam> for TapLink {
 
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
         let Offloads { csum, tso4, tso6, ecn } = offloads;
-        self.0
-            .set_offloads(TapOffloads { csum, tso4, tso6, ecn })
-            .map_err(|error| NetError::Host(error.raw_os_error().unwrap_or(libc::EIO)))
+        let set = self.tap.set_offloads(TapOffloads { csum, tso4, tso6, ecn });
+        set.map_err(|error| NetError::Host(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
+    fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
+        let before = 1 + self.further.iter().filter(|(_, attached)| *attached).count();
+        self.attach(pairs.into()).map_err(|error| {
+            // As before, as far as the system lets it.
+            let _ = self.attach(before);
+            NetError::Host(error.raw_os_error().unwrap_or(libc::EIO))
+        })
     }
 }
 
@@ -359,3 +410,7 @@ impl SerialPort for ConsolePipe {
         taken
     }
 }
+
+#[cfg(test)]
+#[path = "pairs_tests.rs"]
+mod pairs_tests;

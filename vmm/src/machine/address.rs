@@ -12,11 +12,11 @@ pub fn of(config: &NetConfig) -> Result<Mac, StartError> {
     if let Some(mac) = config.mac {
         return Ok(mac);
     }
-    let link = &config.tap;
+    let link = &config.link_name();
     let own = of_link(link).map_err(|why| {
         StartError::Config(format!("{}: no mac is given, and that of {link} cannot be read: {why}", config.id))
     })?;
-    Ok(own.of_other_end())
+    Ok(if config.macvtap.is_some() { own } else { own.of_other_end() })
 }
 
 /// What sysfs says of an interface (Documentation/ABI/testing/sysfs-class-net), which only Linux has, as only Linux has the
@@ -40,6 +40,8 @@ mod tests {
             of(&NetConfig { id: "net0".to_owned(), ..NetConfig::new("lo") }).ok(),
             Some(Mac([4, 0, 0, 0, 0, 0]))
         );
+        let macvtap = NetConfig { macvtap: Some("lo".to_owned()), ..NetConfig::new("") };
+        assert_eq!(of(&macvtap).ok(), Some(Mac([0; 6])), "which is the guest's end");
         let error = of(&NetConfig { id: "net0".to_owned(), ..NetConfig::new("none-such") }).unwrap_err().to_string();
         let line = "net0: no mac is given, and that of none-such cannot be read: No such file or directory";
         assert_eq!(error, line);

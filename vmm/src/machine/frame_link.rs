@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::virtio::VirtioInterrupt;
 use devices::virtio::counters::QueueCounters;
+use devices::virtio::limit::Throttle;
 use devices::virtio::net::NetDevice;
 use devices::wake::Wake;
 use devices_host::clock;
@@ -12,9 +13,9 @@ use devices_host::tap::{Tap, TapError};
 
 use super::adapters::Pace;
 use super::link::NetLink;
-use super::virtio::{Builder, DeviceError, Queues, card, event};
+use super::virtio::{Builder, DeviceError, Queues, card, event, throttles};
 use super::{StartError, address};
-use crate::config::{Carrier, Mac, NetConfig, Slot};
+use crate::config::{Carrier, LinkConfig, Mac, NetConfig, Slot};
 use crate::control::{Timed, Watched};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::frames::{FrameDevice, FrameEnd, FrameLink, LinkError, LinkState};
@@ -23,8 +24,8 @@ use crate::worker::{BackendFd, DeviceWorkers, Rings, WorkerSpec};
 
 /// A link of the host that is open.
 pub enum HostLink {
-    /// A TAP interface.
-    Tap(Tap),
+    /// The queues of a TAP or macvtap interface.
+    Tap(Vec<Tap>),
     /// A device for plain frames.
     Frames(Arc<dyn FrameLink>),
 }
@@ -58,8 +59,13 @@ impl HostLink {
     }
 }
 
-fn open_tap(config: &NetConfig) -> Result<Tap, StartError> {
-    Tap::open(&config.tap).map_err(|error| {
+fn open_tap(config: &NetConfig) -> Result<Vec<Tap>, StartError> {
+    let taps = match config.link() {
+        LinkConfig::Named(_, name) => Tap::open_queues(name, config.queue_count()),
+        LinkConfig::Macvtap(name) => Tap::open_macvtap(name, config.queue_count()),
+        LinkConfig::Fds(fds) => Tap::inherit(fds),
+    };
+    taps.map_err(|error| {
         let line = format!("{}: {error}", config.id);
         match error {
             TapError::NoTun(_) => StartError::HostLacks(line),
@@ -90,13 +96,18 @@ impl Builder<'_> {
         slot: Slot,
     ) -> Result<(), DeviceError> {
         let rx_wake = event(&config.id)?;
-        let device = card(config, mac, &rx_wake, false, u16::try_from(link.mtu()).ok())?;
+        let device = card(config, mac, std::slice::from_ref(&rx_wake), false, u16::try_from(link.mtu()).ok())?;
+        let (to_guest, from_guest) = throttles(config);
         let counters: Vec<_> = (0..3).map(|_| Arc::new(QueueCounters::default())).collect();
         let (rx, tx): (FrameEnd, FrameEnd) = (link.clone().end(), link.clone().end());
         let workers = vec![
             WorkerSpec {
                 name: format!("{}-rx", config.id),
-                worker: Box::new(device.rx_worker(rx.backend, counters[0].clone(), counters[2].clone())),
+                worker: Box::new(
+                    device
+                        .rx_worker(rx.backend, counters[0].clone(), counters[2].clone())
+                        .with_throttles(to_guest(), Throttle::default()),
+                ),
                 wake: rx_wake,
                 backend_fd: Some(BackendFd::Link(rx.ready)),
                 counters: vec![counters[0].clone(), counters[2].clone()],
@@ -104,7 +115,9 @@ impl Builder<'_> {
             },
             WorkerSpec {
                 name: format!("{}-tx", config.id),
-                worker: Box::new(device.tx_worker(tx.backend, counters[1].clone())),
+                worker: Box::new(
+                    device.tx_worker(tx.backend, counters[1].clone()).with_throttles(Throttle::default(), from_guest()),
+                ),
                 wake: event(&config.id)?,
                 backend_fd: Some(BackendFd::Link(tx.ready)),
                 counters: vec![counters[1].clone()],

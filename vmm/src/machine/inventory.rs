@@ -87,7 +87,7 @@ fn net(config: &NetConfig, device: &Device) -> NetFacts {
     NetFacts {
         id: config.id.clone(),
         mac: device.card.as_ref().map_or_else(|| "unknown".to_owned(), |card| Mac(card.mac()).to_string()),
-        host: config.tap.clone(),
+        host: config.link_name(),
         is_up: device.card.as_ref().is_some_and(|card| card.is_up()),
     }
 }

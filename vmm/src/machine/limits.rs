@@ -2,7 +2,7 @@
 
 use devices::virtio::limit::{Meters, Rate};
 
-use crate::config::{DiskConfig, LimitConfig, LimitGroupConfig};
+use crate::config::{DirectionLimitConfig, DiskConfig, LimitConfig, LimitGroupConfig};
 
 /// The meters of all groups.
 pub struct Groups(Vec<(String, Meters)>);
@@ -19,6 +19,12 @@ impl Groups {
         let group = self.0.iter().find(|(name, _)| disk.limit_group.as_ref() == Some(name));
         [meters(&disk.limits), group.map(|(_, meters)| meters.clone()).unwrap_or_default()]
     }
+}
+
+/// The meters of one direction of a network interface, for all its queues.
+pub fn of_direction(limits: &DirectionLimitConfig) -> Meters {
+    let rate = |per_second: Option<u64>, burst| per_second.map(|per_second| Rate { per_second, burst });
+    Meters::new(rate(limits.packets, limits.packets_burst), rate(limits.bytes, limits.bytes_burst))
 }
 
 fn meters(limits: &LimitConfig) -> Meters {

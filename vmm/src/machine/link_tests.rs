@@ -172,8 +172,8 @@ impl TapRig {
             poll_ns: 0,
         };
         let (rx_fd, tx_fd) = (tap.as_raw_fd(), sender.as_raw_fd());
-        let receiver = device.rx_worker(TapLink(tap), rx_counters, control_counters);
-        let sender = device.tx_worker(TapLink(sender), tx_counters);
+        let receiver = device.rx_worker(TapLink::new(tap), rx_counters, control_counters);
+        let sender = device.tx_worker(TapLink::new(sender), tx_counters);
         let specs = vec![spec("rx", rx_fd, Box::new(receiver)), spec("tx", tx_fd, Box::new(sender))];
         let workers = DeviceWorkers::spawn(&ram, Rings::default(), specs).unwrap();
         let interrupt = RecordingInterrupt::new();

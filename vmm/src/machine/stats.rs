@@ -20,6 +20,7 @@ pub fn snapshot(vcpus: &[Arc<VcpuCounters>], devices: &[Device], resets: u64) ->
             shown["link"] = json!({
                 "up": card.is_up(), "plugged": card.is_plugged(), "carrier": card.has_carrier(),
             });
+            shown["pairs"] = json!({ "offered": card.pairs(), "in_use": card.pairs_in_use() });
         }
         shown
     };
@@ -87,6 +88,15 @@ mod tests {
         card.set_link(false);
         assert_eq!(link(), json!({"up": false, "plugged": false, "carrier": true}));
         assert_eq!(answer(Vec::new())["devices"][0].get("link"), None);
+    }
+
+    #[test]
+    fn a_network_interface_shows_its_queue_pairs() {
+        let wake: Arc<dyn devices::wake::Wake> = Arc::<devices::wake::WakeCounter>::default();
+        let pairs = |card: NetDevice| answer_of(Some(card), Vec::new())["devices"][0]["pairs"].clone();
+        assert_eq!(pairs(card()), json!({"offered": 1, "in_use": 1}));
+        assert_eq!(pairs(card().with_pairs(vec![wake; 4])), json!({"offered": 4, "in_use": 1}));
+        assert_eq!(answer(Vec::new())["devices"][0].get("pairs"), None);
     }
 
     /// The names of every number in an answer, without those of vCPU exits.

@@ -10,7 +10,7 @@ use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
 use devices::virtio::net::responder::{BadLease, Responder};
-use devices::virtio::net::{Duplex as LinkDuplex, NetConfig as LinkConfig, NetDevice};
+use devices::virtio::net::{Duplex as LinkDuplex, NetConfig as CardConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::virtio::{VirtioDevice, VirtioInterrupt};
@@ -25,7 +25,7 @@ use super::adapters::{
 };
 use super::chipset::{Chipset, ChipsetError};
 use super::frame_link::{GuestLink, HostLink};
-use super::limits::Groups;
+use super::limits::{self, Groups};
 use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
 use super::write_through::WriteThrough;
@@ -189,34 +189,55 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// A network interface: one worker to send and one to receive, as two directions of one link never wait for each
-    /// other. What the driver says on the control queue is about received frames, and their worker carries it out.
-    pub fn net(&mut self, config: &NetConfig, (tap, mac): (Tap, Mac), slot: Slot) -> Result<(), DeviceError> {
+    /// A network interface: a worker to send and one to receive for each queue pair, as two directions of one link never
+    /// wait for each other. What the driver says on the control queue is about received frames, and the first of their
+    /// workers carries it out.
+    pub fn net(&mut self, config: &NetConfig, (taps, mac): (Vec<Tap>, Mac), slot: Slot) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
-        let rx_wake = event(&config.id)?;
-        let device = card(config, mac, &rx_wake, true, None)?;
-        let counters: Vec<_> = (0..3).map(|_| Arc::new(QueueCounters::default())).collect();
+        let rx_wakes: Vec<Arc<Event>> = taps.iter().map(|_| event(&config.id)).collect::<Result<_, _>>()?;
+        let device = card(config, mac, &rx_wakes, true, None)?;
         let again = |tap: &Tap| tap.try_clone().map_err(host("cannot open its TAP device twice"));
-        let (sender, watched) = (again(&tap)?, again(&tap)?);
-        let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
-        let specs = vec![
-            WorkerSpec {
-                name: format!("{}-rx", config.id),
-                worker: Box::new(device.rx_worker(TapLink(tap), counters[0].clone(), counters[2].clone())),
-                wake: rx_wake,
+        let (to_guest, from_guest) = throttles(config);
+        let control = Arc::new(QueueCounters::default());
+        let (mut specs, mut counters, mut watched) = (Vec::new(), Vec::new(), None);
+        let mut further: Vec<Tap> = taps.iter().skip(1).map(again).collect::<Result<_, _>>()?;
+        for (pair, (tap, wake)) in (0u16..).zip(taps.into_iter().zip(&rx_wakes)) {
+            let [rx, tx] = [(); 2].map(|()| Arc::new(QueueCounters::default()));
+            counters.extend([rx.clone(), tx.clone()]);
+            let sender = again(&tap)?;
+            if watched.is_none() {
+                watched = Some(again(&tap)?);
+            }
+            let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
+            let name =
+                |way| if pair == 0 { format!("{}-{way}", config.id) } else { format!("{}-{way}{pair}", config.id) };
+            let mut counted = vec![rx.clone()];
+            let receiver = if pair == 0 {
+                counted.push(control.clone());
+                let link = TapLink::first(tap, std::mem::take(&mut further));
+                device.rx_worker(link, rx, control.clone())
+            } else {
+                device.further_rx_worker(pair, TapLink::new(tap), rx)
+            };
+            let sender = device.further_tx_worker(pair, TapLink::new(sender), tx.clone());
+            specs.push(WorkerSpec {
+                name: name("rx"),
+                worker: Box::new(receiver.with_throttles(to_guest(), Throttle::default())),
+                wake: wake.clone(),
                 backend_fd: Some(BackendFd::Fixed(rx_fd)),
-                counters: vec![counters[0].clone(), counters[2].clone()],
+                counters: counted,
                 poll_ns: 0,
-            },
-            WorkerSpec {
-                name: format!("{}-tx", config.id),
-                worker: Box::new(device.tx_worker(TapLink(sender), counters[1].clone())),
+            });
+            specs.push(WorkerSpec {
+                name: name("tx"),
+                worker: Box::new(sender.with_throttles(Throttle::default(), from_guest())),
                 wake: event(&config.id)?,
                 backend_fd: Some(BackendFd::Fixed(tx_fd)),
-                counters: vec![counters[1].clone()],
+                counters: vec![tx],
                 poll_ns: 0,
-            },
-        ];
+            });
+        }
+        counters.push(control);
         let rings = Rings { packed: config.packed, in_order: config.in_order };
         let queues = Queues { rings, workers: specs, counters };
         let (workers, interrupt) =
@@ -224,7 +245,7 @@ impl Builder<'_> {
         if let Some(added) = self.devices.last_mut() {
             added.card = Some(device.clone());
         }
-        let host = Some(HostSide::new(config.tap.clone(), watched));
+        let host = watched.map(|tap| HostSide::new(config.link_name(), tap));
         self.links.push(NetLink { id: config.id.clone(), device, workers, interrupt, host });
         Ok(())
     }
@@ -343,11 +364,11 @@ pub enum BuildError {
 pub(super) fn card(
     config: &NetConfig,
     mac: Mac,
-    receiver: &Arc<Event>,
+    receivers: &[Arc<Event>],
     offloads: bool,
     mtu: Option<u16>,
 ) -> Result<NetDevice, DeviceError> {
-    let device = NetDevice::new(LinkConfig {
+    let mut device = NetDevice::new(CardConfig {
         mac: mac.0,
         mtu,
         offloads,
@@ -358,10 +379,22 @@ pub(super) fn card(
             Duplex::Full => LinkDuplex::Full,
         }),
     });
-    let Some(dhcp) = &config.dhcp else { return Ok(device) };
-    let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
-    let responder = Responder::new(&dhcp.lease()).map_err(refused)?;
-    Ok(device.with_responder(responder, Arc::new(WorkerWake(receiver.clone()))))
+    let receivers = receivers.iter().map(|wake| -> Arc<dyn Wake> { Arc::new(WorkerWake(wake.clone())) });
+    if let (Some(dhcp), Some(first)) = (&config.dhcp, receivers.clone().next()) {
+        let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
+        device = device.with_responder(Responder::new(&dhcp.lease()).map_err(refused)?, first);
+    }
+    device = device.with_pairs(receivers.collect());
+    Ok(if config.mac_check { device.with_checked_source() } else { device })
+}
+
+/// What holds back the workers of each direction: to the guest, and from it.
+pub(super) fn throttles(config: &NetConfig) -> (impl Fn() -> Throttle, impl Fn() -> Throttle) {
+    let of = |limit| {
+        let meters = limits::of_direction(limit);
+        move || Throttle::new(std::slice::from_ref(&meters), Arc::new(HostClock))
+    };
+    (of(&config.limits.rx), of(&config.limits.tx))
 }
 
 pub(super) fn event(id: &str) -> Result<Arc<Event>, DeviceError> {

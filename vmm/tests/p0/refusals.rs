@@ -86,6 +86,32 @@ fn a_tap_device_that_cannot_be_used_is_refused_with_what_to_do() {
     }
 }
 
+#[test]
+fn a_link_with_other_queues_than_it_has_and_one_that_is_none_are_refused_with_what_to_do() {
+    let Some(guests) = guests() else { return };
+    for (link, line) in [
+        (
+            "tap=tap0,queues=2",
+            "tap0 is not a TAP device with several queues: create it with `ip tuntap add dev tap0 mode tap multi_queue`",
+        ),
+        ("tap=none0,queues=2", "TAP device none0 does not exist: create it with `ip tuntap add dev none0 mode tap`"),
+        (
+            "macvtap=tap0",
+            "tap0 is not a macvtap interface: create it with `ip link add link ... name tap0 type macvtap`",
+        ),
+        ("fd=977", "file descriptor 977 is not open, or is one of the standard ones"),
+    ] {
+        let net = format!("{link},mac=52:54:00:12:34:56");
+        let outcome = Zvmm::new(&guests, "exits").args(["--net", &net]).after(tap::enter).run();
+        outcome.ended_with(2);
+        assert_eq!(
+            (outcome.errors(), outcome.output()),
+            (format!("zvmm: net0: {line}\n").as_str(), ""),
+            "no guest ran"
+        );
+    }
+}
+
 /// The options of a guest with everything that has ports, and a debug port.
 fn crowded(profile: &str, port: usize) -> [String; 9] {
     let words = ["--profile", profile, "--serial=com2=null", "--serial=com3=null", "--serial=com4=null", "--pvpanic"];

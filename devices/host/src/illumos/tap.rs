@@ -12,9 +12,25 @@ pub(crate) const LONGEST_NAME_BYTES: usize = 31;
 #[derive(Debug)]
 pub(crate) struct Device(Infallible);
 
+pub(crate) fn check_unused(_name: &str) -> Result<(), TapError> {
+    Err(TapError::Unsupported)
+}
+
 impl Device {
-    pub(crate) fn open(_name: &str) -> Result<Self, TapError> {
+    pub(crate) fn open(_name: &str, _several: bool) -> Result<Self, TapError> {
         Err(TapError::Unsupported)
+    }
+
+    pub(crate) fn open_macvtap(_name: &str, _several: bool) -> Result<Self, TapError> {
+        Err(TapError::Unsupported)
+    }
+
+    pub(crate) fn inherit(_fd: RawFd, _several: bool) -> Result<(Self, String), TapError> {
+        Err(TapError::Unsupported)
+    }
+
+    pub(crate) fn set_attached(&self, _attached: bool) -> io::Result<()> {
+        match self.0 {}
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {

@@ -12,12 +12,64 @@ use crate::tap::{HEADER_BYTES, Interface, Offloads, TapError};
 #[derive(Debug)]
 pub(crate) struct Device(File);
 
+/// What frames look like: Ethernet, with the header of virtio-net before them and nothing else.
+const FRAMES: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// The flags of a device with one queue, or of a queue of several.
+fn flags(several: bool) -> libc::c_short {
+    (if several { FRAMES | libc::IFF_MULTI_QUEUE } else { FRAMES }) as libc::c_short
+}
+
+/// The index of an interface, 0 where there is none of that name.
+fn index_of(name: &str) -> Result<libc::c_uint, TapError> {
+    let interface = CString::new(name).map_err(|_| TapError::BadName(name.to_owned()))?;
+    // SAFETY: the name is a C string.
+    Ok(unsafe { libc::if_nametoindex(interface.as_ptr()) })
+}
+
+/// Refuses a TAP device that somebody has open: the kernel lets several processes share one that has several queues, each
+/// with frames that the other one misses. One without a queue has no carrier, which is seen while it is up.
+pub(crate) fn check_unused(name: &str) -> Result<(), TapError> {
+    if index_of(name)? == 0 {
+        return Err(TapError::Missing(name.to_owned()));
+    }
+    // Others have a carrier of their own, and are refused for what they are.
+    let used = || -> io::Result<bool> {
+        // SAFETY: takes numbers.
+        let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+        // SAFETY: the descriptor is new, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // struct ethtool_drvinfo has the driver's name first, and struct ethtool_value nothing but the answer.
+        let driver: [u8; 192] = ethtool(&socket, name, ETHTOOL_GDRVINFO)?;
+        Ok(driver.starts_with(b"tun\0") && ethtool::<4>(&socket, name, ETHTOOL_GLINK)? != [0; 4])
+    };
+    match used() {
+        Ok(true) => Err(TapError::InUse(name.to_owned())),
+        // What nobody says of it is found out by opening it.
+        Ok(false) | Err(_) => Ok(()),
+    }
+}
+
+// linux/ethtool.h.
+const ETHTOOL_GDRVINFO: u32 = 3;
+const ETHTOOL_GLINK: u32 = 10;
+
+/// What an interface answers to a question of ethtool's, of a structure that has `N` bytes behind the question.
+fn ethtool<const N: usize>(socket: &OwnedFd, name: &str, question: u32) -> io::Result<[u8; N]> {
+    #[repr(C, align(8))]
+    struct Question<const N: usize>(u32, [u8; N]);
+    let mut asked = Question(question, [0; N]);
+    let mut request = request(name);
+    request.ifr_ifru.ifru_data = (&raw mut asked).cast();
+    // SAFETY: the request is a valid ifreq that points to a whole structure, which the call fills in.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) })?;
+    Ok(asked.1)
+}
+
 impl Device {
-    pub(crate) fn open(name: &str) -> Result<Self, TapError> {
-        let interface = CString::new(name).map_err(|_| TapError::BadName(name.to_owned()))?;
+    pub(crate) fn open(name: &str, several: bool) -> Result<Self, TapError> {
         // TUNSETIFF would create the device for a privileged user: without address, down, and gone with us.
-        // SAFETY: the name is a C string.
-        if unsafe { libc::if_nametoindex(interface.as_ptr()) } == 0 {
+        if index_of(name)? == 0 {
             return Err(TapError::Missing(name.to_owned()));
         }
         let file = OpenOptions::new()
@@ -27,28 +79,101 @@ impl Device {
             .open("/dev/net/tun")
             .map_err(TapError::NoTun)?;
         let mut request = request(name);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        request.ifr_ifru.ifru_flags = flags(several);
         // SAFETY: the request is a valid ifreq with a terminated name.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &request) }).map_err(|error| {
             match error.raw_os_error() {
                 Some(libc::EBUSY) => TapError::InUse(name.to_owned()),
                 Some(libc::EPERM | libc::EACCES) => TapError::Permission(name.to_owned()),
+                Some(libc::EINVAL) if several => TapError::NotSeveral(name.to_owned()),
                 Some(libc::EINVAL) => TapError::NotATap(name.to_owned()),
                 _ => TapError::Call { name: name.to_owned(), call: "TUNSETIFF", error },
             }
         })?;
-        let header_bytes = HEADER_BYTES as libc::c_int;
-        // SAFETY: the call reads one int.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &header_bytes) })
-            .map_err(|error| TapError::Call { name: name.to_owned(), call: "TUNSETVNETHDRSZ", error })?;
-        let device = Self(file);
-        // The device keeps the offloads of its last user.
-        device.set_offloads(Offloads::default()).map_err(|error| TapError::Call {
+        Self(file).prepared(name)
+    }
+
+    /// A macvtap interface's frames come and go by a device file with its index in the name.
+    pub(crate) fn open_macvtap(name: &str, several: bool) -> Result<Self, TapError> {
+        let index = index_of(name)?;
+        if index == 0 {
+            return Err(TapError::NotAMacvtap(name.to_owned()));
+        }
+        let options = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).clone();
+        let file = options.open(format!("/dev/tap{index}")).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => TapError::NotAMacvtap(name.to_owned()),
+            _ => TapError::Call { name: name.to_owned(), call: "open", error },
+        })?;
+        let mut request = request("");
+        request.ifr_ifru.ifru_flags = flags(several);
+        // SAFETY: the request is a valid ifreq with a terminated name.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &request) }).map_err(|error| TapError::Call {
             name: name.to_owned(),
-            call: "TUNSETOFFLOAD",
+            call: "TUNSETIFF",
             error,
         })?;
-        Ok(device)
+        let device = Self(file);
+        // Interfaces of other network namespaces may have the same index, and so the same file.
+        match device.interface() {
+            Ok((own, _)) if own == name => device.prepared(name),
+            _ => Err(TapError::NotAMacvtap(name.to_owned())),
+        }
+    }
+
+    /// A descriptor that was there before the process began; with the name of its interface.
+    pub(crate) fn inherit(fd: RawFd, several: bool) -> Result<(Self, String), TapError> {
+        let bad = |problem| TapError::BadFd { fd, problem };
+        // The first three are the process's own, whatever they are.
+        // SAFETY: takes numbers.
+        if fd < 3 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+            return Err(bad("is not open, or is one of the standard ones"));
+        }
+        // SAFETY: takes numbers.
+        let fresh = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) });
+        let fresh = fresh.map_err(|_| bad("cannot be duplicated"))?;
+        // SAFETY: the descriptor is new, and nobody else's.
+        let device = Self(File::from(unsafe { OwnedFd::from_raw_fd(fresh) }));
+        let (name, set) = device.interface().map_err(|_| bad("is no TAP or macvtap device with an interface"))?;
+        if set & FRAMES != FRAMES {
+            return Err(bad(
+                "is not set up for frames with the header of virtio-net (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR)",
+            ));
+        }
+        if several && set & libc::IFF_MULTI_QUEUE == 0 {
+            return Err(bad("is of an interface with one queue"));
+        }
+        // SAFETY: takes numbers; the given descriptor is duplicated and of no more use.
+        check(unsafe { libc::fcntl(fresh, libc::F_SETFL, libc::O_NONBLOCK) }).map_err(|_| bad("cannot be set up"))?;
+        Ok((device.prepared(&name)?, name))
+    }
+
+    /// The device with its header, and without the offloads of its last user.
+    fn prepared(self, name: &str) -> Result<Self, TapError> {
+        let failed = |call| move |error| TapError::Call { name: name.to_owned(), call, error };
+        let header_bytes = HEADER_BYTES as libc::c_int;
+        // SAFETY: the call reads one int.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETVNETHDRSZ, &header_bytes) })
+            .map_err(failed("TUNSETVNETHDRSZ"))?;
+        self.set_offloads(Offloads::default()).map_err(failed("TUNSETOFFLOAD"))?;
+        Ok(self)
+    }
+
+    /// Name and flags of the interface behind it.
+    fn interface(&self) -> io::Result<(String, libc::c_int)> {
+        let mut request = request("");
+        // SAFETY: the request is a valid ifreq, which the call fills in.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        let name = request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte as u8));
+        // SAFETY: the call has filled in the flags.
+        Ok((name.collect(), i32::from(unsafe { request.ifr_ifru.ifru_flags })))
+    }
+
+    pub(crate) fn set_attached(&self, attached: bool) -> io::Result<()> {
+        let mut request = request("");
+        let flag = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        request.ifr_ifru.ifru_flags = flag as libc::c_short;
+        // SAFETY: the request is a valid ifreq.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETQUEUE, &request) }).map(drop)
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
@@ -122,8 +247,10 @@ impl Events {
         // SAFETY: the request is a valid ifreq, which the call fills in.
         match check(unsafe { libc::ioctl(device.0.as_raw_fd(), libc::TUNGETIFF, &raw mut request) }) {
             Ok(_) => {}
-            // The kernel takes the device away from who has it open.
-            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Ok(Interface::Gone),
+            // The kernel takes the device away from who has it open; macvtap says it in its own way.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENOLINK)) => {
+                return Ok(Interface::Gone);
+            }
             Err(error) => return Err(error),
         }
         // SAFETY: the request is a valid ifreq with a terminated name, and the call fills in its flags.
@@ -156,216 +283,5 @@ fn request(name: &str) -> libc::ifreq {
 }
 
 #[cfg(test)]
-mod tests {
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
-    use super::*;
-    use crate::iovec::{FrameError, GuestRange};
-    use crate::poll::{PollFd, poll};
-    use crate::tap::{InterfaceEvents, Tap};
-
-    /// Moves the calling thread into a network of its own, with the TAP device `zt0` in it; `false` with the reason
-    /// on stderr where the user may not.
-    fn own_network() -> bool {
-        // SAFETY: takes a number; only this thread moves.
-        if let Err(error) = check(unsafe { libc::unshare(libc::CLONE_NEWNET) }) {
-            eprintln!("skipped: a network namespace of its own: {error}");
-            return false;
-        }
-        make()
-    }
-
-    /// Makes `zt0` in the calling thread's network, and sets it up; `false` as above.
-    fn make() -> bool {
-        let file = match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-            Ok(file) => file,
-            Err(error) => {
-                eprintln!("skipped: /dev/net/tun: {error}");
-                return false;
-            }
-        };
-        let mut request = request("zt0");
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-        // SAFETY: valid requests; then the interface is brought up through a socket of this network.
-        unsafe {
-            check(libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &request)).unwrap();
-            check(libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1)).unwrap();
-            let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)).unwrap());
-            request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-            check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request)).unwrap();
-        }
-        true
-    }
-
-    /// A socket that sees and sends the frames of `zt0` from the host's side.
-    fn host_side() -> OwnedFd {
-        let protocol = (libc::ETH_P_ALL as u16).to_be();
-        // SAFETY: valid arguments; the address is a whole sockaddr_ll.
-        unsafe {
-            let fd = check(libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, protocol.into()));
-            let socket = OwnedFd::from_raw_fd(fd.unwrap());
-            let mut address: libc::sockaddr_ll = std::mem::zeroed();
-            address.sll_family = libc::AF_PACKET as u16;
-            address.sll_protocol = protocol;
-            address.sll_ifindex = libc::if_nametoindex(c"zt0".as_ptr()) as i32;
-            let len = std::mem::size_of_val(&address) as u32;
-            check(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len)).unwrap();
-            socket
-        }
-    }
-
-    /// An Ethernet frame of a private ether type, told from the host's own chatter by `mark`.
-    fn frame(mark: u8, len: usize) -> Vec<u8> {
-        let mut frame = vec![mark; len];
-        frame[..12].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1]);
-        frame[12..14].copy_from_slice(&[0x88, 0xb5]);
-        frame
-    }
-
-    #[test]
-    fn frames_go_both_ways_with_their_header() {
-        if !own_network() {
-            return;
-        }
-        let mut tap = Tap::open("zt0").unwrap();
-        tap.set_offloads(Offloads { csum: true, tso4: true, tso6: true, ecn: true }).unwrap();
-        let host = host_side();
-        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
-
-        mem.write_slice(&frame(0x11, 200), GuestAddress(0x100)).unwrap();
-        let ranges = [GuestRange { address: 0x100, len: 14 }, GuestRange { address: 0x10e, len: 186 }];
-        assert_eq!(tap.send(&mem, &[0; HEADER_BYTES], ranges).unwrap(), 212);
-        let mut bytes = [0u8; 2048];
-        loop {
-            poll(&mut [PollFd::new(host.as_raw_fd()).readable(true)], Some(5_000_000_000)).unwrap();
-            // SAFETY: the buffer has the length given.
-            let got = unsafe { libc::read(host.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
-            if check(got).unwrap() == 200 && bytes[14] == 0x11 {
-                break;
-            }
-        }
-        assert_eq!(bytes[..200], frame(0x11, 200));
-
-        let sent = frame(0x22, 300);
-        // SAFETY: the buffer has the length given.
-        check(unsafe { libc::write(host.as_raw_fd(), sent.as_ptr().cast(), sent.len()) }).unwrap();
-        let (mut header, mut spill) = ([0xee; HEADER_BYTES], [0; 2048]);
-        loop {
-            poll(&mut [PollFd::new(tap.as_raw_fd()).readable(true)], Some(5_000_000_000)).unwrap();
-            let into = [GuestRange { address: 0x1000, len: 100 }];
-            match tap.receive(&mem, &mut header, into, &mut spill) {
-                Ok(312) if spill[0] == 0x22 => break,
-                Ok(_) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-        assert_eq!(header[0..2], [0, 0], "no offload was used");
-        let mut received = vec![0; 100];
-        mem.read_slice(&mut received, GuestAddress(0x1000)).unwrap();
-        received.extend_from_slice(&spill[..200]);
-        assert_eq!(received, sent);
-
-        loop {
-            match tap.receive(&mem, &mut header, [], &mut spill) {
-                Ok(_) => {}
-                Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_tap_that_is_taken_missing_or_no_tap_is_named() {
-        if !own_network() {
-            return;
-        }
-        let message = |name| Tap::open(name).unwrap_err().to_string();
-        let first = Tap::open("zt0").unwrap();
-        assert_eq!(message("zt0"), "TAP device zt0 is in use by another process");
-        drop(first);
-        Tap::open("zt0").unwrap();
-        assert_eq!(message("zt9"), "TAP device zt9 does not exist: create it with `ip tuntap add dev zt9 mode tap`");
-        assert_eq!(message("lo"), "lo is not a TAP device with one queue");
-    }
-
-    /// Changes flags of the interface `name`, in the calling thread's network.
-    fn set_up(name: &str, up: bool) {
-        let mut request = request(name);
-        request.ifr_ifru.ifru_flags = if up { libc::IFF_UP as libc::c_short } else { 0 };
-        // SAFETY: a valid request.
-        unsafe {
-            let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)).unwrap());
-            check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request)).unwrap();
-        }
-    }
-
-    /// Deletes `zt0`, as `ip link del` does (rtnetlink(7), RTM_DELLINK): whoever has it open loses it.
-    fn delete() {
-        // SAFETY: valid arguments; the message is a header and an ifinfomsg, 32 bytes in all.
-        unsafe {
-            let fd = check(libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)).unwrap();
-            let socket = OwnedFd::from_raw_fd(fd);
-            let mut message = [0u8; 32];
-            message[0..4].copy_from_slice(&32u32.to_ne_bytes());
-            message[4..6].copy_from_slice(&libc::RTM_DELLINK.to_ne_bytes());
-            message[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
-            message[20..24].copy_from_slice(&libc::if_nametoindex(c"zt0".as_ptr()).to_ne_bytes());
-            check(libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), 0)).unwrap();
-            let mut answer = [0u8; 64];
-            check(libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0)).unwrap();
-            assert_eq!(answer[16..20], [0; 4], "the kernel refuses");
-        }
-    }
-
-    fn heard(events: &InterfaceEvents, limit_ns: u64) -> bool {
-        let heard = poll(&mut [PollFd::new(events.as_raw_fd()).readable(true)], Some(limit_ns)).unwrap() > 0;
-        events.clear();
-        heard
-    }
-
-    #[test]
-    fn an_interface_that_goes_down_comes_up_or_is_deleted_is_heard_of() {
-        if !own_network() {
-            return;
-        }
-        let tap = Tap::open("zt0").unwrap();
-        let events = InterfaceEvents::listen().unwrap();
-        let now = || events.interface_of(&tap).unwrap();
-        assert_eq!(now(), Interface::Up);
-        // The kernel still says that it is up, and then nothing more.
-        while heard(&events, 50_000_000) {}
-        for (up, expected) in [(false, Interface::Down), (true, Interface::Up)] {
-            set_up("zt0", up);
-            assert!(heard(&events, 5_000_000_000));
-            assert_eq!(now(), expected);
-        }
-        // More than a socket's buffer holds: what was lost does not matter.
-        for _ in 0..2000 {
-            set_up("zt0", false);
-            set_up("zt0", true);
-        }
-        set_up("zt0", false);
-        assert!(heard(&events, 0));
-        assert_eq!(now(), Interface::Down);
-        while heard(&events, 0) {}
-        delete();
-        assert!(heard(&events, 5_000_000_000));
-        assert_eq!(now(), Interface::Gone);
-        // One of the same name is another one.
-        assert!(make());
-        let other = Tap::open("zt0").unwrap();
-        assert_eq!((now(), events.interface_of(&other).unwrap()), (Interface::Gone, Interface::Up));
-    }
-
-    #[test]
-    fn an_interface_that_was_moved_out_of_sight_is_taken_for_up() {
-        if !own_network() {
-            return;
-        }
-        let tap = Tap::open("zt0").unwrap();
-        assert!(own_network(), "and another one");
-        let events = InterfaceEvents::listen().unwrap();
-        delete();
-        assert_eq!(events.interface_of(&tap).unwrap(), Interface::Up);
-    }
-}
+#[path = "tap_tests.rs"]
+mod tests;

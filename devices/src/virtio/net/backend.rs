@@ -14,6 +14,9 @@ pub const MAX_FRAME_RANGES: usize = 512;
 /// num_buffers. `num_buffers` is the device's to fill; back ends ignore it.
 pub type Header = [u8; HEADER_BYTES];
 
+/// The first bytes of every frame: whom it is for, then whom it is from.
+pub type Addresses = [u8; 12];
+
 /// What the guest can take in received frames, and so what the link may leave unfinished in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
@@ -58,6 +61,9 @@ pub enum NetError {
     /// Guest memory could not be reached.
     #[error("guest memory could not be reached")]
     Memory,
+    /// The link does not do that.
+    #[error("the link does not do that")]
+    Unsupported,
 }
 
 /// A link, as one worker sees it. Nothing here blocks, and nothing keeps the ranges after the call.
@@ -67,6 +73,19 @@ pub trait NetBackend<M: ?Sized>: Send {
     /// Sends one frame. `header` is the driver's, copied once and brought to the 12-byte layout; of its flags only
     /// `NEEDS_CSUM` is left, and nothing else of it is validated. At most [`MAX_FRAME_RANGES`] ranges.
     fn send(&mut self, mem: &M, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError>;
+
+    /// As [`send`](Self::send), of a frame whose first bytes are `addresses` and whose other bytes are in `rest`, possibly in
+    /// none: the guest cannot change what was looked at. For cards with a
+    /// [checked source](super::NetDevice::with_checked_source); a link that has none need not write it.
+    fn send_from(
+        &mut self,
+        _mem: &M,
+        _header: &Header,
+        _addresses: &Addresses,
+        _rest: &[GuestRange],
+    ) -> Result<Sent, NetError> {
+        Err(NetError::Unsupported)
+    }
 
     /// Receives one frame: its header into `header`, its bytes into `into`, and what does not fit there into `spill`.
     /// At most [`MAX_FRAME_RANGES`] ranges, possibly none. An error means that the link is gone: the worker tries again
@@ -82,6 +101,14 @@ pub trait NetBackend<M: ?Sized>: Send {
     /// Says what received frames may look like from now on. Called when a driver takes over the receive queue, and when
     /// it changes its mind (`VIRTIO_NET_F_CTRL_GUEST_OFFLOADS`). After an error frames may look as before, or as asked.
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError>;
+
+    /// Gives received frames to the first `pairs` queue pairs from now on, those of one flow to one of them, and to the other
+    /// pairs none. Called on the link of the first pair, of a card that was made with several; one is in use until it is
+    /// called, and again after a reset. May take a few milliseconds. After an error it is as before.
+    fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
+        let _ = pairs;
+        Ok(())
+    }
 }
 
 impl<M: ?Sized, B: NetBackend<M> + ?Sized> NetBackend<M> for Box<B> {

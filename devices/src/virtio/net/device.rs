@@ -7,6 +7,7 @@ use super::filter::{Filter, unpacked};
 use super::link::{Link, Reason};
 use super::responder::{Ear, Responder, Station};
 use super::rx::Rx;
+use super::settings::Settings;
 use super::tx::Tx;
 use super::worker::NetWorker;
 use crate::virtio::VirtioDevice;
@@ -36,16 +37,21 @@ pub(super) mod feature {
     pub const CTRL_VLAN: u64 = 1 << 19;
     pub const CTRL_RX_EXTRA: u64 = 1 << 20;
     pub const GUEST_ANNOUNCE: u64 = 1 << 21;
+    pub const MQ: u64 = 1 << 22;
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
     pub const SPEED_DUPLEX: u64 = 1 << 63;
 }
 
-/// The receive queue's index (virtio 1.3 §5.1.2).
+/// The first receive queue's index (virtio 1.3 §5.1.2); that of pair *n*, counted from 0, is 2*n*.
 pub const RX_QUEUE: u16 = 0;
-/// The transmit queue's index.
+/// The first transmit queue's index; that of pair *n* is 2*n* + 1.
 pub const TX_QUEUE: u16 = 1;
-/// The control queue's index: behind the only pair there is (virtio 1.3 §5.1.2).
+/// The control queue's index of a card with one pair: behind it (virtio 1.3 §5.1.2). See [`NetDevice::control_queue`].
 pub const CONTROL_QUEUE: u16 = 2;
+
+/// The most queue pairs a card has: as many as a disk has queues. Drivers use one a processor, and more of them than this
+/// would not be faster with one link behind them.
+pub const MAX_PAIRS: u16 = 16;
 
 /// Entries of the control queue, where the others do not have less. Drivers have a few commands under way at once.
 const CONTROL_QUEUE_SIZE: u16 = 64;
@@ -91,20 +97,67 @@ pub enum Duplex {
     Full = 1,
 }
 
-/// A virtio network device with one pair of queues and a control queue (virtio 1.3 §5.1).
+/// A virtio network device with one pair of queues or several, and a control queue (virtio 1.3 §5.1).
 #[derive(Clone, Debug)]
 pub struct NetDevice {
     config: NetConfig,
-    queue_sizes: [u16; 3],
+    queue_sizes: Vec<u16>,
     link: Arc<Link>,
+    settings: Arc<Settings>,
     station: Option<Arc<Station>>,
+    checks_source: bool,
 }
 
 impl NetDevice {
     /// A card that looks like `config`, with its link up.
     pub fn new(config: NetConfig) -> Self {
-        let (size, link) = (config.queue_size, Link::new(config.mac));
-        Self { queue_sizes: [size, size, size.min(CONTROL_QUEUE_SIZE)], config, link: Arc::new(link), station: None }
+        let (size, mac) = (config.queue_size, config.mac);
+        let (link, settings) = (Arc::new(Link::new(mac)), Arc::new(Settings::new(mac, Vec::new())));
+        let queue_sizes = vec![size, size, size.min(CONTROL_QUEUE_SIZE)];
+        Self { config, queue_sizes, link, settings, station: None, checks_source: false }
+    }
+
+    /// The card, with a queue pair for each of `receivers`, which wake the workers of their receive queues: 1 to
+    /// [`MAX_PAIRS`], what is beyond is left out. A driver that accepts `VIRTIO_NET_F_MQ` says how many it uses.
+    #[must_use]
+    pub fn with_pairs(self, mut receivers: Vec<Arc<dyn Wake>>) -> Self {
+        receivers.truncate(usize::from(MAX_PAIRS));
+        let (size, pairs) = (self.config.queue_size, receivers.len());
+        if pairs < 2 {
+            return self;
+        }
+        // Where the driver does not accept MQ, the third queue is the control queue, and all are as long as that.
+        let mut queue_sizes = vec![size; pairs.saturating_mul(2)];
+        queue_sizes.push(size.min(CONTROL_QUEUE_SIZE));
+        Self { queue_sizes, settings: Arc::new(Settings::new(self.config.mac, receivers)), ..self }
+    }
+
+    /// The card, with a driver that can send frames from the card's own address only, for hosts whose network does not see to
+    /// that: others are dropped and counted, and the address cannot be changed (`VIRTIO_NET_F_CTRL_MAC_ADDR` is not offered).
+    #[must_use]
+    pub fn with_checked_source(self) -> Self {
+        Self { checks_source: true, ..self }
+    }
+
+    /// Queue pairs there are.
+    pub fn pairs(&self) -> u16 {
+        self.settings.pairs()
+    }
+
+    /// What the driver has set, for tests that take a worker's part.
+    #[cfg(test)]
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Queue pairs that the driver uses.
+    pub fn pairs_in_use(&self) -> u16 {
+        self.settings.now().pairs
+    }
+
+    /// The index by which workers know the control queue: behind all pairs.
+    pub fn control_queue(&self) -> u16 {
+        self.pairs().saturating_mul(2)
     }
 
     /// The card, with a responder that takes what is for it from the frames its driver sends. `receiver` wakes the worker of
@@ -158,35 +211,51 @@ impl NetDevice {
         self.link.ask_to_announce()
     }
 
-    /// The worker of the receive queue and the control queue, over its own handle to the link.
+    /// The worker of the first receive queue and the control queue, over its own handle to the link.
     pub fn rx_worker<B>(&self, backend: B, rx: Arc<QueueCounters>, control: Arc<QueueCounters>) -> NetWorker<B> {
-        NetWorker::new(backend, self.link.clone(), self.mtu(), Some((self.rx(rx), self.control(control))), None)
+        self.assemble(backend, Some(self.rx(0, rx)), Some(self.control(control)), None)
     }
 
-    /// The worker of the transmit queue, over its own handle to the link.
+    /// The worker of the first transmit queue, over its own handle to the link.
     pub fn tx_worker<B>(&self, backend: B, counters: Arc<QueueCounters>) -> NetWorker<B> {
-        NetWorker::new(backend, self.link.clone(), self.mtu(), None, Some(self.tx(counters)))
+        self.further_tx_worker(0, backend, counters)
     }
 
-    /// One worker for all queues, with the counters of each by its index.
+    /// The worker of the receive queue of a pair from 1 on, over that pair's handle to the link.
+    pub fn further_rx_worker<B>(&self, pair: u16, backend: B, counters: Arc<QueueCounters>) -> NetWorker<B> {
+        self.assemble(backend, Some(self.rx(pair, counters)), None, None)
+    }
+
+    /// The worker of the transmit queue of a pair, over that pair's handle to the link.
+    pub fn further_tx_worker<B>(&self, pair: u16, backend: B, counters: Arc<QueueCounters>) -> NetWorker<B> {
+        self.assemble(backend, None, None, Some(self.tx(pair, counters)))
+    }
+
+    /// One worker for the first pair and the control queue, with the counters of each.
     pub fn worker<B>(&self, backend: B, [rx, tx, control]: [Arc<QueueCounters>; 3]) -> NetWorker<B> {
-        let receiver = (self.rx(rx), self.control(control));
-        NetWorker::new(backend, self.link.clone(), self.mtu(), Some(receiver), Some(self.tx(tx)))
+        self.assemble(backend, Some(self.rx(0, rx)), Some(self.control(control)), Some(self.tx(0, tx)))
     }
 
-    fn rx(&self, counters: Arc<QueueCounters>) -> Rx {
-        let queue = WorkerQueue::new(RX_QUEUE, self.config.queue_size, counters);
-        Rx::new(queue, Filter::new(self.config.mac), self.station.clone())
+    fn assemble<B>(&self, backend: B, rx: Option<Rx>, control: Option<Control>, tx: Option<Tx>) -> NetWorker<B> {
+        NetWorker::new(backend, (self.link.clone(), self.settings.clone()), self.mtu(), rx, control, tx)
+    }
+
+    fn rx(&self, pair: u16, counters: Arc<QueueCounters>) -> Rx {
+        let queue = WorkerQueue::new(RX_QUEUE.saturating_add(pair.saturating_mul(2)), self.config.queue_size, counters);
+        // One of them takes the responder's answers to the driver.
+        let station = self.station.clone().filter(|_| pair == 0);
+        Rx::new(queue, pair, Filter::new(self.config.mac), station)
     }
 
     fn control(&self, counters: Arc<QueueCounters>) -> Control {
-        let [.., size] = self.queue_sizes;
-        Control::new(WorkerQueue::new(CONTROL_QUEUE, size, counters))
+        // As long as the longest queue that a driver finds it at.
+        let size = self.queue_sizes.get(usize::from(CONTROL_QUEUE)).copied().unwrap_or_default();
+        Control::new(WorkerQueue::new(self.control_queue(), size, counters))
     }
 
-    fn tx(&self, counters: Arc<QueueCounters>) -> Tx {
-        let queue = WorkerQueue::new(TX_QUEUE, self.config.queue_size, counters);
-        Tx::new(queue, self.station.clone().map(Ear::new))
+    fn tx(&self, pair: u16, counters: Arc<QueueCounters>) -> Tx {
+        let queue = WorkerQueue::new(TX_QUEUE.saturating_add(pair.saturating_mul(2)), self.config.queue_size, counters);
+        Tx::new(queue, self.station.clone().map(Ear::new), self.checks_source.then_some(self.config.mac))
     }
 
     /// The MTU the guest is told: no smaller one may be (§5.1.4.1).
@@ -206,7 +275,7 @@ impl NetDevice {
         let [m0, m1, m2, m3, m4, m5] = unpacked(self.link.mac());
         // Bit 0 of status is VIRTIO_NET_S_LINK_UP, bit 1 VIRTIO_NET_S_ANNOUNCE.
         let [s0, s1] = (u16::from(self.is_up()) | u16::from(self.link.is_announcing()) << 1).to_le_bytes();
-        let [p0, p1] = 1u16.to_le_bytes();
+        let [p0, p1] = self.pairs().to_le_bytes();
         let [t0, t1] = self.mtu().unwrap_or_default().to_le_bytes();
         let (speed, duplex) = self.speed_and_duplex().unwrap_or((UNKNOWN_SPEED, UNKNOWN_DUPLEX));
         let [v0, v1, v2, v3] = speed.to_le_bytes();
@@ -222,9 +291,15 @@ impl VirtioDevice for NetDevice {
     fn features(&self) -> u64 {
         let mut features = feature::MAC | feature::STATUS | feature::MRG_RXBUF | F_INDIRECT_DESC | F_EVENT_IDX;
         features |= feature::CTRL_VQ | feature::CTRL_RX | feature::CTRL_RX_EXTRA | feature::CTRL_VLAN;
-        features |= feature::CTRL_MAC_ADDR | feature::GUEST_ANNOUNCE;
+        features |= feature::GUEST_ANNOUNCE;
+        if !self.checks_source {
+            features |= feature::CTRL_MAC_ADDR;
+        }
         if self.mtu().is_some() {
             features |= feature::MTU;
+        }
+        if self.pairs() > 1 {
+            features |= feature::MQ;
         }
         if self.config.offloads {
             features |= feature::CSUM | feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_ECN;
@@ -239,6 +314,16 @@ impl VirtioDevice for NetDevice {
 
     fn queue_max_sizes(&self) -> &[u16] {
         &self.queue_sizes
+    }
+
+    /// §5.1.2: without `VIRTIO_NET_F_MQ` there is one pair, and the control queue is behind it.
+    fn queue_of(&self, index: u16, features: u64) -> Option<u16> {
+        match index {
+            _ if self.pairs() == 1 || features & feature::MQ != 0 => Some(index),
+            RX_QUEUE | TX_QUEUE => Some(index),
+            CONTROL_QUEUE => Some(self.control_queue()),
+            _ => None,
+        }
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {

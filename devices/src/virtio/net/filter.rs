@@ -1,7 +1,7 @@
 //! Which received frames a driver wants (virtio 1.3 §5.1.6.5.1 to §5.1.6.5.3).
 //!
-//! The filter belongs to the worker of the receive queue, which also carries out the commands that change it: no lock and
-//! no shared word lies on a frame's way. It saves the guest work, it protects nobody: a driver can ask for everything.
+//! Each receiver has a filter of its own, a copy of what the driver has set: no lock and no shared word lies on a frame's way.
+//! It saves the guest work, it protects nobody: a driver can ask for everything.
 
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +237,11 @@ impl Filter {
         self.settle();
         good
     }
+}
+
+/// Whether there is such a VLAN.
+pub(super) fn is_a_vlan(vlan: u16) -> bool {
+    vlan < VLANS
 }
 
 /// Whether a card can have this address: one of a single station.

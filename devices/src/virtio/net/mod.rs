@@ -1,9 +1,10 @@
 //! virtio-net (virtio 1.3 §5.1).
 //!
 //! [`NetDevice`] is what the registers show; a [`NetWorker`] moves frames between its queues and a [`NetBackend`], the
-//! link, which lives outside the device model. Frames are not copied on their way: the link gets guest ranges. The worker
-//! of the receive queue also has the control queue, whose commands are about received frames. A card can answer its guest's
-//! DHCP and ARP requests itself ([`responder`]).
+//! link, which lives outside the device model. Frames are not copied on their way: the link gets guest ranges. A card has one
+//! pair of queues or several, of which its driver says how many it uses; the worker of the first receive queue also has the
+//! control queue, whose commands are about received frames. A card can answer its guest's DHCP and ARP requests itself
+//! ([`responder`]).
 
 mod backend;
 mod control;
@@ -15,11 +16,12 @@ mod link;
 mod proptests;
 pub mod responder;
 mod rx;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod tx;
 mod worker;
 
-pub use backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
-pub use device::{CONTROL_QUEUE, Duplex, NetConfig, NetDevice, RX_QUEUE, TX_QUEUE};
+pub use backend::{Addresses, HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
+pub use device::{CONTROL_QUEUE, Duplex, MAX_PAIRS, NetConfig, NetDevice, RX_QUEUE, TX_QUEUE};
 pub use worker::{CardState, NetWorker};

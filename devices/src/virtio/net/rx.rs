@@ -14,16 +14,23 @@ use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Receive
 use super::filter::{Filter, HEAD_BYTES};
 use super::header::{ETHERTYPE, Framing, GUEST_OFFLOADS, MAX_FRAME_BYTES, offloads, set_num_buffers};
 use super::responder::{AnswersState, Station};
+use super::settings::Settings;
+use super::tx::Round;
 use crate::planted::{Defect, is_planted};
+use crate::virtio::limit::Throttle;
 use crate::virtio::queue::{Chain, ChainError, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 
 pub(super) struct Rx {
     pub queue: WorkerQueue,
-    pub filter: Filter,
+    /// Its queue pair.
+    pair: u16,
+    features: u64,
     framing: Framing,
-    /// What the driver has made of the offloads it accepted (§5.1.6.5.8), where it has changed them.
-    chosen_offloads: Option<u64>,
+    /// What the driver has set, as of the version last seen.
+    filter: Filter,
+    is_in_use: bool,
+    settings_seen: u64,
     /// Chains popped and not used yet, oldest first.
     held: VecDeque<Chain>,
     /// Their writable bytes together.
@@ -38,6 +45,7 @@ pub(super) struct Rx {
     ranges: Vec<GuestRange>,
     /// Where the answers of the card's own responder come from, where it has one.
     station: Option<Arc<Station>>,
+    pub throttle: Throttle,
 }
 
 #[derive(Clone, Copy)]
@@ -54,17 +62,23 @@ enum Stop {
     Empty,
     /// The driver has posted no (or too few) buffers.
     Starved,
+    /// A rate limit, until then.
+    Held { until_ns: u64 },
     /// The link is broken; it is tried again with the next kick.
     Broken,
 }
 
 impl Rx {
-    pub fn new(queue: WorkerQueue, filter: Filter, station: Option<Arc<Station>>) -> Self {
+    /// The receive queue of this pair, stopped.
+    pub fn new(queue: WorkerQueue, pair: u16, filter: Filter, station: Option<Arc<Station>>) -> Self {
         Self {
             queue,
-            filter,
+            pair,
+            features: 0,
             framing: Framing::default(),
-            chosen_offloads: None,
+            filter,
+            is_in_use: false,
+            settings_seen: 0,
             held: VecDeque::new(),
             held_bytes: 0,
             peak_bytes: 0,
@@ -72,16 +86,20 @@ impl Rx {
             waiting: None,
             ranges: Vec::with_capacity(MAX_FRAME_RANGES),
             station,
+            throttle: Throttle::default(),
         }
     }
 
     /// The queue has started.
-    pub fn started<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, features: u64, framing: Framing) {
-        self.framing = framing;
-        if let Some(chosen) = self.chosen_offloads {
-            // Saved with a driver that had more of them than this one has.
-            self.framing.offloads = offloads(chosen & features);
-        }
+    pub fn started<M: ?Sized, B: NetBackend<M>>(
+        &mut self,
+        backend: &mut B,
+        features: u64,
+        framing: Framing,
+        settings: &Settings,
+    ) {
+        (self.features, self.framing, self.settings_seen) = (features, framing, 0);
+        self.renew(settings);
         // A frame kept through a pause was admitted for the driver of then.
         self.waiting = self.waiting.and_then(|frame| self.readmitted(frame));
         // It would not wait if the driver had never posted that much.
@@ -92,42 +110,55 @@ impl Rx {
         }
     }
 
-    /// The driver with these features wants others of its offloads from now on; `false` where it never accepted them, or
-    /// the link refuses: then nothing has changed.
-    pub fn set_offloads<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, features: u64, bits: u64) -> bool {
-        let before = self.framing.offloads;
+    /// Its queue pair.
+    pub fn pair(&self) -> u16 {
+        self.pair
+    }
+
+    /// Goes by what the driver wants now. Before each round.
+    pub fn renew(&mut self, settings: &Settings) {
+        if self.settings_seen == settings.version() {
+            return;
+        }
+        let now = settings.now();
+        // Under the lock: nothing changes meanwhile.
+        self.settings_seen = settings.version();
+        self.filter.clone_from(&now.filter);
+        self.is_in_use = self.pair < now.pairs;
+        // Not all of them where they were saved with a driver that had more than this one has.
+        let wanted = now.offloads.map(|chosen| offloads(chosen & self.features));
+        drop(now);
+        self.filter.accept(self.features);
+        let wanted = wanted.unwrap_or_else(|| offloads(self.features));
+        if self.framing.offloads != wanted {
+            self.framing.offloads = wanted;
+            // The frame that waits for buffers was admitted for the offloads of before.
+            self.waiting = self.waiting.and_then(|frame| self.readmitted(frame));
+        }
+        if !self.is_in_use && self.waiting.take().is_some() {
+            self.queue.counters().dropped.count();
+        }
+    }
+
+    /// Asks the link for others of the offloads that the driver with these features has accepted; `false` where it never
+    /// accepted them, or the link refuses: then nothing has changed.
+    pub fn offer_offloads<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B, features: u64, bits: u64) -> bool {
         if bits & !(features & GUEST_OFFLOADS) != 0 {
             return false;
         }
-        if backend.set_offloads(offloads(bits)).is_err() {
+        let taken = backend.set_offloads(offloads(bits)).is_ok();
+        if !taken {
             // What the link makes of the frames meanwhile, the driver gets as far as it can digest it.
-            let _ = backend.set_offloads(before);
-            return false;
+            let _ = backend.set_offloads(self.framing.offloads);
         }
-        self.framing.offloads = offloads(bits);
-        self.chosen_offloads = Some(bits);
-        // The frame that waits for buffers was admitted for the offloads of before.
-        self.waiting = self.waiting.and_then(|frame| self.readmitted(frame));
-        true
+        taken
     }
 
     /// The driver has reset the card.
     pub fn forget_driver(&mut self) {
-        self.chosen_offloads = None;
         if let Some(station) = &self.station {
             station.forget();
         }
-    }
-
-    /// The driver's choice of offloads, where it has made one.
-    pub fn chosen_offloads(&self) -> Option<u64> {
-        self.chosen_offloads
-    }
-
-    /// Takes back what [`chosen_offloads`](Self::chosen_offloads) gave; `false` where no driver can have chosen that.
-    pub fn restore_offloads(&mut self, chosen: Option<u64>) -> bool {
-        self.chosen_offloads = chosen;
-        chosen.is_none_or(|bits| bits & !GUEST_OFFLOADS == 0)
     }
 
     /// What the card's own responder would go on with elsewhere.
@@ -141,31 +172,45 @@ impl Rx {
         self.station.as_ref().map_or(saved.is_none(), |station| station.restore(saved))
     }
 
-    /// One round: up to a ring of frames. Returns whether to come back at once, and whether to wait for the link.
-    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> (bool, bool) {
-        if !self.queue.is_live() {
-            return (false, false);
+    /// One round: up to a ring of frames.
+    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Round {
+        if !self.queue.is_live() || !self.is_in_use {
+            return Round::default();
         }
         self.queue.disable_kicks(mem);
+        self.throttle.begin_step();
         let stop = self.receive_frames(mem, backend);
         self.queue.publish(mem);
         match stop {
-            Stop::Budget => (true, false),
-            Stop::Empty => (false, true),
-            Stop::Starved => (self.queue.enable_kicks(mem), false),
+            Stop::Budget => Round { again: true, ..Round::default() },
+            Stop::Empty => {
+                self.throttle.rest();
+                Round { want_link: true, ..Round::default() }
+            }
+            Stop::Starved => {
+                let again = self.queue.enable_kicks(mem);
+                if !again {
+                    self.throttle.rest();
+                }
+                Round { again, ..Round::default() }
+            }
+            Stop::Held { until_ns } => {
+                self.queue.counters().throttled.count();
+                Round { wake_at_ns: Some(until_ns), ..Round::default() }
+            }
             Stop::Broken => {
                 // Buffers may well be waiting; to come back for them at once would be to spin.
                 self.queue.enable_kicks(mem);
-                (false, false)
+                Round::default()
             }
         }
     }
 
     /// One round while the link is down: what arrives is lost, and nothing of what waits in the network then is news of the
     /// past when the link is up again. No buffer is used. Returns as [`step`](Self::step).
-    pub fn lose<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> (bool, bool) {
-        if !self.queue.is_live() {
-            return (false, false);
+    pub fn lose<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Round {
+        if !self.queue.is_live() || !self.is_in_use {
+            return Round::default();
         }
         if self.waiting.take().is_some() {
             self.queue.counters().link_down.count();
@@ -176,14 +221,14 @@ impl Rx {
         for _ in 0..self.queue.size() {
             match backend.receive(mem, &mut [0; HEADER_BYTES], &[], &mut self.bounce) {
                 Ok(Received::Frame { .. }) => self.queue.counters().link_down.count(),
-                Ok(Received::WouldBlock) => return (false, true),
+                Ok(Received::WouldBlock) => return Round { want_link: true, ..Round::default() },
                 Err(_) => {
                     self.queue.counters().errors.count();
-                    return (false, false);
+                    return Round::default();
                 }
             }
         }
-        (true, false)
+        Round { again: true, ..Round::default() }
     }
 
     fn receive_frames<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Stop {
@@ -199,6 +244,9 @@ impl Rx {
             }
             if self.held.is_empty() {
                 return Stop::Starved;
+            }
+            if let Some(until_ns) = self.throttle.wait_until() {
+                return Stop::Held { until_ns };
             }
             // Without mergeable buffers a frame has one chain, and what does not fit is lost either way.
             let room = self.lay_out();
@@ -226,6 +274,7 @@ impl Rx {
                 self.queue.counters().filtered.count();
                 continue;
             }
+            self.throttle.charge(len_bytes as u64);
             let fits = len_bytes <= capacity || is_planted(Defect::FrameTooLarge);
             let admitted = self.framing.admit(&mut header)
                 && !self.framing.exceeds_mtu(&header, len_bytes, || self.ethertype(mem, direct));
@@ -421,6 +470,7 @@ impl Rx {
 
     /// Puts every held chain back into the ring, so that the queue's state accounts for all of them.
     pub fn release(&mut self) {
+        self.throttle.rest();
         while let Some(chain) = self.held.pop_back() {
             self.queue.unpop(chain);
         }

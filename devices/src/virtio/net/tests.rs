@@ -1,9 +1,12 @@
 mod control;
 mod filter;
+mod limits;
 mod link;
 mod mtu;
+mod multiqueue;
 mod offloads;
 mod responder;
+mod source;
 
 use std::sync::Arc;
 

@@ -2,10 +2,12 @@
 
 use vm_memory::GuestMemory;
 
-use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Sent};
+use super::backend::{Addresses, HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Sent};
+use super::filter::Mac;
 use super::header::{Framing, MAX_FRAME_BYTES, for_the_link};
 use super::responder::{Ear, Heard, Sight};
 use crate::planted::{Defect, is_planted};
+use crate::virtio::limit::Throttle;
 use crate::virtio::queue::{Chain, GuestRange};
 use crate::virtio::worker::WorkerQueue;
 
@@ -18,6 +20,20 @@ pub(super) struct Tx {
     ranges: Vec<GuestRange>,
     /// Hears what is for the card's own responder, where it has one.
     ear: Option<Ear>,
+    /// The only source address that frames may have, where that is checked.
+    source: Option<Mac>,
+    pub throttle: Throttle,
+}
+
+/// What one round leaves.
+#[derive(Default)]
+pub(super) struct Round {
+    /// Come back at once.
+    pub again: bool,
+    /// Wait for the link.
+    pub want_link: bool,
+    /// Come back then, by the clock: a rate limit holds the queue back.
+    pub wake_at_ns: Option<u64>,
 }
 
 /// What became of one chain.
@@ -30,15 +46,17 @@ enum Verdict {
         len_bytes: u64,
     },
     Lost,
+    Spoofed,
     LinkDown,
     Malformed,
     Blocked,
 }
 
 impl Tx {
-    pub fn new(queue: WorkerQueue, ear: Option<Ear>) -> Self {
+    pub fn new(queue: WorkerQueue, ear: Option<Ear>, source: Option<Mac>) -> Self {
         let ranges = Vec::with_capacity(MAX_FRAME_RANGES);
-        Self { queue, framing: Framing::default(), blocked: None, ranges, ear }
+        let (framing, throttle) = (Framing::default(), Throttle::default());
+        Self { queue, framing, blocked: None, ranges, ear, source, throttle }
     }
 
     /// The queue has started.
@@ -46,27 +64,34 @@ impl Tx {
         self.framing = framing;
     }
 
-    /// One round: up to a ring of frames, which are lost where the link is not `up`. Returns whether to come back at once,
-    /// and whether to wait for the link.
-    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, up: bool) -> (bool, bool) {
-        if !self.queue.is_live() {
-            return (false, false);
-        }
-        if self.blocked.is_some() && is_planted(Defect::StalledForGood) {
-            return (false, false);
+    /// One round: up to a ring of frames, which are lost where the link is not `up`.
+    pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, up: bool) -> Round {
+        if !self.queue.is_live() || self.blocked.is_some() && is_planted(Defect::StalledForGood) {
+            return Round::default();
         }
         self.queue.disable_kicks(mem);
-        let (mut drained, mut blocked) = (false, false);
+        self.throttle.begin_step();
+        let (mut drained, mut blocked, mut wake_at_ns) = (false, false, None);
         for _ in 0..self.queue.size() {
-            let Some(chain) = self.blocked.take().or_else(|| self.queue.pop(mem)) else {
+            let waiting = self.blocked.take();
+            if waiting.is_none() {
+                wake_at_ns = self.throttle.wait_until();
+                if wake_at_ns.is_some() {
+                    break;
+                }
+            }
+            let Some(chain) = waiting.or_else(|| self.queue.pop(mem)) else {
                 drained = true;
                 break;
             };
+            let mut sent_bytes = 0;
             match self.send(mem, backend, up, &chain) {
                 Verdict::Sent { len_bytes } | Verdict::Kept { len_bytes } => {
-                    self.queue.counters().bytes_from_guest.add(len_bytes)
+                    sent_bytes = len_bytes;
+                    self.queue.counters().bytes_from_guest.add(len_bytes);
                 }
                 Verdict::Lost => self.queue.counters().dropped.count(),
+                Verdict::Spoofed => self.queue.counters().spoofed.count(),
                 Verdict::LinkDown => self.queue.counters().link_down.count(),
                 Verdict::Malformed => self.queue.counters().malformed.count(),
                 Verdict::Blocked => {
@@ -75,12 +100,33 @@ impl Tx {
                     break;
                 }
             }
+            self.throttle.charge(sent_bytes);
             self.queue.push(mem, chain, 0);
         }
         self.queue.publish(mem);
+        if let Some(at_ns) = wake_at_ns {
+            return self.held_back(mem, at_ns);
+        }
+        if drained {
+            let again = self.queue.enable_kicks(mem);
+            if !again {
+                self.throttle.rest();
+            }
+            return Round { again, ..Round::default() };
+        }
         // While the link is full a kick would be in vain.
-        let again = if drained { self.queue.enable_kicks(mem) } else { !blocked };
-        (again, blocked)
+        Round { again: !blocked, want_link: blocked, ..Round::default() }
+    }
+
+    /// A limit holds the queue back: until it is over a kick would be in vain. One that holds no frame back wakes nobody.
+    fn held_back<M: GuestMemory>(&mut self, mem: &M, at_ns: u64) -> Round {
+        if !self.queue.enable_kicks(mem) {
+            self.throttle.rest();
+            return Round::default();
+        }
+        self.queue.counters().throttled.count();
+        self.queue.disable_kicks(mem);
+        Round { wake_at_ns: Some(at_ns), ..Round::default() }
     }
 
     fn send<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, up: bool, chain: &Chain) -> Verdict {
@@ -100,6 +146,13 @@ impl Tx {
         if len_bytes == 0 {
             return Verdict::Malformed;
         }
+        let mut addresses = None;
+        if let Some(own) = self.source {
+            addresses = frame.read_array().ok().filter(|[_, _, _, _, _, _, source @ ..]: &Addresses| *source == own);
+            if addresses.is_none() {
+                return Verdict::Spoofed;
+            }
+        }
         if up && sight.flatten().is_some_and(|sight| self.is_kept(sight)) {
             return Verdict::Kept { len_bytes };
         }
@@ -111,7 +164,11 @@ impl Tx {
         if !up {
             return Verdict::LinkDown;
         }
-        match backend.send(mem, &header, &self.ranges) {
+        let sent = match &addresses {
+            None => backend.send(mem, &header, &self.ranges),
+            Some(addresses) => backend.send_from(mem, &header, addresses, &self.ranges),
+        };
+        match sent {
             Ok(Sent::Done) => Verdict::Sent { len_bytes },
             Ok(Sent::WouldBlock) => Verdict::Blocked,
             Err(_) => Verdict::Lost,
@@ -136,6 +193,7 @@ impl Tx {
 
     /// Puts the frame that waits for the link back into the ring, so that the queue's state accounts for it.
     pub fn release(&mut self) {
+        self.throttle.rest();
         if let Some(chain) = self.blocked.take() {
             self.queue.unpop(chain);
         }

@@ -8,14 +8,18 @@ use vm_memory::GuestMemory;
 use super::backend::NetBackend;
 use super::control::Control;
 use super::filter::{Filter, FilterState};
-use super::header::Framing;
+use super::header::{Framing, GUEST_OFFLOADS};
 use super::link::{Link, Reason};
 use super::responder::AnswersState;
 use super::rx::Rx;
-use super::tx::Tx;
+use super::settings::Settings;
+use super::tx::{Round, Tx};
+use crate::planted::{Defect, is_planted};
+use crate::virtio::limit::Throttle;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 
-/// Runs the receive queue with the control queue, the transmit queue, or all of a [`NetDevice`](super::NetDevice).
+/// Runs a receive queue, the first one with the control queue, a transmit queue, or those of a pair of a
+/// [`NetDevice`](super::NetDevice).
 ///
 /// A step moves at most a ring of frames in each direction. What the link refuses is dropped and counted, what it cannot take
 /// now waits in the ring; one received frame can wait for buffers, and is part of the worker's saved state. While the link is
@@ -23,6 +27,7 @@ use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation
 pub struct NetWorker<B> {
     backend: B,
     link: Arc<Link>,
+    settings: Arc<Settings>,
     mtu: Option<u16>,
     indices: Vec<u16>,
     rx: Option<Rx>,
@@ -34,18 +39,32 @@ pub struct NetWorker<B> {
 impl<B> NetWorker<B> {
     pub(super) fn new(
         backend: B,
-        link: Arc<Link>,
+        (link, settings): (Arc<Link>, Arc<Settings>),
         mtu: Option<u16>,
-        receiver: Option<(Rx, Control)>,
+        rx: Option<Rx>,
+        control: Option<Control>,
         tx: Option<Tx>,
     ) -> Self {
-        let (rx, control) = receiver.unzip();
         let queues = [
             rx.as_ref().map(|rx| rx.queue.index()),
             tx.as_ref().map(|tx| tx.queue.index()),
             control.as_ref().map(|control| control.queue.index()),
         ];
-        Self { backend, link, mtu, indices: queues.into_iter().flatten().collect(), rx, control, tx, stopping: false }
+        let indices = queues.into_iter().flatten().collect();
+        Self { backend, link, settings, mtu, indices, rx, control, tx, stopping: false }
+    }
+
+    /// Holds its receive queue and its transmit queue to rate limits, each counted in frames and in their bytes. What a limit
+    /// holds back waits in the link or in the driver's ring.
+    #[must_use]
+    pub fn with_throttles(mut self, to_guest: Throttle, from_guest: Throttle) -> Self {
+        if let Some(rx) = &mut self.rx {
+            rx.throttle = to_guest;
+        }
+        if let Some(tx) = &mut self.tx {
+            tx.throttle = from_guest;
+        }
+        self
     }
 
     /// The link.
@@ -69,8 +88,30 @@ impl<B> NetWorker<B> {
         if let Some(rx) = &mut self.rx {
             rx.abandon();
         }
+        if let Some(control) = &mut self.control {
+            control.abandon();
+        }
         if let Some(tx) = &mut self.tx {
             tx.abandon();
+        }
+    }
+
+    /// The card is its driver's no more: one pair of queues is in use, and what it has set is gone.
+    fn reset_settings<M: GuestMemory>(&mut self)
+    where
+        B: NetBackend<M>,
+    {
+        let pairs = self.settings.now().pairs;
+        if pairs != 1 && self.backend.set_pairs(1).is_err() {
+            self.count_error();
+        }
+        self.settings.reset(self.link.first_mac());
+        self.link.reset();
+    }
+
+    fn count_error(&self) {
+        if let Some(rx) = &self.rx {
+            rx.queue.counters().errors.count();
         }
     }
 }
@@ -89,9 +130,8 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
     fn start(&mut self, mem: &M, queue: u16, state: QueueState, activation: &WorkerActivation) {
         self.stopping = false;
         let framing = Framing::new(activation, self.mtu);
-        let Self { backend, link, rx, control, tx, .. } = self;
-        if let Some(rx) = rx {
-            rx.filter.accept(activation.features);
+        let Self { backend, link, settings, rx, control, tx, .. } = self;
+        if control.is_some() {
             link.accepted(activation.features);
         }
         if let Some(control) = control.as_mut().filter(|control| control.queue.index() == queue) {
@@ -101,7 +141,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         if let Some(rx) = rx.as_mut().filter(|rx| rx.queue.index() == queue) {
             rx.release();
             rx.queue.start(mem, &state, activation);
-            rx.started(backend, activation.features, framing);
+            rx.started(backend, activation.features, framing, settings);
         }
         if let Some(tx) = tx.as_mut().filter(|tx| tx.queue.index() == queue) {
             tx.release();
@@ -114,19 +154,27 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         if self.stopping {
             return Step::default();
         }
-        let (mut rx_again, mut want_readable, mut tx_again, mut want_writable) = (false, false, false, false);
-        let (mut control_again, up) = (false, self.link.is_up());
+        let (mut received, mut sent) = (Round::default(), Round::default());
+        let (mut control_again, up) = (false, self.link.is_up() || is_planted(Defect::DownLinkCarries));
         if let Some(rx) = &mut self.rx {
             if let Some(control) = &mut self.control {
-                control_again = control.step(mem, &mut self.backend, &self.link, rx);
+                control_again = control.step(mem, &mut self.backend, &self.link, &self.settings, rx);
             }
-            (rx_again, want_readable) =
-                if up { rx.step(mem, &mut self.backend) } else { rx.lose(mem, &mut self.backend) };
+            self.settings.enter(rx.pair());
+            rx.renew(&self.settings);
+            received = if up { rx.step(mem, &mut self.backend) } else { rx.lose(mem, &mut self.backend) };
+            self.settings.leave(rx.pair());
         }
         if let Some(tx) = &mut self.tx {
-            (tx_again, want_writable) = tx.step(mem, &mut self.backend, up);
+            sent = tx.step(mem, &mut self.backend, up);
         }
-        Step { again: rx_again || tx_again || control_again, want_readable, want_writable, ..Step::default() }
+        Step {
+            again: received.again || sent.again || control_again,
+            want_readable: received.want_link,
+            want_writable: sent.want_link,
+            wake_at_ns: [received.wake_at_ns, sent.wake_at_ns].into_iter().flatten().min(),
+            ..Step::default()
+        }
     }
 
     fn begin_stop(&mut self, _mem: &M) {
@@ -147,6 +195,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             return rx.queue.take_state();
         }
         if let Some(control) = self.control(queue) {
+            control.release();
             return control.queue.take_state();
         }
         let tx = self.tx(queue)?;
@@ -156,12 +205,16 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
 
     fn save(&self) -> WorkerState {
         let Some(rx) = &self.rx else { return WorkerState::default() };
-        let (announce, offloads) = (self.link.is_announcing(), rx.chosen_offloads());
-        let (unplugged, answers) = (self.link.is_down_for(Reason::Unplugged), rx.save_answers());
-        let card = CardState { filter: rx.filter.save(), announce, offloads, unplugged, answers };
-        let filter = Filter::new(self.link.first_mac()).save();
-        let untouched = CardState { filter, announce: false, offloads: None, unplugged: false, answers: None };
-        let card = (card != untouched).then_some(card);
+        let card = self.control.as_ref().and_then(|_| {
+            let now = self.settings.now();
+            let (announce, offloads, pairs) = (self.link.is_announcing(), now.offloads, now.pairs);
+            let (unplugged, answers) = (self.link.is_down_for(Reason::Unplugged), rx.save_answers());
+            let card = CardState { filter: now.filter.save(), announce, offloads, unplugged, answers, pairs };
+            let filter = Filter::new(self.link.first_mac()).save();
+            let untouched =
+                CardState { filter, announce: false, offloads: None, unplugged: false, answers: None, pairs: 1 };
+            (card != untouched).then_some(card)
+        });
         WorkerState { to_guest: rx.save(), card, ..WorkerState::default() }
     }
 
@@ -180,25 +233,35 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         let Some(rx) = &mut self.rx else {
             return if to_guest.is_empty() && card.is_none() { Ok(()) } else { refuse("it is a receiver's") };
         };
-        self.link.reset();
-        rx.forget_driver();
-        match card {
-            None => {
-                rx.filter.reset(self.link.first_mac());
-                self.link.restore(self.link.first_mac(), false, false);
-                rx.restore_answers(None);
-            }
-            Some(CardState { filter, announce, offloads, unplugged, answers }) => {
-                if !rx.restore_answers(answers.as_ref()) {
-                    return refuse("it holds no answers of a responder's");
-                }
-                if !rx.filter.restore(filter) || !rx.restore_offloads(*offloads) {
-                    return refuse("no driver can have set that");
-                }
-                self.link.restore(rx.filter.mac(), *announce, *unplugged);
-            }
+        if !rx.restore(to_guest) {
+            return refuse("what it holds for the guest is no frame");
         }
-        if rx.restore(to_guest) { Ok(()) } else { refuse("what it holds for the guest is no frame") }
+        if self.control.is_none() {
+            return if card.is_none() { Ok(()) } else { refuse("it is that of the control queue's") };
+        }
+        rx.forget_driver();
+        rx.restore_answers(None);
+        let unplugged = card.as_ref().is_some_and(|card| card.unplugged);
+        self.reset_settings();
+        self.link.restore(self.link.first_mac(), false, unplugged);
+        let Some(CardState { filter, announce, offloads, answers, pairs, .. }) = card else { return Ok(()) };
+        if !self.rx.as_mut().is_some_and(|rx| rx.restore_answers(answers.as_ref())) {
+            return refuse("it holds no answers of a responder's");
+        }
+        let mut set = Filter::new(self.link.first_mac());
+        let known = offloads.is_none_or(|bits| bits & !GUEST_OFFLOADS == 0);
+        if !set.restore(filter) || !known || !(1..=self.settings.pairs()).contains(pairs) {
+            return refuse("no driver can have set that");
+        }
+        if *pairs != 1 && self.backend.set_pairs(*pairs).is_err() {
+            return refuse("its link does not give frames to so many queues");
+        }
+        self.link.restore(set.mac(), *announce, unplugged);
+        self.settings.change(|now| {
+            now.filter.clone_from(&set);
+            (now.offloads, now.pairs) = (*offloads, *pairs);
+        });
+        Ok(())
     }
 
     fn forget(&mut self, queue: u16) {
@@ -209,9 +272,10 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
 
     fn forget_driver(&mut self) {
         if let Some(rx) = &mut self.rx {
-            rx.filter.reset(self.link.first_mac());
             rx.forget_driver();
-            self.link.reset();
+        }
+        if self.control.is_some() {
+            self.reset_settings();
         }
     }
 
@@ -222,6 +286,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             rx.queue.take_state();
         }
         if let Some(control) = self.control(queue) {
+            control.abandon();
             control.queue.take_state();
         }
         if let Some(tx) = self.tx(queue) {
@@ -247,4 +312,11 @@ pub struct CardState {
     /// Of a card with a responder: what that goes on with.
     #[serde(default)]
     pub(super) answers: Option<AnswersState>,
+    /// Queue pairs in use.
+    #[serde(default = "one")]
+    pub(super) pairs: u16,
+}
+
+fn one() -> u16 {
+    1
 }

@@ -12,6 +12,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::doorbell::{Placer, Ringing};
 use super::interrupts::{Interrupts, NO_VECTOR, status};
+use super::places::{Places, index_of};
 use crate::bus::Access;
 use crate::park::Parked;
 use crate::pci::{BarListener, StateError};
@@ -127,6 +128,7 @@ pub(super) struct Core {
     runner: Arc<dyn QueueRunner>,
     pub(super) interrupts: Arc<Interrupts>,
     doorbells: Placer,
+    places: Arc<Places>,
     registers: Mutex<Registers>,
     /// Between DRIVER_OK and reset: only then do kicks go anywhere. (viona's kernel driver follows a null pointer on an
     /// early kick.)
@@ -140,11 +142,12 @@ impl Core {
         runner: Arc<dyn QueueRunner>,
         interrupts: Arc<Interrupts>,
         doorbells: Placer,
+        places: Arc<Places>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| {
             let registers = Mutex::new(Registers::new(&*device));
             let running = AtomicBool::new(false);
-            Self { device, runner, interrupts, doorbells, registers, running, this: this.clone() }
+            Self { device, runner, interrupts, doorbells, places, registers, running, this: this.clone() }
         })
     }
 
@@ -168,7 +171,9 @@ impl Core {
 
     /// Rings `queue`. Takes no lock.
     pub(super) fn kick(&self, queue: u16) {
-        if self.running.load(SeqCst) && queue < self.queue_count() {
+        if self.running.load(SeqCst)
+            && let Some(queue) = self.places.of_device(queue)
+        {
             self.runner.kick(queue);
         }
     }
@@ -291,7 +296,8 @@ impl Core {
             for (index, queue) in (0u16..=u16::MAX).zip(&mut registers.queues) {
                 if queue.enabled && queue.reset == QueueReset::Done {
                     queue.reset = QueueReset::None;
-                    self.runner.start_queue(index, queue.start_state(features));
+                    let Some(place) = self.places.of_device(index) else { continue };
+                    self.runner.start_queue(place, queue.start_state(features));
                     self.doorbells.start(Ringing::Modern, std::iter::once(index));
                 }
             }
@@ -314,10 +320,14 @@ impl Core {
             self.forget_queue(queue, index, QueueReset::None);
             return;
         }
+        let Some(place) = self.places.of_device(index) else {
+            self.forget_queue(queue, index, QueueReset::Done);
+            return;
+        };
         queue.reset = QueueReset::Pending;
         self.doorbells.stop_queue(index);
         let stopped = Parked::new();
-        self.runner.reset_queue(index, stopped.clone());
+        self.runner.reset_queue(place, stopped.clone());
         drop(registers);
         // Registered outside the lock: it fires at once where the queue has stopped already.
         stopped.wake_on_complete(Arc::new(QueueStopped { core: self.this.clone(), index, life }));
@@ -393,13 +403,15 @@ impl Core {
         registers.driver_features &= self.offered(interface);
         let features = registers.driver_features;
         let enabled = (0u16..=u16::MAX).zip(&registers.queues).filter(|(_, queue)| queue.enabled);
-        let queues = enabled.map(|(index, queue)| (index, queue.start_state(features)));
+        let queues = enabled
+            .filter_map(|(index, queue)| Some((self.device.queue_of(index, features)?, queue.start_state(features))));
         self.start_queues(features, legacy, queues.collect());
     }
 
     fn start_queues(&self, features: u64, legacy: bool, queues: Vec<(u16, QueueState)>) {
         self.interrupts.set_legacy(legacy);
-        let running: Vec<u16> = queues.iter().map(|(index, _)| *index).collect();
+        self.places.settle(&*self.device, features);
+        let running: Vec<u16> = queues.iter().filter_map(|(index, _)| self.places.of_driver(*index)).collect();
         self.running.store(true, SeqCst);
         self.runner.start(Activation { features, legacy, queues, interrupt: self.interrupts.clone() });
         let ringing = if legacy { Ringing::Legacy } else { Ringing::Modern };
@@ -507,12 +519,11 @@ impl Core {
         if state.running && state.driver_features & !self.offered(interface) != 0 {
             return refuse("the driver accepted features this device does not offer");
         }
-        if queues.iter().any(|(index, queue)| {
-            state
-                .queues
-                .get(usize::from(*index))
-                .is_none_or(|registers| !registers.enabled || queue.size > registers.size)
-        }) {
+        let enabled = |index: u16| {
+            let index = index_of(&*self.device, index, state.driver_features)?;
+            state.queues.get(usize::from(index)).filter(|registers| registers.enabled)
+        };
+        if queues.iter().any(|(index, queue)| enabled(*index).is_none_or(|registers| queue.size > registers.size)) {
             return refuse("a running queue was not enabled");
         }
         Ok(())

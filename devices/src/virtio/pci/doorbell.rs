@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::layout;
+use super::places::Places;
 use crate::planted::{Defect, is_planted};
 
 /// The address a driver writes to when a queue has new buffers.
@@ -27,7 +28,7 @@ pub enum Doorbell {
 /// Watches doorbells: an ioeventfd, or a kernel's own notify hook. What it does not take arrives as a bus write, so an
 /// implementation may refuse silently.
 pub trait Doorbells: Send + Sync {
-    /// The doorbell of `queue` is at `at` now, or nowhere. Called only on changes, and only between DRIVER_OK and reset
+    /// The doorbell of the device's queue `queue` is at `at` now, or nowhere. Called only on changes, and only between DRIVER_OK and reset
     /// with an address; one call replaces the doorbell before it. Called on vCPU threads; never blocks.
     fn place(&self, queue: u16, at: Option<Doorbell>);
 }
@@ -59,13 +60,14 @@ struct Placement {
 /// Keeps the watcher in line with BARs and driver. Its lock is taken last and calls only the watcher under it.
 pub(super) struct Placer {
     watcher: Arc<dyn Doorbells>,
+    places: Arc<Places>,
     placement: Mutex<Placement>,
 }
 
 impl Placer {
-    pub(super) fn new(watcher: Arc<dyn Doorbells>, queues: usize) -> Self {
+    pub(super) fn new(watcher: Arc<dyn Doorbells>, queues: usize, places: Arc<Places>) -> Self {
         let placement = Placement { queues: vec![(false, None); queues], ..Default::default() };
-        Self { watcher, placement: Mutex::new(placement) }
+        Self { watcher, places, placement: Mutex::new(placement) }
     }
 
     /// A BAR has moved.
@@ -129,7 +131,9 @@ impl Placer {
             };
             if *placed != wanted {
                 *placed = wanted;
-                self.watcher.place(queue, wanted);
+                if let Some(place) = self.places.of_device(queue) {
+                    self.watcher.place(place, wanted);
+                }
             }
         }
     }

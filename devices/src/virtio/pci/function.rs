@@ -10,6 +10,7 @@ use super::doorbell::{Doorbells, Placer};
 use super::interrupts::Interrupts;
 use super::layout::{self, CAP_VENDOR, LEGACY_BAR, MODERN_BAR, MSIX_BAR, PCI_CFG_BAR, PCI_CFG_DATA};
 use super::legacy::LegacyBar;
+use super::places::Places;
 use crate::bus::{Access, BusDevice};
 use crate::interrupt::{IrqLine, MsiSource};
 use crate::pci::{
@@ -79,8 +80,9 @@ impl VirtioPci {
         let (identity, transitional) = layout::identity(device.device_type(), legacy, pin.register(), interrupt_line);
 
         let msix = Arc::new(Msix::new(msix)?);
-        let interrupts = Arc::new(Interrupts::new(&name, msix.clone(), intx, queues));
-        let core = Core::new(device, runner, interrupts, Placer::new(doorbells, queues));
+        let places = Arc::new(Places::new(queues));
+        let interrupts = Arc::new(Interrupts::new(&name, msix.clone(), intx, queues, places.clone()));
+        let core = Core::new(device, runner, interrupts, Placer::new(doorbells, queues, places.clone()), places);
         let modern = Arc::new(ModernBar(core.clone()));
 
         let mut config = ConfigSpace::new(identity);

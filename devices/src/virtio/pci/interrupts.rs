@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::places::Places;
 use crate::interrupt::IrqLine;
 use crate::pci::Msix;
 use crate::planted::{Defect, panic_if_planted};
@@ -37,12 +38,13 @@ pub(super) struct Interrupts {
     intx_disabled: AtomicBool,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
+    places: Arc<Places>,
     /// Rings broken since the start.
     broken: AtomicU32,
 }
 
 impl Interrupts {
-    pub(super) fn new(name: &str, msix: Arc<Msix>, line: Arc<dyn IrqLine>, queues: usize) -> Self {
+    pub(super) fn new(name: &str, msix: Arc<Msix>, line: Arc<dyn IrqLine>, queues: usize, places: Arc<Places>) -> Self {
         Self {
             name: name.to_owned(),
             msix,
@@ -54,6 +56,7 @@ impl Interrupts {
             intx_disabled: AtomicBool::new(false),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: std::iter::repeat_with(|| AtomicU16::new(NO_VECTOR)).take(queues).collect(),
+            places,
             broken: AtomicU32::new(0),
         }
     }
@@ -172,7 +175,7 @@ impl VirtioInterrupt for Interrupts {
     fn queue_used(&self, queue: u16) {
         if self.msix.enabled() {
             // "None" is 0xffff, which MSI-X never has.
-            self.msix.trigger(self.queue_vector(queue));
+            self.msix.trigger(self.places.of_driver(queue).map_or(NO_VECTOR, |index| self.queue_vector(index)));
         } else {
             self.raise(ISR_QUEUE);
         }
@@ -197,7 +200,7 @@ impl VirtioInterrupt for Interrupts {
             log::warn!(
                 "{}: queue {} is stopped until the driver resets the device: {} (time {count})",
                 self.name,
-                why.queue,
+                self.places.of_driver(why.queue).unwrap_or(why.queue),
                 why.reason
             );
         }

@@ -17,6 +17,7 @@ mod function;
 mod interrupts;
 mod layout;
 mod legacy;
+mod places;
 
 #[cfg(test)]
 mod tests;

@@ -5,12 +5,16 @@ use std::sync::{Arc, Mutex};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use crate::virtio::net::{Header, NetBackend, NetError, Offloads, Received, Sent};
+use crate::virtio::net::{Addresses, Header, NetBackend, NetError, Offloads, Received, Sent};
 use crate::virtio::queue::GuestRange;
 
 /// A network link in memory. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryLink(Arc<Mutex<Inner>>);
+pub struct MemoryLink {
+    inner: Arc<Mutex<Inner>>,
+    /// Of the first pair's: those of all pairs from the second on.
+    further: Vec<MemoryLink>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -20,48 +24,72 @@ struct Inner {
     broken: bool,
     copied_bytes: usize,
     offloads: Offloads,
+    /// Its pair is not in use.
+    idle: bool,
 }
 
 impl MemoryLink {
+    /// The links of a card with so many queue pairs, by pair; the first one is in use.
+    pub fn of_pairs(pairs: usize) -> Vec<Self> {
+        let further: Vec<Self> = (1..pairs).map(|_| Self::default()).collect();
+        further.iter().for_each(|link| link.inner.lock().unwrap().idle = true);
+        let first = Self { further: further.clone(), ..Self::default() };
+        std::iter::once(first).chain(further).collect()
+    }
+
+    /// A frame of this flow arrives at a card with several pairs: for one of those in use.
+    pub fn arrive_in_flow(&self, flow: usize, header: Header, frame: &[u8]) {
+        let used = self.further.iter().filter(|link| !link.inner.lock().unwrap().idle).count();
+        match (flow % (used + 1)).checked_sub(1) {
+            None => self.arrive(header, frame),
+            Some(further) => self.further[further].arrive(header, frame),
+        }
+    }
+
+    /// Queue pairs that frames are given to.
+    pub fn pairs(&self) -> usize {
+        1 + self.further.iter().filter(|link| !link.inner.lock().unwrap().idle).count()
+    }
+
     /// A frame arrives.
     pub fn arrive(&self, header: Header, frame: &[u8]) {
-        self.0.lock().unwrap().incoming.push_back((header, frame.to_vec()));
+        self.inner.lock().unwrap().incoming.push_back((header, frame.to_vec()));
     }
 
     /// Frames nobody has received yet.
     pub fn waiting(&self) -> usize {
-        self.0.lock().unwrap().incoming.len()
+        self.inner.lock().unwrap().incoming.len()
     }
 
     /// Frames sent since the last call.
     pub fn take_sent(&self) -> Vec<(Header, Vec<u8>)> {
-        std::mem::take(&mut self.0.lock().unwrap().sent)
+        std::mem::take(&mut self.inner.lock().unwrap().sent)
     }
 
     /// Whether the link takes no frames for now.
     pub fn set_full(&self, full: bool) {
-        self.0.lock().unwrap().full = full;
+        self.inner.lock().unwrap().full = full;
     }
 
     /// Whether every call fails.
     pub fn set_broken(&self, broken: bool) {
-        self.0.lock().unwrap().broken = broken;
+        self.inner.lock().unwrap().broken = broken;
     }
 
     /// Bytes that did not go straight into guest memory, since the last call.
     pub fn take_copied_bytes(&self) -> usize {
-        std::mem::take(&mut self.0.lock().unwrap().copied_bytes)
+        std::mem::take(&mut self.inner.lock().unwrap().copied_bytes)
     }
 
     /// What the device said about received frames.
     pub fn offloads(&self) -> Offloads {
-        self.0.lock().unwrap().offloads
+        self.inner.lock().unwrap().offloads
     }
 }
 
 impl<M: GuestMemory + ?Sized> NetBackend<M> for MemoryLink {
     fn send(&mut self, mem: &M, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError> {
-        let inner = &mut *self.0.lock().unwrap();
+        let inner = &mut *self.inner.lock().unwrap();
         if inner.broken {
             return Err(NetError::Host(5));
         }
@@ -78,6 +106,20 @@ impl<M: GuestMemory + ?Sized> NetBackend<M> for MemoryLink {
         Ok(Sent::Done)
     }
 
+    fn send_from(
+        &mut self,
+        mem: &M,
+        header: &Header,
+        addresses: &Addresses,
+        rest: &[GuestRange],
+    ) -> Result<Sent, NetError> {
+        let sent = self.send(mem, header, rest)?;
+        if let Some((_, frame)) = self.inner.lock().unwrap().sent.last_mut().filter(|_| sent == Sent::Done) {
+            frame.splice(..0, addresses.iter().copied());
+        }
+        Ok(sent)
+    }
+
     fn receive(
         &mut self,
         mem: &M,
@@ -85,7 +127,7 @@ impl<M: GuestMemory + ?Sized> NetBackend<M> for MemoryLink {
         into: &[GuestRange],
         spill: &mut [u8],
     ) -> Result<Received, NetError> {
-        let inner = &mut *self.0.lock().unwrap();
+        let inner = &mut *self.inner.lock().unwrap();
         if inner.broken {
             return Err(NetError::Host(5));
         }
@@ -104,11 +146,25 @@ impl<M: GuestMemory + ?Sized> NetBackend<M> for MemoryLink {
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
-        let inner = &mut *self.0.lock().unwrap();
+        let inner = &mut *self.inner.lock().unwrap();
         if inner.broken {
             return Err(NetError::Host(5));
         }
         inner.offloads = offloads;
+        Ok(())
+    }
+
+    fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
+        if self.inner.lock().unwrap().broken {
+            return Err(NetError::Host(5));
+        }
+        for (pair, link) in (1..).zip(&self.further) {
+            let inner = &mut *link.inner.lock().unwrap();
+            inner.idle = pair >= pairs;
+            if inner.idle {
+                inner.incoming.clear();
+            }
+        }
         Ok(())
     }
 }

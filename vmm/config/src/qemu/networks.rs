@@ -206,17 +206,11 @@ impl Reading {
         }
         end.taken = true;
         Ok(NetConfig {
-            tap: end.ifname.clone(),
             carrier: Carrier::Vnic,
             mac: Some(mac),
             id: card.id.or_else(|| end.name.clone()).unwrap_or_default(),
-            slot: None,
-            queue_size: NetConfig::DEFAULT_QUEUE_SIZE,
-            packed: false,
-            in_order: false,
             dhcp: end.dhcp.clone(),
-            speed: None,
-            duplex: None,
+            ..NetConfig::new(&end.ifname)
         })
     }
 

@@ -111,17 +111,12 @@ fn the_worked_example_is_this_machine() {
         }
     };
     let net = |index: u8, slot, dhcp| NetConfig {
-        tap: format!("net{index}"),
         carrier: Carrier::Vnic,
         mac: Some(Mac([0xb2, 0x1e, 0xba, 0xa5, 0x6e, 0x71 + index])),
         id: format!("net{index}"),
         slot: Some(Slot::device(slot)),
-        queue_size: 256,
-        packed: false,
-        in_order: false,
         dhcp,
-        speed: None,
-        duplex: None,
+        ..NetConfig::new(format!("net{index}"))
     };
     let dhcp = DhcpConfig {
         gateway_ip: Some(ip("10.0.0.1")),

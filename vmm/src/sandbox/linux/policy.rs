@@ -203,6 +203,7 @@ policy! {
     SYS_readv ALWAYS, NET, seen "a frame from the TAP device";
     SYS_writev ALWAYS, NET, seen "a frame to the TAP device";
     SYS_ioctl ioctl(TUNSETOFFLOAD), NET, seen "what the driver takes";
+    SYS_ioctl ioctl(TUNSETQUEUE), NET, rare "how many queue pairs the driver uses";
     SYS_ioctl ioctl(TUNGETIFF), MAIN, rare "which interface a TAP device has, when one has changed";
     SYS_ioctl request(SIOCGIFFLAGS), MAIN, rare "whether it is up";
 

@@ -1,11 +1,13 @@
 //! The runner inside the outer machine: starts each VMM of a job, drives its guest over the serial port and reports.
 //!
-//! `lab-runner JOB.json RESULTS`: progress goes to stdout, one JSON line a run to RESULTS, `LAB-DONE` last.
+//! `lab-runner JOB.json RESULTS`: progress goes to stdout, one JSON line a run to RESULTS, `LAB-DONE` last. Jobs call it as
+//! `lab-runner tap NAME on` or `off`, too, for TAP devices with several queues.
 
 mod guest;
 #[path = "../../lab/job.rs"]
 mod job;
 mod sample;
+mod tap;
 
 use std::fs;
 use std::io::Write as _;
@@ -20,8 +22,11 @@ const PULSE_INTERVAL: Duration = Duration::from_secs(5);
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (Some(job), Some(results)) = (arguments.next(), arguments.next()) else {
-        anyhow::bail!("usage: lab-runner JOB.json RESULTS");
+        anyhow::bail!("usage: lab-runner JOB.json RESULTS, or lab-runner tap NAME on|off");
     };
+    if let ("tap", Some(what)) = (job.as_str(), arguments.next()) {
+        return tap::run(&results, &what);
+    }
     let job: Job = serde_json::from_slice(&fs::read(&job).with_context(|| format!("cannot read {job}"))?)
         .context("cannot understand the job")?;
     // RESULTS is a serial port in the outer machine and a file elsewhere.

@@ -2,6 +2,7 @@
 
 mod dhclient;
 mod dhcp;
+mod queues;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
@@ -12,7 +13,7 @@ use super::{Scenario, Script, Vmm, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![control(), dhcp::scenario(), dhclient::scenario()]
+    vec![control(), dhcp::scenario(), dhclient::scenario(), queues::scenario()]
 }
 
 /// The bits of what the driver accepted, the lowest first.

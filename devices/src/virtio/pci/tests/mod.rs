@@ -3,6 +3,7 @@
 mod attacks;
 mod legacy;
 mod modern;
+mod places;
 mod queue_reset;
 mod rules;
 
@@ -27,6 +28,8 @@ struct FakeDevice {
     features: u64,
     queues: Vec<u16>,
     config: Mutex<Vec<u8>>,
+    /// Without the feature of bit 0 a driver means the last queue by index 1, and none beyond.
+    moves: bool,
     /// What it was told of the driver's features, since the test last looked.
     accepted: Mutex<Vec<u64>>,
 }
@@ -40,6 +43,14 @@ impl VirtioDevice for FakeDevice {
     }
     fn queue_max_sizes(&self) -> &[u16] {
         &self.queues
+    }
+    fn queue_of(&self, index: u16, features: u64) -> Option<u16> {
+        match index {
+            _ if !self.moves || features & 1 != 0 => Some(index),
+            0 => Some(0),
+            1 => Some(self.queues.len() as u16 - 1),
+            _ => None,
+        }
     }
     fn read_config(&self, offset: u32, data: &mut [u8]) {
         let config = self.config.lock().unwrap();
@@ -210,11 +221,13 @@ struct Shape {
     vectors: usize,
     legacy: bool,
     rings: u64,
+    moves: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { device_type: 2, queues: vec![128, 256], config_len: 60, vectors: 3, legacy: true, rings: 0 }
+        let queues = vec![128, 256];
+        Self { device_type: 2, queues, config_len: 60, vectors: 3, legacy: true, rings: 0, moves: false }
     }
 }
 
@@ -257,6 +270,7 @@ fn rig(shape: Shape) -> Rig {
         features: INDIRECT | EVENT_IDX | 1 << 24 | 1 << 38 | 1 << 40 | 0b101,
         queues: shape.queues,
         config: Mutex::new((0..shape.config_len).map(|byte| byte as u8).collect()),
+        moves: shape.moves,
         accepted: Mutex::default(),
     });
     let runner = Arc::new(FakeRunner { rings: shape.rings, ..FakeRunner::default() });
