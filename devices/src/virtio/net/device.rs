@@ -131,6 +131,11 @@ impl NetDevice {
         self.link.set_down(Reason::NoCarrier, !up)
     }
 
+    /// Its address after a reset.
+    pub fn mac(&self) -> [u8; 6] {
+        self.config.mac
+    }
+
     /// Whether the driver sees the link up.
     pub fn is_up(&self) -> bool {
         self.link.is_up()

@@ -53,6 +53,11 @@ impl<B> NetWorker<B> {
         &mut self.backend
     }
 
+    /// What the driver wants to receive, of the worker of the control queue.
+    pub(super) fn filter(&mut self) -> Option<&mut Filter> {
+        self.rx.as_mut().map(|rx| &mut rx.filter)
+    }
+
     fn rx(&mut self, queue: u16) -> Option<&mut Rx> {
         self.rx.as_mut().filter(|rx| rx.queue.index() == queue)
     }

@@ -17,6 +17,7 @@ mod function;
 mod interrupts;
 mod layout;
 mod legacy;
+mod messages;
 
 #[cfg(test)]
 mod tests;
@@ -25,3 +26,4 @@ pub use core::TransportState;
 pub use doorbell::{Doorbell, Doorbells, NoDoorbells};
 pub use function::{VirtioPci, VirtioPciParts, VirtioPciState};
 pub use layout::{DEVICE, ISR, LEGACY_BAR, MODERN_BAR, MSIX_BAR, NOTIFY, NOTIFY_MULTIPLIER};
+pub use messages::QueueMessages;

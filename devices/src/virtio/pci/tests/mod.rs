@@ -2,13 +2,14 @@
 
 mod attacks;
 mod legacy;
+mod messages;
 mod modern;
 mod queue_reset;
 mod rules;
 
 use std::sync::{Arc, Mutex};
 
-use super::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
+use super::{Doorbell, Doorbells, QueueMessages, VirtioPci, VirtioPciParts};
 use crate::bus::{Access, Bus, BusDevice, BusView};
 use crate::interrupt::{IrqLine, MsiMessage, MsiSource};
 use crate::park::Parked;
@@ -238,6 +239,10 @@ struct Rig {
 }
 
 fn rig(shape: Shape) -> Rig {
+    rig_with(shape, None)
+}
+
+fn rig_with(shape: Shape, messages: Option<Arc<dyn QueueMessages>>) -> Rig {
     let (port_bus, memory_bus) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
     let windows = Windows {
         io: 0xc000..0x1_0000,
@@ -264,7 +269,7 @@ fn rig(shape: Shape) -> Rig {
     let line = Arc::new(Line::default());
     let watcher = Arc::new(Watcher::default());
     let slot = PciAddress::new(SLOT.0, SLOT.1).unwrap();
-    let function = VirtioPci::new(VirtioPciParts {
+    let parts = VirtioPciParts {
         name: "test device".to_owned(),
         device: device.clone(),
         runner: runner.clone(),
@@ -276,7 +281,11 @@ fn rig(shape: Shape) -> Rig {
         slot,
         mapper,
         legacy: shape.legacy,
-    })
+    };
+    let function = match messages {
+        None => VirtioPci::new(parts),
+        Some(messages) => VirtioPci::carried(parts, messages),
+    }
     .unwrap();
     pci.add(slot, "test device", function.clone()).unwrap();
     let (ports, memory) = (BusView::new(port_bus), BusView::new(memory_bus));
