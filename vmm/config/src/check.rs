@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::values::format_size;
 use super::{
-    DEFAULT_LOW_SPLIT, DebugPortConfig, DiskConfig, MAX_BLOCK_BYTES, MAX_DISK_QUEUES, MAX_DISK_SERIAL,
+    Carrier, DEFAULT_LOW_SPLIT, DebugPortConfig, DiskConfig, MAX_BLOCK_BYTES, MAX_DISK_QUEUES, MAX_DISK_SERIAL,
     MAX_PHYSICAL_BLOCK_BYTES, MAX_VCPUS, Mac, NetConfig, PAGE_SIZE, SerialBackend, VmConfig,
 };
 
@@ -203,13 +203,25 @@ impl VmConfig {
     }
 
     fn check_nets(&self, found: &mut Problems) {
-        let longest = devices_host::tap::LONGEST_NAME_BYTES;
         for (index, net) in self.nets.iter().enumerate() {
             let id = &net.id;
-            let tap = &net.tap;
+            let (tap, kind, longest) = (&net.tap, net.carrier.key(), net.carrier.longest_name_bytes());
             if tap.is_empty() || tap.len() > longest || tap.contains(|c: char| c == '/' || c.is_whitespace()) {
-                found
-                    .add(id, format!("tap '{tap}' is not a link name; it has 1 to {longest} letters, no blank or '/'"));
+                found.add(
+                    id,
+                    format!("{kind} '{tap}' is not a link name; it has 1 to {longest} letters, no blank or '/'"),
+                );
+            }
+            if net.carrier == Carrier::Viona {
+                let others = [
+                    ("mac", net.mac.is_some(), "the guest has the address of the link"),
+                    ("packed", net.packed, "the kernel has no packed virtqueues"),
+                    ("in_order", net.in_order, "the kernel does not use buffers in order"),
+                    ("ip", net.dhcp.is_some(), "the kernel carries the frames, and no request gets here"),
+                ];
+                for (key, _, why) in others.into_iter().filter(|(_, given, _)| *given) {
+                    found.add(id, format!("{key} does not go with viona: {why}"));
+                }
             }
             if let Some(mac) = net.mac {
                 check_mac(id, mac, found);
@@ -224,7 +236,7 @@ impl VmConfig {
             }
             for other in &self.nets[..index] {
                 if other.tap == net.tap {
-                    found.add(id, format!("tap {tap} is already taken by {}", other.id));
+                    found.add(id, format!("{kind} {tap} is already taken by {}", other.id));
                 }
                 if let Some(mac) = net.mac.filter(|mac| other.mac == Some(*mac)) {
                     found.add(id, format!("mac {mac} is already taken by {}", other.id));

@@ -196,12 +196,15 @@ pub(super) fn default_serial(id: &str, path: &Path, nth: usize) -> String {
     format!("zvmm-{:015x}", hash >> 4)
 }
 
-/// A virtio-net interface on a TAP device.
+/// A virtio-net interface on a link of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// Name of the host's TAP interface.
+    /// Name of the host's link: of a TAP interface, unless the carrier is another one.
     pub tap: String,
+    /// What of the host's carries the frames of that link.
+    #[serde(default, skip_serializing_if = "Carrier::is_tap")]
+    pub carrier: Carrier,
     /// The guest's own address. When not given: the link's, where the link is the guest's end (a VNIC); the address of a TAP
     /// interface is that of the host's end, and the guest has it with [another bit](Mac::of_other_end).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -221,6 +224,10 @@ pub struct NetConfig {
     /// Offer to use buffers in the order they were made available (virtio 1.3 §2.7.9). Off by default, as with qemu.
     #[serde(default)]
     pub in_order: bool,
+    /// Have the guest receive every frame of the link, whatever its driver asks for. Off by default; a TAP interface hands over
+    /// every frame as it is.
+    #[serde(default)]
+    pub promiscuous: bool,
     /// Answer the guest's DHCP requests, and ARP requests for the one who answers; they do not get to the TAP interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcp: Option<DhcpConfig>,
@@ -231,6 +238,47 @@ pub struct NetConfig {
     /// Whether the guest is told that it does so both ways at once; unknown when not given, as with qemu.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplex: Option<Duplex>,
+}
+
+/// What of the host's carries the frames of a link.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Carrier {
+    /// A TAP interface (Linux).
+    #[default]
+    Tap,
+    /// What the host has for a link of that name: the kernel that runs the VM on bhyve, a TAP interface on Linux.
+    Vnic,
+    /// The kernel that runs the VM, over a data link of the zone (bhyve's viona).
+    Viona,
+}
+
+impl Carrier {
+    /// Most bytes of a name on illumos (`MAXLINKNAMELEN`, which counts the NUL).
+    const LONGEST_LINK_BYTES: usize = 31;
+
+    /// What the command line calls it.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Tap => "tap",
+            Self::Vnic => "vnic",
+            Self::Viona => "viona",
+        }
+    }
+
+    /// Most bytes of the name of a link that it carries.
+    #[must_use]
+    pub fn longest_name_bytes(self) -> usize {
+        match self {
+            Self::Tap | Self::Vnic => devices_host::tap::LONGEST_NAME_BYTES,
+            Self::Viona => Self::LONGEST_LINK_BYTES,
+        }
+    }
+
+    fn is_tap(&self) -> bool {
+        *self == Self::Tap
+    }
 }
 
 /// How the two directions of a network link share it.
@@ -253,12 +301,14 @@ impl NetConfig {
     pub fn new(tap: impl Into<String>) -> Self {
         Self {
             tap: tap.into(),
+            carrier: Carrier::Tap,
             mac: None,
             id: String::new(),
             slot: None,
             queue_size: Self::DEFAULT_QUEUE_SIZE,
             packed: false,
             in_order: false,
+            promiscuous: false,
             dhcp: None,
             speed: None,
             duplex: None,

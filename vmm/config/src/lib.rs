@@ -28,8 +28,9 @@ use arch::cpu::{CpuError, CpuModel};
 use serde::{Deserialize, Serialize};
 
 pub use self::devices::{
-    ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, Duplex, MAX_BLOCK_BYTES, MAX_DISK_QUEUES,
-    MAX_DISK_SERIAL, MAX_PHYSICAL_BLOCK_BYTES, NetConfig, ReadError, RngConfig, SerialBackend, WriteError,
+    Carrier, ConsoleConfig, DebugPortConfig, DiskCache, DiskConfig, DiskEngine, Duplex, MAX_BLOCK_BYTES,
+    MAX_DISK_QUEUES, MAX_DISK_SERIAL, MAX_PHYSICAL_BLOCK_BYTES, NetConfig, ReadError, RngConfig, SerialBackend,
+    WriteError,
 };
 pub use check::{ConfigError, vcpu_limits};
 pub use dhcp::DhcpConfig;

@@ -7,8 +7,7 @@
 //! kernel would have noticed or not.
 //!
 //! * [`DoubleSys`] is one process in one [`Zone`] of a [`Host`].
-//! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`], [`illumos_kvm`] and
-//!   [`zvol`].
+//! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`], [`illumos_kvm`], [`viona`] and [`zvol`].
 //! * [`Injecting`] makes chosen calls fail, [`Mutating`] damages chosen calls. Both wrap any `Sys`, so that the backends
 //!   need no switch for tests.
 //! * [`record::Recording`] wraps any hypervisor, and writes down what guests do to their machine.
@@ -23,6 +22,7 @@ mod node;
 pub mod record;
 pub mod rules;
 mod sys;
+pub mod viona;
 mod zone;
 pub mod zvol;
 

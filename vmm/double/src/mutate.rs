@@ -1,6 +1,7 @@
 //! Damaging chosen calls, to prove that the double notices.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -324,6 +325,10 @@ impl Sys for Mutating {
 
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {
         self.inner.poll(handle, interest, timeout_ns)
+    }
+
+    fn poll_fd(&self, handle: RawHandle) -> SysResult<RawFd> {
+        self.inner.poll_fd(handle)
     }
 
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()> {

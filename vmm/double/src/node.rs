@@ -1,6 +1,7 @@
 //! What a driver of the double implements.
 
 use std::any::Any;
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -83,6 +84,14 @@ pub trait Node: Any + Send + Sync {
     /// # Errors
     /// What the kernel's driver says.
     fn write_at(&self, _call: &Call<'_>, _buffer: &[u8], _offset_bytes: u64) -> SysResult<usize> {
+        Err(Errno::ENXIO)
+    }
+
+    /// A descriptor of the machine that polls readable while the device does; by default ENXIO.
+    ///
+    /// # Errors
+    /// Where nobody waits for such a device.
+    fn poll_fd(&self) -> SysResult<RawFd> {
         Err(Errno::ENXIO)
     }
 

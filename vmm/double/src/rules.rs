@@ -111,8 +111,10 @@ mod tests {
     #[test]
     fn every_rule_has_a_name_of_its_own_and_a_source() {
         let mut names = Vec::new();
-        for rule in system::ALL.iter().chain(crate::bhyve::rules::ALL).chain(crate::zvol::rules::ALL) {
-            assert!(rule.source.starts_with("bhyve ") || rule.source.starts_with("smartos-zone "), "{rule:?}");
+        let all = system::ALL.iter().chain(crate::bhyve::rules::ALL).chain(crate::zvol::rules::ALL);
+        for rule in all.chain(crate::viona::rules::ALL) {
+            let sources = ["bhyve ", "smartos-zone ", "rshyve "];
+            assert!(sources.iter().any(|source| rule.source.starts_with(source)), "{rule:?}");
             assert!(!rule.says.ends_with('.') && rule.says.len() > 15, "{rule:?}");
             names.push(rule.name);
         }

@@ -1,6 +1,7 @@
 //! A process of the doubled system: handles, mappings, threads.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -334,6 +335,10 @@ impl Sys for DoubleSys {
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready> {
         let open = self.find(handle, "poll")?;
         open.node.poll(&self.call(handle, open.flags), interest, timeout_ns)
+    }
+
+    fn poll_fd(&self, handle: RawHandle) -> SysResult<RawFd> {
+        self.find(handle, "poll")?.node.poll_fd()
     }
 
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()> {

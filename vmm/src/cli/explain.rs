@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::config::{DiskConfig, NetConfig, OnReset, OnTripleFault, Slot, Translation, VmConfig, format_size};
+use crate::config::{Carrier, DiskConfig, NetConfig, OnReset, OnTripleFault, Slot, Translation, VmConfig, format_size};
 use crate::logging;
 
 /// The machine that a command line comes to, what is wrong with it, and what of the command line has no effect.
@@ -141,7 +141,11 @@ fn disk(disk: &DiskConfig, vcpus: u8) -> String {
 
 fn net(net: &NetConfig) -> String {
     let mac = net.mac.map_or("of the link".to_owned(), |mac| mac.to_string());
-    format!("{} virtio-net {} mac {mac} queues {}", net.id, net.tap, net.queue_size)
+    let carrier = match net.carrier {
+        Carrier::Tap | Carrier::Vnic => String::new(),
+        other => format!(" by {}", other.key()),
+    };
+    format!("{} virtio-net {}{carrier} mac {mac} queues {}", net.id, net.tap, net.queue_size)
 }
 
 #[cfg(test)]

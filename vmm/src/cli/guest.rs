@@ -9,8 +9,8 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use crate::config::options::{Options, on_off};
 use crate::config::{
-    ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DiskConfig, Ip, JailConfig, LimitConfig, LimitGroupConfig,
-    NetConfig, RngConfig, SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
+    Carrier, ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DiskConfig, Ip, JailConfig, LimitConfig,
+    LimitGroupConfig, NetConfig, RngConfig, SerialBackend, Size, Topology, VmConfig, parse_size, reword, vcpu_limits,
 };
 
 /// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
@@ -109,16 +109,17 @@ pub struct GuestArgs {
     /// Keys: limit_ops=N, limit_ops_burst=N, limit_bytes=SIZE, limit_bytes_burst=SIZE: as a disk has them by itself.
     #[arg(long, value_name = "NAME,KEY=VALUE…", help_heading = "Devices")]
     pub limit_group: Vec<String>,
-    /// Network interface (virtio-net) on a TAP device. Again for more interfaces
+    /// Network interface (virtio-net) on a TAP device, or on a data link of illumos. Again for more interfaces
     ///
-    /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
+    /// Keys: tap=NAME, mac=ADDRESS (both needed), or viona=LINK (the kernel carries its frames, and its address is the link's;
+    /// with slot=, queue_size=, speed=, duplex= and id= only); slot=DEVICE[.FUNCTION], queue_size=N (256), packed,
     /// in_order (ring features to offer, as with qemu), speed=N, duplex=half|full (what the guest is told of the link, in
     /// Mbit/s: unknown), id=NAME (net0, net1, …). While the TAP device is down, so is the guest's link.
     ///
     /// With ip=ADDRESS,netmask=MASK the process answers the guest's DHCP requests itself, with that address, and no such
     /// request gets to the TAP device. To that: gateway_ip=ADDRESS, dns_ip0= to dns_ip3=ADDRESS (dns_ip= where it is
     /// one), hostname=NAME, lease_time=SECONDS (86400), server_ip=ADDRESS (169.254.169.254: who answers).
-    #[arg(long, value_name = "tap=NAME,mac=ADDRESS[,KEY=VALUE…]", help_heading = "Devices")]
+    #[arg(long, value_name = "tap=NAME,mac=ADDRESS|viona=LINK[,KEY=VALUE…]", help_heading = "Devices")]
     pub net: Vec<String>,
     /// COM port on stdio, file:PATH, socket:PATH, device:PATH, metadata:FILE, pty or null. Again for COM2 to
     /// COM4; com3=… names one
@@ -421,14 +422,23 @@ fn limits(given: &Options) -> Result<LimitConfig, ConfigError> {
 }
 
 fn net(text: &str) -> Result<NetConfig, ConfigError> {
-    let keys = ["tap", "mac", "slot", "queue_size", "packed", "in_order", "speed", "duplex", "id"];
+    let keys = ["tap", "viona", "mac", "slot", "queue_size", "packed", "in_order", "speed", "duplex", "id"];
     let keys = [&keys[..], &["ip"], &DHCP_KEYS].concat();
     let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
-    let tap = given.required("tap", example)?;
-    given.required("mac", example)?;
+    let (tap, carrier) = match given.text("viona")? {
+        None => (given.required("tap", example)?, Carrier::Tap),
+        Some(_) if given.text("tap")?.is_some() => {
+            return Err(given.problem("tap and viona are one link each; give one of them"));
+        }
+        Some(link) => (link, Carrier::Viona),
+    };
+    if carrier == Carrier::Tap {
+        given.required("mac", example)?;
+    }
     Ok(NetConfig {
         tap,
+        carrier,
         // A TAP interface is usually made anew, with another address, so that its own is not a good one by default.
         mac: given.value("mac")?,
         id: given.text("id")?.unwrap_or_default(),
@@ -436,6 +446,7 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
         queue_size: given.number("queue_size")?.unwrap_or(NetConfig::DEFAULT_QUEUE_SIZE),
         packed: given.flag("packed")?,
         in_order: given.flag("in_order")?,
+        promiscuous: false,
         dhcp: dhcp(&given)?,
         speed: given.number("speed")?,
         duplex: named("--net: duplex", &given.text("duplex")?)?,

@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use devices::pci::{PciAddress, PciBus, PciFunction};
 use devices::virtio::blk::{OpsSnapshot, SECTOR_BYTES};
 
-use super::address;
 use super::virtio::Device;
-use crate::config::{DiskConfig, NetConfig, SerialBackend, VmConfig};
+use crate::config::{DiskConfig, Mac, NetConfig, SerialBackend, VmConfig};
 use crate::control::inventory::{BarFacts, CharacterFacts, DiskFacts, Inventory, NetFacts, PciFacts, VcpuFacts};
 
 /// What does not change while the machine runs; only a machine with a control socket needs it.
@@ -87,8 +86,7 @@ fn disk(config: &DiskConfig, device: &Device) -> DiskFacts {
 fn net(config: &NetConfig, device: &Device) -> NetFacts {
     NetFacts {
         id: config.id.clone(),
-        // One that follows from a link which is gone nobody knows any more.
-        mac: address::of(config).map_or_else(|_| "unknown".to_owned(), |mac| mac.to_string()),
+        mac: device.card.as_ref().map_or_else(|| "unknown".to_owned(), |card| Mac(card.mac()).to_string()),
         host: config.tap.clone(),
         is_up: device.card.as_ref().is_some_and(|card| card.is_up()),
     }

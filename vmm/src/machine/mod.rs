@@ -2,6 +2,7 @@
 
 mod adapters;
 mod address;
+mod carried;
 mod chipset;
 mod collected;
 pub(crate) mod disk;
@@ -126,7 +127,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let model = config.cpu_model().map_err(|error| cpu_error(&error))?;
     let (layout, image) = boot_image(config, model.phys_bits(host.phys_bits))?;
     let (cpuid, topology) = cpuid(hypervisor, config, model, &layout).map_err(|error| cpu_error(&error))?;
-    let mut host_devices = HostDevices::open(config, hypervisor.sys())?;
+    let mut host_devices = HostDevices::open(config, hypervisor)?;
 
     let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
     let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| cpu_error(&error))?;

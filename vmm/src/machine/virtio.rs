@@ -11,14 +11,14 @@ use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
 use devices::virtio::net::responder::{BadLease, Responder};
 use devices::virtio::net::{Duplex as LinkDuplex, NetConfig as LinkConfig, NetDevice};
-use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
+use devices::virtio::pci::{Doorbell, Doorbells, QueueMessages, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
-use devices::virtio::{VirtioDevice, VirtioInterrupt};
+use devices::virtio::{QueueRunner, VirtioDevice, VirtioInterrupt};
 use devices::wake::Wake;
 use devices_host::disk::Disk;
 use devices_host::engine::Engine;
 use devices_host::event::Event;
-use devices_host::sys::Sys;
+use devices_host::sys::Link;
 use devices_host::tap::{InterfaceEvents, Tap, TapError};
 
 use super::adapters::{
@@ -29,20 +29,27 @@ use super::limits::Groups;
 use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
 use super::write_through::WriteThrough;
-use super::{StartError, address, disk};
-use crate::config::{DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
+use super::{StartError, address, carried, disk};
+use crate::config::{Carrier, DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
 use crate::control::EventSender;
-use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Vm};
+use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Hypervisor, HypervisorError, Vm};
 use crate::sandbox::ThreadKind;
 use crate::worker::{DeviceWorkers, Rings, WorkerSpec};
 
 /// What a device needs of the host, opened before any guest memory exists.
 pub struct HostDevices {
     disks: Vec<Arc<Disk>>,
-    /// With the address that its guest's interface has.
-    taps: Vec<(Tap, Mac)>,
+    nets: Vec<HostNet>,
     /// What becomes of the interfaces of those, if there are some.
     pub interfaces: Option<InterfaceEvents>,
+}
+
+/// What is behind a network interface.
+enum HostNet {
+    /// A TAP device, with the address that the guest's interface has.
+    Tap(Tap, Mac),
+    /// A data link whose queues the VM's kernel carries.
+    Kernel(Link),
 }
 
 /// A device of the running machine, for pause, stop and statistics.
@@ -84,6 +91,14 @@ pub enum DeviceError {
         /// Why.
         source: BadLease,
     },
+    /// The kernel does not carry its queues.
+    #[error("{id}: {source}")]
+    Kernel {
+        /// The device.
+        id: String,
+        /// Why.
+        source: HypervisorError,
+    },
     /// PCI has no place for it.
     #[error("{id}: {source}")]
     Pci {
@@ -95,18 +110,32 @@ pub enum DeviceError {
 }
 
 impl HostDevices {
-    /// Opens every disk and TAP of the configuration, volumes through `sys`; the error is one line that names the device.
+    /// Opens every disk and TAP of the configuration, volumes and data links through the hypervisor's kernel; the error is one
+    /// line that names the device.
     ///
     /// # Errors
     /// What the configuration names and nobody can use (missing, of another kind, taken, not permitted) is its fault,
     /// as a missing kernel is; anything else is the host's.
-    pub fn open(config: &VmConfig, sys: Option<&Arc<dyn Sys>>) -> Result<Self, StartError> {
+    pub fn open(config: &VmConfig, hypervisor: &dyn Hypervisor) -> Result<Self, StartError> {
+        let sys = hypervisor.sys();
         let disks = config.disks.iter().map(|config| disk::open(config, sys)).collect::<Result<_, _>>()?;
-        let taps: Vec<_> = config.nets.iter().map(open_tap).collect::<Result<_, _>>()?;
-        let interfaces = (!taps.is_empty()).then(InterfaceEvents::listen).transpose().map_err(|error| {
+        let nets: Vec<_> = config.nets.iter().map(|net| open_net(net, hypervisor)).collect::<Result<_, _>>()?;
+        let listens = nets.iter().any(|net| matches!(net, HostNet::Tap(..)));
+        let interfaces = listens.then(InterfaceEvents::listen).transpose().map_err(|error| {
             StartError::Host(format!("cannot hear of changes to network interfaces: {}", system_text(&error)))
         })?;
-        Ok(Self { disks, taps, interfaces })
+        Ok(Self { disks, nets, interfaces })
+    }
+}
+
+fn open_net(config: &NetConfig, hypervisor: &dyn Hypervisor) -> Result<HostNet, StartError> {
+    match (config.carrier, hypervisor.kernel_link(&config.tap)) {
+        (Carrier::Tap, _) | (Carrier::Vnic, None) => open_tap(config).map(|(tap, mac)| HostNet::Tap(tap, mac)),
+        (Carrier::Viona | Carrier::Vnic, Some(found)) => carried::check(config, found).map(HostNet::Kernel),
+        (Carrier::Viona, None) => {
+            let (id, name) = (&config.id, hypervisor.capabilities().name);
+            Err(StartError::Config(format!("{id}: {name} has no viona, which is bhyve's on illumos: use tap=")))
+        }
     }
 }
 
@@ -131,6 +160,18 @@ pub struct Builder<'a> {
     pub devices: Vec<Device>,
     pub resizable: Vec<ResizableDisk>,
     pub links: Vec<NetLink>,
+}
+
+/// A device before it is on the bus, with what the transport is to know of its queues.
+pub(super) struct Seat {
+    pub device: Arc<dyn VirtioDevice>,
+    pub runner: Arc<dyn QueueRunner>,
+    pub doorbells: Arc<dyn Doorbells>,
+    /// Who sends the queues' interrupts in our stead.
+    pub messages: Option<Arc<dyn QueueMessages>>,
+    pub workers: Arc<DeviceWorkers>,
+    /// By queue.
+    pub counters: Vec<Arc<QueueCounters>>,
 }
 
 /// How a device's queues run.
@@ -202,17 +243,7 @@ impl Builder<'_> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let event = || Event::new().map(Arc::new).map_err(host("cannot create a wake-up"));
         let rx_wake = event()?;
-        let mut device = NetDevice::new(LinkConfig {
-            mac: mac.0,
-            mtu: None,
-            offloads: true,
-            queue_size: config.queue_size,
-            speed_mbits: config.speed,
-            duplex: config.duplex.map(|duplex| match duplex {
-                Duplex::Half => LinkDuplex::Half,
-                Duplex::Full => LinkDuplex::Full,
-            }),
-        });
+        let mut device = NetDevice::new(card(config, mac.0, None));
         if let Some(dhcp) = &config.dhcp {
             let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
             let responder = Responder::new(&dhcp.lease()).map_err(refused)?;
@@ -296,31 +327,49 @@ impl Builder<'_> {
         queues: Queues,
         slot: Slot,
     ) -> Result<(Arc<DeviceWorkers>, Arc<dyn VirtioInterrupt>), DeviceError> {
-        let pci = |source| DeviceError::Pci { id: id.to_owned(), source };
-        let slot = PciAddress::new(slot.device, slot.function).map_err(pci)?;
         let workers = DeviceWorkers::spawn_as(threads, self.vm.ram(), queues.rings, queues.workers)
             .map_err(|source| DeviceError::Host { id: id.to_owned(), what: "cannot start a thread", source })?;
+        let doorbells = KernelDoorbells::new(id, self.vm.doorbells(), workers.clone());
+        let (runner, counters) = (workers.clone(), queues.counters);
+        let seat = Seat { device, runner, doorbells, messages: None, workers: workers.clone(), counters };
+        Ok((workers, self.place(kind, id, seat, slot)?))
+    }
+
+    /// Puts a device with its workers on the bus.
+    pub(super) fn place(
+        &mut self,
+        kind: &'static str,
+        id: &str,
+        seat: Seat,
+        slot: Slot,
+    ) -> Result<Arc<dyn VirtioInterrupt>, DeviceError> {
+        let pci = |source| DeviceError::Pci { id: id.to_owned(), source };
+        let Seat { device, runner, doorbells, messages, workers, counters: queues } = seat;
+        let slot = PciAddress::new(slot.device, slot.function).map_err(pci)?;
         let (pin, intx, interrupt_line) = self.chipset.interrupt_pin(slot);
-        let function = VirtioPci::new(VirtioPciParts {
+        let parts = VirtioPciParts {
             name: id.to_owned(),
-            msix: (0..=queues.counters.len()).map(|_| self.vm.msi_source()).collect(),
+            msix: (0..=queues.len()).map(|_| self.vm.msi_source()).collect(),
             device,
-            runner: workers.clone(),
+            runner,
             intx: Arc::new(intx),
             pin,
             interrupt_line,
-            doorbells: KernelDoorbells::new(id, self.vm.doorbells(), workers.clone()),
+            doorbells,
             slot,
             mapper: self.chipset.mapper.clone(),
             legacy: self.profile != Profile::Micro,
-        })
+        };
+        let function = match messages {
+            None => VirtioPci::new(parts),
+            Some(messages) => VirtioPci::carried(parts, messages),
+        }
         .map_err(pci)?;
         let interrupt = function.interrupt();
         self.chipset.pci.add(slot, id, function).map_err(pci)?;
-        let (id, queues, workers_of) = (id.to_owned(), queues.counters, workers.clone());
-        let (disk, card, requests) = (None, None, Vec::new());
-        self.devices.push(Device { id, kind, workers: workers_of, queues, disk, card, requests });
-        Ok((workers, interrupt))
+        let (id, disk, card, requests) = (id.to_owned(), None, None, Vec::new());
+        self.devices.push(Device { id, kind, workers, queues, disk, card, requests });
+        Ok(interrupt)
     }
 
     /// All devices of `config`, in the slots its plan says.
@@ -335,8 +384,11 @@ impl Builder<'_> {
         for ((disk, opened), slot) in config.disks.iter().zip(host.disks).zip(&plan.disks) {
             self.disk(disk, opened, *slot, config.cpus.count, &groups.meters_of(disk))?;
         }
-        for ((net, tap), slot) in config.nets.iter().zip(host.taps).zip(&plan.nets) {
-            self.net(net, tap, *slot)?;
+        for ((net, behind), slot) in config.nets.iter().zip(host.nets).zip(&plan.nets) {
+            match behind {
+                HostNet::Tap(tap, mac) => self.net(net, (tap, mac), *slot)?,
+                HostNet::Kernel(link) => self.carried_net(net, &link, *slot)?,
+            }
         }
         if let Some(slot) = plan.rng {
             self.rng(slot)?;
@@ -359,7 +411,22 @@ pub enum BuildError {
     Chipset(#[from] ChipsetError),
 }
 
-fn event(id: &str) -> Result<Arc<Event>, DeviceError> {
+/// What the card of an interface looks like.
+pub(super) fn card(config: &NetConfig, mac: [u8; 6], mtu: Option<u16>) -> LinkConfig {
+    LinkConfig {
+        mac,
+        mtu,
+        offloads: true,
+        queue_size: config.queue_size,
+        speed_mbits: config.speed,
+        duplex: config.duplex.map(|duplex| match duplex {
+            Duplex::Half => LinkDuplex::Half,
+            Duplex::Full => LinkDuplex::Full,
+        }),
+    }
+}
+
+pub(super) fn event(id: &str) -> Result<Arc<Event>, DeviceError> {
     Event::new().map(Arc::new).map_err(|source| DeviceError::Host {
         id: id.to_owned(),
         what: "cannot create a wake-up",

@@ -192,6 +192,14 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "--net=tap=a/b,mac=52:54:00:12:34:56",
         "net0: tap 'a/b' is not a link name; it has 1 to 15 letters, no blank or '/'",
     ),
+    ("--net viona", "--net=viona=a/b", "net0: viona 'a/b' is not a link name; it has 1 to 31 letters, no blank or '/'"),
+    ("--net viona", "--net=viona", "--net: viona has no value; write viona=…"),
+    ("--net viona", "--net=viona=a,tap=b", "--net: tap and viona are one link each; give one of them"),
+    (
+        "--net viona",
+        "--net=viona=a,mac=52:54:00:12:34:56",
+        "net0: mac does not go with viona: the guest has the address of the link",
+    ),
     ("--net mac", "--net=tap=t", "--net: mac is missing; write for example --net tap=tap0,mac=52:54:00:12:34:56"),
     ("--net mac", "--net=tap=t,mac=52:54", "--net: mac=52:54: '52:54' is not a MAC address such as 52:54:00:12:34:56"),
     (
@@ -473,6 +481,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
         "limit_groups[0].limits.bytes_burst: invalid type: sequence, expected a size such as \"512M\", or a number of bytes",
     ),
     ("nets[].tap", r#""""#, "net0: tap '' is not a link name; it has 1 to 15 letters, no blank or '/'"),
+    ("nets[].carrier", r#""viono""#, "nets[0].carrier: unknown value 'viono'; did you mean 'viona'?"),
     (
         "nets[].mac",
         r#""01:00:5e:00:00:01""#,
@@ -483,6 +492,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("nets[].slot", r#""1""#, "net0: slot 1 belongs to the PIIX of profile i440fx; choose another slot"),
     ("nets[].queue_size", "0", "net0: queue size 0 is not possible; it is a power of two from 2 to 1024"),
     ("nets[].packed", "[]", "nets[0].packed: invalid type: sequence, expected a boolean"),
+    ("nets[].promiscuous", "1", "nets[0].promiscuous: invalid type: integer '1', expected a boolean"),
     ("nets[].in_order", "0", "nets[0].in_order: invalid type: integer '0', expected a boolean"),
     ("nets[].speed", "0", "net0: a speed of 0 Mbit/s is not possible; it is 1 to 2147483647"),
     ("nets[].speed", r#""1G""#, "nets[0].speed: invalid type: string \"1G\", expected u32"),

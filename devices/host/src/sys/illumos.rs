@@ -187,6 +187,10 @@ impl Sys for RealSys {
         })
     }
 
+    fn poll_fd(&self, handle: RawHandle) -> SysResult<std::os::fd::RawFd> {
+        Ok(handle.0)
+    }
+
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()> {
         let cpu = cpu.unwrap_or(libc::PBIND_NONE);
         // SAFETY: binds the calling thread; the old binding is not asked for.

@@ -15,6 +15,7 @@ mod errno;
 #[cfg(target_os = "illumos")]
 mod illumos;
 
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -172,6 +173,12 @@ pub trait Sys: Send + Sync {
 
     /// poll(2) of one descriptor; `None` waits for ever. `Ok` with nothing set: the time is over.
     fn poll(&self, handle: RawHandle, interest: Ready, timeout_ns: Option<u64>) -> SysResult<Ready>;
+
+    /// The descriptor of this process that polls as `handle` does, for who waits for several things at once. It is valid
+    /// while the handle is open.
+    fn poll_fd(&self, _handle: RawHandle) -> SysResult<RawFd> {
+        Err(Errno::ENOTSUP)
+    }
 
     /// Binds the calling thread to a processor; `None` takes the binding away (processor_bind(2)).
     fn bind_thread(&self, cpu: Option<i32>) -> SysResult<()>;

@@ -8,7 +8,7 @@ use std::fmt;
 use super::Reading;
 use super::slots::addr;
 use crate::options::Options;
-use crate::{ConfigError, DhcpConfig, Fate, Ip, Mac, NetConfig, Slot, nearest};
+use crate::{Carrier, ConfigError, DhcpConfig, Fate, Ip, Mac, NetConfig, Slot, nearest};
 
 /// What `-device` calls a network card.
 pub(super) const DRIVER: &str = "virtio-net-pci";
@@ -207,12 +207,14 @@ impl Reading {
         end.taken = true;
         Ok(NetConfig {
             tap: end.ifname.clone(),
+            carrier: Carrier::Tap,
             mac: Some(mac),
             id: card.id.or_else(|| end.name.clone()).unwrap_or_default(),
             slot: None,
             queue_size: NetConfig::DEFAULT_QUEUE_SIZE,
             packed: false,
             in_order: false,
+            promiscuous: false,
             dhcp: end.dhcp.clone(),
             speed: None,
             duplex: None,

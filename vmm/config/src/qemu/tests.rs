@@ -2,8 +2,8 @@ use super::*;
 use crate::devices::default_serial;
 use crate::dhcp::ip;
 use crate::{
-    BootConfig, CpuConfig, DebugPortConfig, DhcpConfig, DiskCache, DiskConfig, Mac, NetConfig, OnReset, OnTripleFault,
-    ReadError, SandboxMode, SerialBackend, Slot, SmbiosConfig, Topology, WriteError,
+    BootConfig, Carrier, CpuConfig, DebugPortConfig, DhcpConfig, DiskCache, DiskConfig, Mac, NetConfig, OnReset,
+    OnTripleFault, ReadError, SandboxMode, SerialBackend, Slot, SmbiosConfig, Topology, WriteError,
 };
 
 const UUID: &str = "6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11";
@@ -112,12 +112,14 @@ fn the_worked_example_is_this_machine() {
     };
     let net = |index: u8, slot, dhcp| NetConfig {
         tap: format!("net{index}"),
+        carrier: Carrier::Tap,
         mac: Some(Mac([0xb2, 0x1e, 0xba, 0xa5, 0x6e, 0x71 + index])),
         id: format!("net{index}"),
         slot: Some(Slot::device(slot)),
         queue_size: 256,
         packed: false,
         in_order: false,
+        promiscuous: false,
         dhcp,
         speed: None,
         duplex: None,

@@ -1,5 +1,6 @@
 //! A network interface that is set up in all ways while it is in use.
 
+mod carried;
 mod dhcp;
 
 use anyhow::{Context as _, bail, ensure};
@@ -11,7 +12,7 @@ use super::{Scenario, Script, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![control(), dhcp::scenario()]
+    vec![control(), carried::scenario(), dhcp::scenario()]
 }
 
 /// The bits of what the driver accepted, the lowest first.
@@ -100,7 +101,7 @@ fn control() -> Scenario {
         },
         check,
     )
-    .only_where(super::Vmm::is_zvmm)
+    .only_where(|vmm| vmm.is_zvmm() && !vmm.has_viona())
 }
 
 fn check(outcome: &Outcome, _: super::Vmm) -> anyhow::Result<()> {
