@@ -5,6 +5,7 @@
 mod damages;
 mod rig;
 
+use devices::virtio::VirtioDevice as _;
 use rig::*;
 use zvmm_double::viona::Config;
 
@@ -55,6 +56,24 @@ fn what_is_offered_is_what_the_kernel_carries_and_what_takes_no_queue() {
     // CSUM, GUEST_CSUM, MTU, MAC, GUEST_TSO4, HOST_TSO4, MRG_RXBUF, STATUS, CTRL_VQ, CTRL_RX, GUEST_ANNOUNCE, INDIRECT.
     let bits = [0, 1, 3, 5, 7, 11, 15, 16, 17, 18, 21, 28];
     assert_eq!(card.offered(), bits.iter().map(|bit| 1 << bit).sum::<u64>());
+}
+
+#[test]
+fn frames_are_as_long_as_the_links_mtu_which_the_guest_is_told() {
+    let host = host(Config::default(), Vec::new());
+    {
+        let (_hypervisor, vm) = host.vm();
+        let mut card = Card::new(&vm, &*host.sys).unwrap();
+        let mut mtu = [0; 2];
+        card.device.read_config(10, &mut mtu);
+        assert_eq!(u16::from_le_bytes(mtu), 9000);
+        card.drive(all(&card));
+        let long = [frame(OTHER, 5), vec![6; 9014 - 74]].concat();
+        card.send(&long);
+        assert_eq!(sent(&host.far), long);
+        card.reset();
+    }
+    assert_eq!(host.broken(), [""; 0]);
 }
 
 #[test]

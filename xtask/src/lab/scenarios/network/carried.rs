@@ -30,6 +30,7 @@ const REBIND: &str = "(ping -f 10.0.0.1 > /dev/null 2>&1 & echo $! > /tmp/flood)
 const TIMES: usize = 3;
 const PROMISCUOUS: &str =
     "ip link set eth0 promisc on && ping -c 1 10.0.0.1 > /dev/null && ip link set eth0 promisc off";
+const AGAIN: &str = "ping -c 2 -A 10.0.0.1 | grep -o '[0-9]* packets received'";
 const CARRIER: &str = "timeout 20 sh -c 'until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.1; done'; \
     cat /sys/class/net/eth0/carrier";
 const BACK: &str = "timeout 20 sh -c 'until grep -q up /sys/class/net/eth0/operstate; do sleep 0.1; done'; \
@@ -39,7 +40,7 @@ const BACK: &str = "timeout 20 sh -c 'until grep -q up /sys/class/net/eth0/opers
 pub fn scenario() -> Scenario {
     Scenario::new(
         "net-carried",
-        "a guest talks through queues in the kernel, by few exits, while its driver lets go, its cable is pulled and it reboots",
+        "a guest talks through queues in the kernel, by few exits, while its driver lets go, it stands still, its cable is pulled and it reboots",
         |_| {
             let mut script = Script::new()
                 .with(|machine| machine.reset_ends = false)
@@ -58,6 +59,9 @@ pub fn scenario() -> Scenario {
             }
             script
                 .guest(PROMISCUOUS)
+                .qmp("stop")
+                .qmp("cont")
+                .guest(AGAIN)
                 .qmp_with("set_link", json!({"name": "net0", "up": false}))
                 .guest(CARRIER)
                 .qmp_with("set_link", json!({"name": "net0", "up": true}))
@@ -94,6 +98,7 @@ fn check(outcome: &Outcome, _: Vmm) -> anyhow::Result<()> {
         answered.len() == TIMES + 1 && answered.iter().all(|text| text.trim() == "3 packets received"),
         "somebody does not answer any more: {answered:?}"
     );
+    ensure!(output(outcome, AGAIN)?.trim() == "2 packets received", "after a pause nobody answers");
     ensure!(output(outcome, CARRIER)?.trim() == "0", "the guest has a carrier without a cable");
     let writes: Vec<u64> = outcome.replies.iter().filter_map(writes).collect();
     let [before, after] = writes[..] else { anyhow::bail!("{} answers to query-stats", writes.len()) };
@@ -119,6 +124,7 @@ mod tests {
         let mut outputs = vec![
             said(FEATURES, &(0..64).map(bits).collect::<String>()),
             said(MESSAGES, "2\n"),
+            said(AGAIN, "2 packets received\n"),
             said(CARRIER, "0\n"),
             said(BACK, "3 packets received\n"),
         ];
