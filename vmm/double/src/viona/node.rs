@@ -422,11 +422,11 @@ impl Node for OpenViona {
         let arg = args::check(call, config, request, arg)?;
         let mut link = lock(&self.link);
         match (request, arg) {
-            (VNA_IOC_VERSION, _) => return Ok(config.version),
-            (VNA_IOC_CREATE, Arg::Structure(bytes)) => return self.create(call, &mut link, &get(bytes)?),
+            (VNA_IOC_VERSION, _) => Ok(config.version),
+            (VNA_IOC_CREATE, Arg::Structure(bytes)) => self.create(call, &mut link, &get(bytes)?),
             (VNA_IOC_DELETE, _) if link.is_some() => {
                 self.let_go(&mut link);
-                return Ok(0);
+                Ok(0)
             }
             (request, arg) => {
                 let Some(attached) = link.as_mut() else {
