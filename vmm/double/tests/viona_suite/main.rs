@@ -7,6 +7,7 @@ mod rig;
 
 use devices::virtio::VirtioDevice as _;
 use rig::*;
+use zvmm::hypervisor::Vm as _;
 use zvmm_double::viona::Config;
 
 /// Everything that a driver of Linux accepts of what is offered.
@@ -269,6 +270,34 @@ fn a_kernel_that_cannot_watch_doorbells_is_kicked() {
         card.reset();
     }
     assert_eq!(host.broken(), [""; 0]);
+}
+
+#[test]
+fn the_zones_next_process_takes_vm_and_link_over() {
+    let first = host(Config::default(), Vec::new());
+    {
+        let (_hypervisor, vm) = first.vm();
+        let mut card = Card::new(&vm, &*first.sys).unwrap();
+        card.drive(all(&card));
+        card.send(&frame(OTHER, 1));
+        sent(&first.far);
+        // The guest reset itself: its process ends, and leaves the VM to another one.
+        card.reset();
+        vm.leave(true);
+    }
+    first.process.end();
+    let second = first.next();
+    {
+        let (_hypervisor, vm) = second.vm();
+        assert!(vm.ram_is_used(), "the same VM");
+        let mut card = Card::new(&vm, &*second.sys).unwrap();
+        card.drive(all(&card));
+        card.send(&frame(OTHER, 2));
+        assert_eq!(sent(&second.far), frame(OTHER, 2));
+        card.reset();
+    }
+    second.process.end();
+    assert_eq!((second.broken(), second.process.leaks().len()), (vec![], 0));
 }
 
 #[test]

@@ -61,6 +61,12 @@ impl Host1 {
         self.process.violations().iter().map(|violation| violation.rule.name).collect()
     }
 
+    /// The next process of the same zone.
+    pub fn next(&self) -> Self {
+        let process = DoubleSys::new(self.process.host(), Zone::bhyve(1));
+        Self { sys: process.clone(), process, far: self.far.try_clone().unwrap() }
+    }
+
     /// A VM with its RAM.
     pub fn vm(&self) -> (BhyveHypervisor, BhyveVm) {
         let config = BhyveConfig { name: "guest".to_owned(), reservoir: false };
