@@ -50,7 +50,7 @@ const REMAINING: [(&str, &str, &str); 23] = [
     ("as devices::wake::Wake>::wake", "panic_fmt", "the count of references to a device overflows at 2^63"),
     // Before any guest runs.
     ("pci::layout::", "handle_", "capabilities, made when the machine is"),
-    ("pci::function::VirtioPci>::new", "", "the function itself, made when the machine is"),
+    ("pci::function::VirtioPci>::build", "", "the function itself, made when the machine is"),
 ];
 
 /// Names under which the panic machinery goes, and what ends in it.

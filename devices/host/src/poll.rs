@@ -19,7 +19,7 @@ impl PollFd {
     /// Whether to wait until it can be read.
     #[must_use]
     pub fn readable(mut self, wanted: bool) -> Self {
-        self.set_events(libc::POLLIN, wanted);
+        self.set_events(os::READABLE, wanted);
         self
     }
 
@@ -45,7 +45,7 @@ impl PollFd {
 
     /// A read would not block: there is data, an end of file or an error to fetch.
     pub fn is_readable(&self) -> bool {
-        self.0.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0
+        self.0.revents & (os::READABLE | libc::POLLHUP | libc::POLLERR) != 0
     }
 
     /// A write would not block.

@@ -129,6 +129,11 @@ impl Msix {
         }
     }
 
+    /// What vector `index` sends now: nothing while it is masked, and where there is no such vector.
+    pub fn message(&self, index: u16) -> Option<MsiMessage> {
+        self.lock().entries.get(usize::from(index)).and_then(|entry| entry.programmed)
+    }
+
     /// Sends vector `index`, or sets its pending bit while it is masked. Takes no lock. An index without a vector is
     /// ignored.
     pub fn trigger(&self, index: u16) {

@@ -1,6 +1,8 @@
 use super::*;
 use crate::dhcp::ip;
-use crate::{ConsoleConfig, CpuConfig, DhcpConfig, HugePages, Mac, MemoryConfig, NetConfig, Profile, Topology};
+use crate::{
+    Carrier, ConsoleConfig, CpuConfig, DhcpConfig, HugePages, Mac, MemoryConfig, NetConfig, Profile, Topology,
+};
 
 fn good() -> VmConfig {
     let mut config = VmConfig::default();
@@ -315,4 +317,27 @@ fn what_goes_with_an_address_is_checked_too() {
         dhcp.gateway_ip = Some(ip("192.168.0.1"));
     });
     assert_eq!(most.check(), Ok(()));
+}
+
+#[test]
+fn an_interface_in_the_kernel_has_the_links_address_and_no_key_of_the_queues_here() {
+    let with = |change: fn(&mut NetConfig)| {
+        let mut config = with_nets(&[("net0", [2; 6])]);
+        config.nets[0] = NetConfig { carrier: Carrier::Viona, mac: None, ..config.nets[0].clone() };
+        change(&mut config.nets[0]);
+        config
+    };
+    assert_eq!(with(|_| ()).check(), Ok(()));
+    assert_eq!(with(|net| net.carrier = Carrier::Vnic).check(), Ok(()));
+    let dhcp = |net: &mut NetConfig| net.dhcp = Some(DhcpConfig::new(ip("10.0.0.5"), ip("255.0.0.0")));
+    refused(
+        &with(|net| net.mac = Some(Mac([2; 6]))),
+        "net0: mac does not go with viona: the guest has the address of the link",
+    );
+    refused(&with(|net| net.packed = true), "net0: packed does not go with viona: the kernel has no packed virtqueues");
+    refused(
+        &with(|net| net.in_order = true),
+        "net0: in_order does not go with viona: the kernel does not use buffers in order",
+    );
+    refused(&with(dhcp), "net0: ip does not go with viona: the kernel carries the frames, and no request gets here");
 }

@@ -243,6 +243,10 @@ pub struct NetConfig {
     /// cannot change its address then.
     #[serde(default)]
     pub mac_check: bool,
+    /// Have the guest receive every frame of the link, whatever its driver asks for. Off by default; a TAP interface hands over
+    /// every frame as it is.
+    #[serde(default)]
+    pub promiscuous: bool,
     /// Answer the guest's DHCP requests, and ARP requests for the one who answers; they do not get to the TAP interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcp: Option<DhcpConfig>,
@@ -262,8 +266,11 @@ pub enum Carrier {
     /// A TAP interface (Linux).
     #[default]
     Tap,
-    /// What the host has for a link of that name: a frame device on the KVM of illumos, a TAP interface on Linux.
+    /// What the host has for a link of that name: the kernel that runs the VM on bhyve, a frame device on the KVM of illumos,
+    /// a TAP interface on Linux.
     Vnic,
+    /// The kernel that runs the VM, over a data link of the zone (bhyve's viona).
+    Viona,
     /// A frame device of illumos' kvm brand (`/dev/vnd/LINK`).
     Vnd,
     /// A stream of illumos' data link provider interface (`/dev/net/LINK`).
@@ -280,6 +287,7 @@ impl Carrier {
         match self {
             Self::Tap => "tap",
             Self::Vnic => "vnic",
+            Self::Viona => "viona",
             Self::Vnd => "vnd",
             Self::Dlpi => "dlpi",
         }
@@ -290,7 +298,7 @@ impl Carrier {
     pub fn longest_name_bytes(self) -> usize {
         match self {
             Self::Tap | Self::Vnic => devices_host::tap::LONGEST_NAME_BYTES,
-            Self::Vnd | Self::Dlpi => Self::LONGEST_LINK_BYTES,
+            Self::Viona | Self::Vnd | Self::Dlpi => Self::LONGEST_LINK_BYTES,
         }
     }
 
@@ -331,6 +339,7 @@ impl NetConfig {
             queue_size: Self::DEFAULT_QUEUE_SIZE,
             packed: false,
             in_order: false,
+            promiscuous: false,
             dhcp: None,
             speed: None,
             duplex: None,

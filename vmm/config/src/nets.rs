@@ -81,6 +81,19 @@ impl NetConfig {
                 }
             }
         }
+        if self.carrier == Carrier::Viona {
+            let others = [
+                ("mac", self.mac.is_some(), "the guest has the address of the link"),
+                ("packed", self.packed, "the kernel has no packed virtqueues"),
+                ("in_order", self.in_order, "the kernel does not use buffers in order"),
+                ("ip", self.dhcp.is_some(), "the kernel carries the frames, and no request gets here"),
+                ("limits", !self.limits.is_empty(), "the kernel carries the frames, and nobody here counts them"),
+                ("mac_check", self.mac_check, "the kernel carries the frames; dladm protects the link"),
+            ];
+            for (key, _, why) in others.into_iter().filter(|(_, given, _)| *given) {
+                found.add(id, format!("{key} does not go with viona: {why}"));
+            }
+        }
         let (queues, most) = (self.queue_count(), Self::MOST_QUEUES);
         if !(1..=most).contains(&queues) {
             found.add(id, format!("{queues} queue pairs are not possible; an interface has 1 to {most}"));

@@ -7,7 +7,7 @@
 //! kernel would have noticed or not.
 //!
 //! * [`DoubleSys`] is one process in one [`Zone`] of a [`Host`].
-//! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`], [`illumos_kvm`], [`zvol`] and those of
+//! * A [`Driver`] serves device nodes ([`Node`]): [`bhyve`], [`illumos_kvm`], [`viona`], [`zvol`] and those of
 //!   data [`links`].
 //! * [`Injecting`] makes chosen calls fail, [`Mutating`] damages chosen calls. Both wrap any `Sys`, so that the backends
 //!   need no switch for tests.
@@ -24,6 +24,7 @@ mod node;
 pub mod record;
 pub mod rules;
 mod sys;
+pub mod viona;
 mod zone;
 pub mod zvol;
 

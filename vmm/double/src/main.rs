@@ -7,6 +7,9 @@
 //!   nothing is said, or in the global zone.
 //! * `--volume FILE[,read-only][,cached][,block=BYTES]`: the file is a volume, as it stands on stable storage, and its path
 //!   is the volume's raw device. What the guest has not flushed when the process ends is not in the file. Repeatable.
+//! * `--link NAME[,mac=ADDRESS][,mtu=BYTES]`: a data link of the zone, for interfaces in the kernel (`--net viona=NAME`). Its
+//!   other end is the TAP device of that name; its address is, if nothing is said, that of the TAP device with another bit,
+//!   and its MTU 1500. Repeatable.
 //! * `--inject CALL:MOMENT:ERRNO`: makes calls fail, `VM_RUN:3:EBUSY`, `VM_RUN:3+:EBUSY`, `VM_RUN:3x5:EBUSY`. Repeatable.
 //! * `--mutate DAMAGE:CALL:MOMENT`: damages calls, `drop:VM_PAUSE:1`, `resize=-8:VM_RUN:2`. Repeatable.
 //! * `--calls FILE`: writes how often each call was made.
@@ -45,13 +48,16 @@ mod double {
     use std::process::ExitCode;
     use std::sync::Arc;
 
-    use devices_host::sys::Sys;
+    use devices_host::sys::{Link, Sys};
+    use devices_host::tap::Tap;
+    use zvmm::config::Mac;
     use zvmm::exit::{Exit, ExitConvention};
     use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor};
     use zvmm::hypervisor::illumos_kvm::IllumosKvmHypervisor;
     use zvmm::hypervisor::{Hypervisor, OpenHypervisor};
     use zvmm_double::links::Links;
     use zvmm_double::record::{Record, Recording};
+    use zvmm_double::viona::{Viona, Wire};
     use zvmm_double::zvol::{VolumeSpec, Zvols};
     use zvmm_double::{DoubleSys, Driver, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve, illumos_kvm};
 
@@ -70,6 +76,7 @@ mod double {
         interface: Interface,
         global: bool,
         volumes: Vec<(String, VolumeOptions)>,
+        links: Vec<(String, Link)>,
         injections: Vec<Injection>,
         mutations: Vec<Mutation>,
         calls: Option<OsString>,
@@ -120,12 +127,44 @@ mod double {
         Ok(zvols)
     }
 
+    /// A data link, and what its id is.
+    fn link(id: u32, text: &str) -> Result<(String, Link), String> {
+        let mut parts = text.split(',');
+        let name = parts.next().unwrap_or_default().to_owned();
+        let (mut mac, mut mtu) = (None, 1500);
+        for part in parts {
+            match part.split_once('=') {
+                Some(("mac", text)) => mac = Some(text.parse::<Mac>().map_err(|error| format!("--link: {error}"))?),
+                Some(("mtu", text)) => mtu = text.parse().map_err(|_| format!("--link: '{part}'"))?,
+                _ => return Err(format!("--link: '{part}' is unknown")),
+            }
+        }
+        let of_tap = || -> Result<Mac, String> {
+            let text = std::fs::read_to_string(format!("/sys/class/net/{name}/address"));
+            let text = text.map_err(|error| format!("--link: {name}: {error}"))?;
+            let own: Mac = text.trim_end().parse().map_err(|error| format!("--link: {name}: {error}"))?;
+            Ok(own.of_other_end())
+        };
+        let mac = mac.map_or_else(of_tap, Ok)?.0;
+        Ok((name, Link { id, mac, mtu }))
+    }
+
+    /// The driver of the kernel's network queues, with these links.
+    fn viona(host: &Host, driver: &Viona, links: &[(String, Link)]) -> Result<(), String> {
+        for (name, link) in links {
+            host.add_link(name, *link);
+            driver.connect(name, Wire::Tap(Tap::open(name).map_err(|error| format!("--link: {error}"))?));
+        }
+        Ok(())
+    }
+
     impl Options {
         fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, String> {
             let mut options = Self {
                 interface: Interface::Bhyve,
                 global: false,
                 volumes: Vec::new(),
+                links: Vec::new(),
                 injections: Vec::new(),
                 mutations: Vec::new(),
                 calls: None,
@@ -134,7 +173,8 @@ mod double {
             };
             while let Some(arg) = args.next() {
                 let name = arg.to_str().unwrap_or_default();
-                let own = ["--hypervisor", "--zone", "--volume", "--inject", "--mutate", "--calls", "--record"];
+                let own =
+                    ["--hypervisor", "--zone", "--volume", "--link", "--inject", "--mutate", "--calls", "--record"];
                 if !own.contains(&name) {
                     options.rest.push(arg);
                     break;
@@ -147,6 +187,10 @@ mod double {
                     ("--zone", "brand") => options.global = false,
                     ("--zone", "global") => options.global = true,
                     ("--volume", text) => options.volumes.push(volume(text)?),
+                    ("--link", text) => {
+                        let id = u32::try_from(options.links.len()).map_or(u32::MAX, |count| count + 1);
+                        options.links.push(link(id, text)?);
+                    }
                     ("--inject", text) => options.injections.push(text.parse()?),
                     ("--mutate", text) => options.mutations.push(text.parse()?),
                     ("--calls", _) => options.calls = Some(value),
@@ -189,10 +233,15 @@ mod double {
                 return USAGE.into();
             }
         };
-        let links = Links::new();
-        let host = Host::new([vec![driver, zvols as Arc<dyn Driver>], links.drivers()].concat());
+        let (links, queues) = (Links::new(), Viona::new());
+        let drivers = vec![driver, zvols as Arc<dyn Driver>, queues.clone()];
+        let host = Host::new([drivers, links.drivers()].concat());
         if let Err(error) = links.add_taps(&host) {
             eprintln!("zvmm-double: the TAP interfaces of this machine: {error}");
+            return USAGE.into();
+        }
+        if let Err(error) = viona(&host, &queues, &options.links) {
+            eprintln!("zvmm-double: {error}");
             return USAGE.into();
         }
         let process = DoubleSys::new(&host, zone);

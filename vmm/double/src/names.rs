@@ -28,6 +28,16 @@ pub static BHYVE: &[(i32, &str)] = table! { abi:
     VM_DESTROY_PENDING VM_VCPU_BARRIER VM_NPT_OPERATION VM_DEVMEM_GETOFFSET
 };
 
+/// Every ioctl of viona.
+pub static VIONA: &[(i32, &str)] = table! { abi:
+    VNA_IOC_CREATE VNA_IOC_DELETE VNA_IOC_VERSION VNA_IOC_DEFAULT_PARAMS VNA_IOC_RING_INIT VNA_IOC_RING_RESET
+    VNA_IOC_RING_KICK VNA_IOC_RING_SET_MSI VNA_IOC_RING_INTR_CLR VNA_IOC_RING_SET_STATE VNA_IOC_RING_GET_STATE
+    VNA_IOC_RING_PAUSE VNA_IOC_RING_INIT_MODERN VNA_IOC_INTR_POLL VNA_IOC_SET_FEATURES VNA_IOC_GET_FEATURES
+    VNA_IOC_SET_NOTIFY_IOP VNA_IOC_SET_PROMISC VNA_IOC_GET_PARAMS VNA_IOC_SET_PARAMS VNA_IOC_GET_MTU VNA_IOC_SET_MTU
+    VNA_IOC_SET_NOTIFY_MMIO VNA_IOC_INTR_POLL_MQ VNA_IOC_SET_MAC_FILTERS VNA_IOC_GET_MAC_FILTERS VNA_IOC_SET_MAC_ADDR
+    VNA_IOC_GET_MAC_ADDR VNA_IOC_GET_PAIRS VNA_IOC_SET_PAIRS VNA_IOC_GET_USEPAIRS VNA_IOC_SET_USEPAIRS
+};
+
 /// Every ioctl of a volume.
 pub static DISKS: &[(i32, &str)] = table! { dkio:
     DKIOCGGEOM DKIOCINFO DKIOCREMOVABLE DKIOCFLUSHWRITECACHE DKIOCGETWCE DKIOCSETWCE DKIOCSOLIDSTATE DKIOCGMEDIAINFO
@@ -48,8 +58,8 @@ mod links {
 /// What the manual calls an ioctl; its number where it has no name.
 #[must_use]
 pub fn ioctl(request: i32) -> String {
-    match BHYVE.iter().chain(crate::illumos_kvm::NAMES).chain(DISKS).chain(LINKS).find(|(number, _)| *number == request)
-    {
+    let own = BHYVE.iter().chain(VIONA).chain(crate::illumos_kvm::NAMES);
+    match own.chain(DISKS).chain(LINKS).find(|(number, _)| *number == request) {
         Some((_, name)) => (*name).to_owned(),
         None => format!("ioctl {request:#x}"),
     }

@@ -89,19 +89,19 @@ pub trait Node: Any + Send + Sync {
         Err(Errno::ENXIO)
     }
 
+    /// A descriptor of the machine that polls readable while the device does; by default ENXIO.
+    ///
+    /// # Errors
+    /// Where nobody waits for such a device.
+    fn poll_fd(&self) -> SysResult<RawFd> {
+        Err(Errno::ENXIO)
+    }
+
     /// poll(2); by default ENXIO.
     ///
     /// # Errors
     /// What the kernel's driver says.
     fn poll(&self, _call: &Call<'_>, _interest: Ready, _timeout_ns: Option<u64>) -> SysResult<Ready> {
-        Err(Errno::ENXIO)
-    }
-
-    /// What of this machine polls as the node does; by default ENXIO.
-    ///
-    /// # Errors
-    /// Where there is none.
-    fn poll_fd(&self) -> SysResult<RawFd> {
         Err(Errno::ENXIO)
     }
 

@@ -112,9 +112,10 @@ mod tests {
     fn every_rule_has_a_name_of_its_own_and_a_source() {
         let mut names = Vec::new();
         let links = crate::links::rules::vnd::ALL.iter().chain(crate::links::rules::dlpi::ALL);
-        for rule in system::ALL.iter().chain(crate::bhyve::rules::ALL).chain(crate::zvol::rules::ALL).chain(links) {
-            let known = ["bhyve ", "smartos-zone ", "illumos "].iter().any(|source| rule.source.starts_with(source));
-            assert!(known, "{rule:?}");
+        let all = system::ALL.iter().chain(crate::bhyve::rules::ALL).chain(crate::zvol::rules::ALL).chain(links);
+        for rule in all.chain(crate::viona::rules::ALL) {
+            let sources = ["bhyve ", "smartos-zone ", "rshyve ", "illumos "];
+            assert!(sources.iter().any(|source| rule.source.starts_with(source)), "{rule:?}");
             assert!(!rule.says.ends_with('.') && rule.says.len() > 15, "{rule:?}");
             names.push(rule.name);
         }

@@ -120,8 +120,9 @@ pub struct GuestArgs {
     ///
     /// Instead of tap=, macvtap=NAME (a macvtap interface, whose own address the guest has where no mac is given), or
     /// fd=N[:N…] (open file descriptors of a TAP or macvtap device, a queue each, set up for frames with the header of
-    /// virtio-net); on illumos vnd=LINK for a frame device of the kvm brand or dlpi=LINK for a stream of any data link,
-    /// with the address of the link unless mac= gives another.
+    /// virtio-net); on illumos viona=LINK (bhyve's kernel carries its frames, and its address is the link's; with slot=,
+    /// queue_size=, speed=, duplex= and id= only), vnd=LINK for a frame device of the kvm brand or dlpi=LINK for a stream of
+    /// any data link, with the address of the link unless mac= gives another.
     ///
     /// Rate limits, to the guest (rx) and from it (tx): limit_rx_packets=N, limit_tx_packets=N (packets a second),
     /// limit_rx_bytes=SIZE, limit_tx_bytes=SIZE (bytes a second, such as 50M), each with a burst after a pause
@@ -130,7 +131,7 @@ pub struct GuestArgs {
     /// With ip=ADDRESS,netmask=MASK the process answers the guest's DHCP requests itself, with that address, and no such
     /// request gets to the link. To that: gateway_ip=ADDRESS, dns_ip0= to dns_ip3=ADDRESS (dns_ip= where it is
     /// one), hostname=NAME, lease_time=SECONDS (86400), server_ip=ADDRESS (169.254.169.254: who answers).
-    #[arg(long, value_name = "tap=NAME,mac=ADDRESS[,KEY=VALUE…]", help_heading = "Devices")]
+    #[arg(long, value_name = "tap=NAME,mac=ADDRESS|viona=LINK[,KEY=VALUE…]", help_heading = "Devices")]
     pub net: Vec<String>,
     /// COM port on stdio, file:PATH, socket:PATH, device:PATH, metadata:FILE, pty or null. Again for COM2 to
     /// COM4; com3=… names one
@@ -433,20 +434,21 @@ fn limits(given: &Options) -> Result<LimitConfig, ConfigError> {
 }
 
 fn net(text: &str) -> Result<NetConfig, ConfigError> {
-    let keys = ["tap", "vnd", "dlpi", "macvtap", "fd", "mac", "slot", "queues", "queue_size", "packed", "in_order"];
+    let keys =
+        ["tap", "viona", "vnd", "dlpi", "macvtap", "fd", "mac", "slot", "queues", "queue_size", "packed", "in_order"];
     let keys = [&keys[..], &["mac_check", "speed", "duplex", "id", "ip"], &DHCP_KEYS, &NET_LIMIT_KEYS].concat();
     let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
     let (macvtap, fds) = (given.text("macvtap")?, descriptors(&given)?);
     let mut links = Vec::new();
-    for carrier in [Carrier::Tap, Carrier::Vnd, Carrier::Dlpi] {
+    for carrier in [Carrier::Tap, Carrier::Viona, Carrier::Vnd, Carrier::Dlpi] {
         links.extend(given.text(carrier.key())?.map(|name| (name, carrier)));
     }
     let (tap, carrier) = match links.len() {
         0 if macvtap.is_some() || !fds.is_empty() => Default::default(),
         0 => (given.required("tap", example)?, Carrier::Tap),
         1 => links.swap_remove(0),
-        _ => return Err(given.problem("tap, vnd and dlpi are one link each; give one of them")),
+        _ => return Err(given.problem("tap, viona, vnd and dlpi are one link each; give one of them")),
     };
     // A TAP interface is usually made anew, with another address, so that its own is not a good one by default. Other links
     // are the guest's end, and have its address.
@@ -467,6 +469,7 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
         in_order: given.flag("in_order")?,
         limits: net_limits(&given)?,
         mac_check: given.flag("mac_check")?,
+        promiscuous: false,
         dhcp: dhcp(&given)?,
         speed: given.number("speed")?,
         duplex: named("--net: duplex", &given.text("duplex")?)?,

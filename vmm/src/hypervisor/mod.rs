@@ -15,7 +15,8 @@ use devices::GuestRam;
 use devices::bus::Access;
 use devices::interrupt::{IrqLine, MsiSource};
 use devices::park::Parked;
-use devices_host::sys::Sys;
+use devices::virtio::net::kernel::KernelQueues;
+use devices_host::sys::{Link, Sys, SysResult};
 
 use self::frames::{FrameDevice, FrameLink, LinkError};
 use crate::config::VmConfig;
@@ -139,6 +140,11 @@ pub trait Hypervisor: Send + Sync {
         None
     }
 
+    /// Looks up a data link whose queues the VM's kernel can carry ([`Vm::attach_link`]); `None` where no kernel here does.
+    fn kernel_link(&self, _name: &str) -> Option<SysResult<Link>> {
+        None
+    }
+
     /// Opens a link of the host for plain frames, where the host has the device: illumos only.
     ///
     /// # Errors
@@ -194,6 +200,12 @@ pub trait Vm: Send + Sync {
     /// Kernel doorbells, where the hypervisor has them.
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>>;
 
+    /// Has the kernel carry the data queues of a network card on the data link `name`, which was [looked
+    /// up](Hypervisor::kernel_link): it lets go of the link with the queues.
+    fn attach_link(&self, name: &str, _link: &Link) -> Result<KernelNic, HypervisorError> {
+        Err(HypervisorError::Unavailable(format!("link {name}: no kernel here carries the queues of a network card")))
+    }
+
     /// Collected port writes, where the hypervisor has them. After the first vCPU was created.
     fn port_collector(&self) -> Option<Arc<dyn PortCollector>> {
         None
@@ -232,6 +244,16 @@ pub trait Vm: Send + Sync {
     /// The process is about to end, with no vCPU running. `restart` says that its exit status asks for the guest to be
     /// started again by another process, which may want to take the VM over.
     fn leave(&self, restart: bool);
+}
+
+/// A network card as far as the kernel carries it.
+pub struct KernelNic {
+    /// Its data queues.
+    pub queues: Arc<dyn KernelQueues>,
+    /// Polls readable while an interrupt waits that has no message. It is the queues', and open as long as they are.
+    pub descriptor: RawFd,
+    /// The largest packet without its Ethernet header, where the kernel tells.
+    pub mtu: Option<u16>,
 }
 
 /// What the machine wants of devices that the kernel emulates.

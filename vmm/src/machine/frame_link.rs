@@ -1,4 +1,5 @@
-//! Network interfaces on what the host has for links: TAP interfaces, or devices for plain frames, which illumos has.
+//! Network interfaces on what the host has for links: TAP interfaces, or devices for plain frames and kernels that carry
+//! queues, which illumos has.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,12 +10,13 @@ use devices::virtio::limit::Throttle;
 use devices::virtio::net::NetDevice;
 use devices::wake::Wake;
 use devices_host::clock;
+use devices_host::sys::{Link, SysResult};
 use devices_host::tap::{Tap, TapError};
 
 use super::adapters::Pace;
 use super::link::NetLink;
 use super::virtio::{Builder, DeviceError, Queues, card, event, throttles};
-use super::{StartError, address};
+use super::{StartError, address, carried};
 use crate::config::{Carrier, LinkConfig, Mac, NetConfig, Slot};
 use crate::control::{Timed, Watched};
 use crate::hypervisor::Hypervisor;
@@ -28,6 +30,8 @@ pub enum HostLink {
     Tap(Vec<Tap>),
     /// A device for plain frames.
     Frames(Arc<dyn FrameLink>),
+    /// A data link whose queues the VM's kernel carries.
+    Kernel(Link),
 }
 
 impl HostLink {
@@ -36,9 +40,21 @@ impl HostLink {
     /// # Errors
     /// One line that names the interface.
     pub fn open(config: &NetConfig, hypervisor: &dyn Hypervisor) -> Result<(Self, Mac), StartError> {
+        let kernel_link = || hypervisor.kernel_link(&config.tap);
         let device = match config.carrier {
             Carrier::Tap => None,
-            Carrier::Vnic => hypervisor.frame_device(),
+            Carrier::Vnic => match kernel_link() {
+                Some(found) => return Self::carried(config, found),
+                None => hypervisor.frame_device(),
+            },
+            Carrier::Viona => match kernel_link() {
+                Some(found) => return Self::carried(config, found),
+                None => {
+                    let (id, name) = (&config.id, hypervisor.capabilities().name);
+                    let line = format!("{id}: {name} has no viona, which is bhyve's on illumos: use tap=");
+                    return Err(StartError::Config(line));
+                }
+            },
             Carrier::Vnd => Some(FrameDevice::Vnd),
             Carrier::Dlpi => Some(FrameDevice::Dlpi),
         };
@@ -56,6 +72,12 @@ impl HostLink {
             StartError::Config(format!("{id}: no mac is given, and that of link {name} cannot be read"))
         })?;
         Ok((Self::Frames(link), mac))
+    }
+
+    fn carried(config: &NetConfig, found: SysResult<Link>) -> Result<(Self, Mac), StartError> {
+        let link = carried::check(config, found)?;
+        let mac = Mac(link.mac);
+        Ok((Self::Kernel(link), mac))
     }
 }
 

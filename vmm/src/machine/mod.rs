@@ -2,6 +2,7 @@
 
 mod adapters;
 mod address;
+mod carried;
 mod chipset;
 mod collected;
 pub(crate) mod disk;

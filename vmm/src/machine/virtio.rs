@@ -11,9 +11,9 @@ use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
 use devices::virtio::net::responder::{BadLease, Responder};
 use devices::virtio::net::{Duplex as LinkDuplex, NetConfig as CardConfig, NetDevice};
-use devices::virtio::pci::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
+use devices::virtio::pci::{Doorbell, Doorbells, QueueMessages, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
-use devices::virtio::{VirtioDevice, VirtioInterrupt};
+use devices::virtio::{QueueRunner, VirtioDevice, VirtioInterrupt};
 use devices::wake::Wake;
 use devices_host::disk::Disk;
 use devices_host::engine::Engine;
@@ -32,7 +32,7 @@ use super::write_through::WriteThrough;
 use super::{StartError, disk};
 use crate::config::{DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
 use crate::control::EventSender;
-use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Hypervisor, Vm};
+use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Hypervisor, HypervisorError, Vm};
 use crate::sandbox::ThreadKind;
 use crate::worker::{BackendFd, DeviceWorkers, Rings, WorkerSpec};
 
@@ -84,6 +84,14 @@ pub enum DeviceError {
         /// Why.
         source: BadLease,
     },
+    /// The kernel does not carry its queues.
+    #[error("{id}: {source}")]
+    Kernel {
+        /// The device.
+        id: String,
+        /// Why.
+        source: HypervisorError,
+    },
     /// PCI has no place for it.
     #[error("{id}: {source}")]
     Pci {
@@ -124,6 +132,18 @@ pub struct Builder<'a> {
     pub resizable: Vec<ResizableDisk>,
     pub links: Vec<NetLink>,
     pub frame_links: Vec<GuestLink>,
+}
+
+/// A device before it is on the bus, with what the transport is to know of its queues.
+pub(super) struct Seat {
+    pub device: Arc<dyn VirtioDevice>,
+    pub runner: Arc<dyn QueueRunner>,
+    pub doorbells: Arc<dyn Doorbells>,
+    /// Who sends the queues' interrupts in our stead.
+    pub messages: Option<Arc<dyn QueueMessages>>,
+    pub workers: Arc<DeviceWorkers>,
+    /// By queue.
+    pub counters: Vec<Arc<QueueCounters>>,
 }
 
 /// How a device's queues run.
@@ -294,31 +314,49 @@ impl Builder<'_> {
         queues: Queues,
         slot: Slot,
     ) -> Result<(Arc<DeviceWorkers>, Arc<dyn VirtioInterrupt>), DeviceError> {
-        let pci = |source| DeviceError::Pci { id: id.to_owned(), source };
-        let slot = PciAddress::new(slot.device, slot.function).map_err(pci)?;
         let workers = DeviceWorkers::spawn_as(threads, self.vm.ram(), queues.rings, queues.workers)
             .map_err(|source| DeviceError::Host { id: id.to_owned(), what: "cannot start a thread", source })?;
+        let doorbells = KernelDoorbells::new(id, self.vm.doorbells(), workers.clone());
+        let (runner, counters) = (workers.clone(), queues.counters);
+        let seat = Seat { device, runner, doorbells, messages: None, workers: workers.clone(), counters };
+        Ok((workers, self.place(kind, id, seat, slot)?))
+    }
+
+    /// Puts a device with its workers on the bus.
+    pub(super) fn place(
+        &mut self,
+        kind: &'static str,
+        id: &str,
+        seat: Seat,
+        slot: Slot,
+    ) -> Result<Arc<dyn VirtioInterrupt>, DeviceError> {
+        let pci = |source| DeviceError::Pci { id: id.to_owned(), source };
+        let Seat { device, runner, doorbells, messages, workers, counters: queues } = seat;
+        let slot = PciAddress::new(slot.device, slot.function).map_err(pci)?;
         let (pin, intx, interrupt_line) = self.chipset.interrupt_pin(slot);
-        let function = VirtioPci::new(VirtioPciParts {
+        let parts = VirtioPciParts {
             name: id.to_owned(),
-            msix: (0..=queues.counters.len()).map(|_| self.vm.msi_source()).collect(),
+            msix: (0..=queues.len()).map(|_| self.vm.msi_source()).collect(),
             device,
-            runner: workers.clone(),
+            runner,
             intx: Arc::new(intx),
             pin,
             interrupt_line,
-            doorbells: KernelDoorbells::new(id, self.vm.doorbells(), workers.clone()),
+            doorbells,
             slot,
             mapper: self.chipset.mapper.clone(),
             legacy: self.profile != Profile::Micro,
-        })
+        };
+        let function = match messages {
+            None => VirtioPci::new(parts),
+            Some(messages) => VirtioPci::carried(parts, messages),
+        }
         .map_err(pci)?;
         let interrupt = function.interrupt();
         self.chipset.pci.add(slot, id, function).map_err(pci)?;
-        let (id, queues, workers_of) = (id.to_owned(), queues.counters, workers.clone());
-        let (disk, card, requests) = (None, None, Vec::new());
-        self.devices.push(Device { id, kind, workers: workers_of, queues, disk, card, requests });
-        Ok((workers, interrupt))
+        let (id, disk, card, requests) = (id.to_owned(), None, None, Vec::new());
+        self.devices.push(Device { id, kind, workers, queues, disk, card, requests });
+        Ok(interrupt)
     }
 
     /// All devices of `config`, in the slots its plan says.
@@ -336,6 +374,7 @@ impl Builder<'_> {
         for ((net, (link, mac)), slot) in config.nets.iter().zip(host.nets).zip(&plan.nets) {
             match link {
                 HostLink::Tap(tap) => self.net(net, (tap, mac), *slot)?,
+                HostLink::Kernel(link) => self.carried_net(net, &link, *slot)?,
                 HostLink::Frames(link) => self.frame_net(net, (link, mac), *slot)?,
             }
         }
@@ -360,16 +399,10 @@ pub enum BuildError {
     Chipset(#[from] ChipsetError),
 }
 
-/// The card of an interface: with a responder where it has one, that wakes the worker of received frames.
-pub(super) fn card(
-    config: &NetConfig,
-    mac: Mac,
-    receivers: &[Arc<Event>],
-    offloads: bool,
-    mtu: Option<u16>,
-) -> Result<NetDevice, DeviceError> {
-    let mut device = NetDevice::new(CardConfig {
-        mac: mac.0,
+/// What the card of an interface looks like.
+pub(super) fn face(config: &NetConfig, mac: [u8; 6], offloads: bool, mtu: Option<u16>) -> CardConfig {
+    CardConfig {
+        mac,
         mtu,
         offloads,
         queue_size: config.queue_size,
@@ -378,7 +411,18 @@ pub(super) fn card(
             Duplex::Half => LinkDuplex::Half,
             Duplex::Full => LinkDuplex::Full,
         }),
-    });
+    }
+}
+
+/// The card of an interface: with a responder where it has one, that wakes the worker of received frames.
+pub(super) fn card(
+    config: &NetConfig,
+    mac: Mac,
+    receivers: &[Arc<Event>],
+    offloads: bool,
+    mtu: Option<u16>,
+) -> Result<NetDevice, DeviceError> {
+    let mut device = NetDevice::new(face(config, mac.0, offloads, mtu));
     let receivers = receivers.iter().map(|wake| -> Arc<dyn Wake> { Arc::new(WorkerWake(wake.clone())) });
     if let (Some(dhcp), Some(first)) = (&config.dhcp, receivers.clone().next()) {
         let refused = |source| DeviceError::Lease { id: config.id.clone(), source };

@@ -166,6 +166,19 @@ impl Vmm {
         }
     }
 
+    /// Whether guests' interfaces are in the kernel that there is a double of. Such a one does not filter by VLAN, and does
+    /// not see what becomes of the TAP device behind it.
+    #[must_use]
+    pub const fn has_viona(self) -> bool {
+        matches!(self.program, Program::ZvmmDoubleBhyve)
+    }
+
+    /// Whether those of a machine are: as far as that kernel has what is asked of them.
+    #[must_use]
+    pub const fn carries(self, machine: &Machine) -> bool {
+        self.has_viona() && !machine.packed && machine.nic_keys.is_empty()
+    }
+
     /// The argument vector that runs `machine` with its serial port on standard input and output.
     #[must_use]
     pub fn command(self, machine: &Machine) -> Vec<String> {
@@ -179,6 +192,10 @@ impl Vmm {
         let mut line = Line::new(program);
         if let Some(hypervisor) = self.doubled() {
             line.option("--hypervisor", hypervisor);
+        }
+        let carried = self.carries(machine);
+        for (tap, mac) in machine.nics.iter().filter(|_| carried) {
+            line.option("--link", format!("{tap},mac={mac}"));
         }
         line.word("run");
         match self.profile {
@@ -211,8 +228,13 @@ impl Vmm {
             line.option("--disk", format!("{disk}{packed}{engine}{cache}{queues}{serial}"));
         }
         for (n, (tap, mac)) in machine.nics.iter().enumerate() {
-            let carrier = self.carrier(n);
-            line.option("--net", format!("{carrier}={tap},mac={mac}{packed}{}", machine.nic_keys));
+            line.option(
+                "--net",
+                match carried {
+                    true => format!("viona={tap}"),
+                    false => format!("{}={tap},mac={mac}{packed}{}", self.carrier(n), machine.nic_keys),
+                },
+            );
         }
         if machine.console {
             line.option("--console", "null");
@@ -366,12 +388,16 @@ mod tests {
     fn a_double_gets_the_same_command_line_behind_the_hypervisor_it_plays() {
         let words = |vmm: Vmm| vmm.command(&machine()).join(" ");
         let ours = words(Vmm { profile: Profile::Bhyve, ..Vmm::ZVMM });
-        for (program, hypervisor, carrier) in
-            [(Program::ZvmmDoubleBhyve, "bhyve", "tap="), (Program::ZvmmDoubleIllumosKvm, "illumos-kvm", "vnd=")]
+        for (program, hypervisor) in
+            [(Program::ZvmmDoubleBhyve, "bhyve"), (Program::ZvmmDoubleIllumosKvm, "illumos-kvm")]
         {
             let double = words(Vmm { program, profile: Profile::Bhyve });
-            let theirs = ours.replacen("zvmm", &format!("zvmm-double --hypervisor {hypervisor}"), 1);
-            assert_eq!(double, theirs.replacen("tap=", carrier, 1));
+            let (link, net) = match program {
+                Program::ZvmmDoubleBhyve => (" --link tap0,mac=52:54:00:00:00:01", "--net viona=tap0"),
+                _ => ("", "--net vnd=tap0,mac=52:54:00:00:00:01"),
+            };
+            let ours = ours.replacen("--net tap=tap0,mac=52:54:00:00:00:01", net, 1);
+            assert_eq!(double, ours.replacen("zvmm", &format!("zvmm-double --hypervisor {hypervisor}{link}"), 1));
         }
     }
 

@@ -33,6 +33,9 @@ unsafe extern "C" {
     ) -> libc::c_int;
 }
 
+/// What there is to read: data, or an interrupt that waits, which viona tells as data of a priority.
+pub(crate) const READABLE: i16 = libc::POLLIN | libc::POLLRDBAND;
+
 /// # Safety
 /// `fds` points to `count` pollfds that the call may change.
 pub(crate) unsafe fn poll(fds: *mut libc::pollfd, count: usize, timeout_ns: Option<u64>) -> i32 {

@@ -21,6 +21,9 @@ pub(crate) mod socket;
 pub(crate) mod tap;
 pub(crate) mod tty;
 
+/// What there is to read.
+pub(crate) const READABLE: i16 = libc::POLLIN;
+
 #[derive(Debug)]
 pub(crate) struct Event(EventFd);
 

@@ -57,6 +57,11 @@ impl Table {
         }
     }
 
+    /// Whether the driver named no address.
+    fn is_empty(&self) -> bool {
+        self.len == 0 && !self.overflowed
+    }
+
     /// Whether there is no room for another address: what follows need not be read.
     pub fn is_full(&self) -> bool {
         self.len == TABLE_ENTRIES
@@ -144,6 +149,13 @@ impl Filter {
         let bit = 1 << mode as u8;
         self.modes = if on { self.modes | bit } else { self.modes & !bit };
         self.settle();
+    }
+
+    /// Whether the driver, which has accepted these features, has asked for frames to other stations than its card: for links
+    /// that know only that and its opposite.
+    pub fn wants_others(&self, features: u64) -> bool {
+        let asked = self.is(Mode::Promiscuous) || self.is(Mode::AllUnicast) || !self.tables.unicast.is_empty();
+        features & feature::CTRL_RX != 0 && asked
     }
 
     pub fn set_mac(&mut self, mac: Mac) {

@@ -11,6 +11,7 @@ mod control;
 mod device;
 mod filter;
 mod header;
+pub mod kernel;
 mod link;
 #[cfg(test)]
 mod proptests;

@@ -72,6 +72,11 @@ impl<B> NetWorker<B> {
         &mut self.backend
     }
 
+    /// What the driver has set through the control queue.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     fn rx(&mut self, queue: u16) -> Option<&mut Rx> {
         self.rx.as_mut().filter(|rx| rx.queue.index() == queue)
     }

@@ -10,6 +10,7 @@ use super::doorbell::{Doorbells, Placer};
 use super::interrupts::Interrupts;
 use super::layout::{self, CAP_VENDOR, LEGACY_BAR, MODERN_BAR, MSIX_BAR, PCI_CFG_BAR, PCI_CFG_DATA};
 use super::legacy::LegacyBar;
+use super::messages::QueueMessages;
 use super::places::Places;
 use crate::bus::{Access, BusDevice};
 use crate::interrupt::{IrqLine, MsiSource};
@@ -73,6 +74,15 @@ pub struct VirtioPciState {
 impl VirtioPci {
     /// Builds the function and gives its BARs their power-on addresses; nothing decodes until the guest says so.
     pub fn new(parts: VirtioPciParts) -> Result<Arc<Self>, PciError> {
+        Self::build(parts, None)
+    }
+
+    /// As [`new`](Self::new), for a device whose queues a kernel carries: `messages` hears what interrupts it has to send.
+    pub fn carried(parts: VirtioPciParts, messages: Arc<dyn QueueMessages>) -> Result<Arc<Self>, PciError> {
+        Self::build(parts, Some(messages))
+    }
+
+    fn build(parts: VirtioPciParts, messages: Option<Arc<dyn QueueMessages>>) -> Result<Arc<Self>, PciError> {
         let VirtioPciParts { name, device, runner, msix, intx, pin, interrupt_line, doorbells, slot, mapper, legacy } =
             parts;
         let queues = device.queue_max_sizes().len();
@@ -81,7 +91,7 @@ impl VirtioPci {
 
         let msix = Arc::new(Msix::new(msix)?);
         let places = Arc::new(Places::new(queues));
-        let interrupts = Arc::new(Interrupts::new(&name, msix.clone(), intx, queues, places.clone()));
+        let interrupts = Arc::new(Interrupts::new(&name, msix.clone(), intx, queues, places.clone(), messages));
         let core = Core::new(device, runner, interrupts, Placer::new(doorbells, queues, places.clone()), places);
         let modern = Arc::new(ModernBar(core.clone()));
 
@@ -97,7 +107,7 @@ impl VirtioPci {
             add_bar(&mut config, layout::legacy_bar(config_len), Arc::new(LegacyBar(core.clone())))?;
         }
         if !msix.is_empty() {
-            add_bar(&mut config, msix.bar(MSIX_BAR), msix.clone())?;
+            add_bar(&mut config, msix.bar(MSIX_BAR), Arc::new(MsixBar(core.clone(), msix.clone())))?;
         }
         add_bar(&mut config, layout::modern_bar(queues), modern.clone())?;
 
@@ -150,6 +160,7 @@ impl VirtioPci {
         if let Some(capability) = self.msix_capability {
             self.msix.set_control(config.get(capability.saturating_add(MSIX_CONTROL), 2) as u16);
         }
+        self.core.interrupts.update_messages();
         self.core.interrupts.set_intx_disabled(config.command() & command::INTX_DISABLE != 0);
         self.core.interrupts.update_line();
         let wanted: Vec<_> = self.bars.iter().map(|(bar, id)| (*id, config.bar_address(bar))).collect();
@@ -216,6 +227,21 @@ impl PciFunction for VirtioPci {
         config.reset();
         self.msix.reset();
         self.apply(&config);
+        access
+    }
+}
+
+/// The MSI-X table, whose writes change what queues interrupt with.
+struct MsixBar(Arc<Core>, Arc<Msix>);
+
+impl BusDevice for MsixBar {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Access {
+        self.1.read(offset, data)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Access {
+        let access = self.1.write(offset, data);
+        self.0.interrupts.update_messages();
         access
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::messages::{Messages, QueueMessages};
 use super::places::Places;
 use crate::interrupt::IrqLine;
 use crate::pci::Msix;
@@ -39,12 +40,21 @@ pub(super) struct Interrupts {
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
     places: Arc<Places>,
+    /// Whoever sends interrupts of queues itself.
+    messages: Option<Messages>,
     /// Rings broken since the start.
     broken: AtomicU32,
 }
 
 impl Interrupts {
-    pub(super) fn new(name: &str, msix: Arc<Msix>, line: Arc<dyn IrqLine>, queues: usize, places: Arc<Places>) -> Self {
+    pub(super) fn new(
+        name: &str,
+        msix: Arc<Msix>,
+        line: Arc<dyn IrqLine>,
+        queues: usize,
+        places: Arc<Places>,
+        messages: Option<Arc<dyn QueueMessages>>,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             msix,
@@ -57,6 +67,7 @@ impl Interrupts {
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: std::iter::repeat_with(|| AtomicU16::new(NO_VECTOR)).take(queues).collect(),
             places,
+            messages: messages.map(|watcher| Messages::new(watcher, queues)),
             broken: AtomicU32::new(0),
         }
     }
@@ -120,6 +131,7 @@ impl Interrupts {
     pub(super) fn set_queue_vector(&self, queue: u16, vector: u16) {
         if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
             slot.store(self.mapped(vector), SeqCst);
+            self.update_messages();
         } else {
             panic_if_planted(Defect::QueueSelectUnchecked);
         }
@@ -138,6 +150,7 @@ impl Interrupts {
         for vector in &self.queue_vectors {
             vector.store(NO_VECTOR, SeqCst);
         }
+        self.update_messages();
         self.isr.store(0, SeqCst);
         self.update_line();
     }
@@ -150,6 +163,7 @@ impl Interrupts {
         for (slot, vector) in self.queue_vectors.iter().zip(queue_vectors) {
             slot.store(self.mapped(*vector), SeqCst);
         }
+        self.update_messages();
         self.isr.store(isr & (ISR_QUEUE | ISR_CONFIG), SeqCst);
         self.update_line();
     }
@@ -161,6 +175,14 @@ impl Interrupts {
         if *level != asserted {
             *level = asserted;
             self.line.set(asserted);
+        }
+    }
+
+    /// Tells whoever sends interrupts of queues itself what they are now. Whoever changes a vector or the MSI-X table calls
+    /// this after.
+    pub(super) fn update_messages(&self) {
+        if let Some(messages) = &self.messages {
+            messages.update(|queue| self.msix.message(self.queue_vector(queue)));
         }
     }
 

@@ -17,6 +17,7 @@ mod function;
 mod interrupts;
 mod layout;
 mod legacy;
+mod messages;
 mod places;
 
 #[cfg(test)]
@@ -26,3 +27,4 @@ pub use core::TransportState;
 pub use doorbell::{Doorbell, Doorbells, NoDoorbells};
 pub use function::{VirtioPci, VirtioPciParts, VirtioPciState};
 pub use layout::{DEVICE, ISR, LEGACY_BAR, MODERN_BAR, MSIX_BAR, NOTIFY, NOTIFY_MULTIPLIER};
+pub use messages::QueueMessages;

@@ -1,6 +1,6 @@
 //! `-s SLOT,virtio-net-viona,LINK,…`: network interfaces.
 
-use super::super::{NetConfig, Slot};
+use super::super::{Carrier, NetConfig, Slot};
 use super::Reading;
 use super::getopt::{boolean, key, parts};
 use super::support::NET_KEYS;
@@ -18,7 +18,7 @@ impl Reading {
         let Some(link) = given.next().filter(|link| !link.is_empty()) else {
             return Err("no link is given; write virtio-net-viona,LINK".to_owned());
         };
-        let mut queue_size = QUEUE_SIZE;
+        let (mut queue_size, mut promiscuous) = (QUEUE_SIZE, false);
         for part in given {
             let (known, value) = key(part, &NET_KEYS)?;
             if known.argument == "BOOL" {
@@ -30,10 +30,17 @@ impl Reading {
             match known.word {
                 "vqsize" => queue_size = descriptors(value)?,
                 "feature_mask" => no_mask(value)?,
+                "promiscphys" => promiscuous = boolean(value)?,
                 word => return Err(format!("{word} has no reader")),
             }
         }
-        self.config.nets.push(NetConfig { slot: Some(slot), queue_size, ..NetConfig::new(link) });
+        self.config.nets.push(NetConfig {
+            slot: Some(slot),
+            queue_size,
+            carrier: Carrier::Vnic,
+            promiscuous,
+            ..NetConfig::new(link)
+        });
         Ok(())
     }
 }

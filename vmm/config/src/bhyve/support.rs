@@ -121,13 +121,13 @@ pub static DISK_KEYS: [Word; 9] = [
 pub static NET_KEYS: [Word; 6] = [
     word("vqsize", "N", "descriptors a queue, up to 1024", Implemented),
     word("feature_mask", "0", "features not to offer", Implemented),
-    word("promiscphys", "BOOL", "frames of the whole link", Ignored(ALL_FRAMES)),
+    word("promiscphys", "BOOL", "frames of the whole link", Implemented),
     word("promiscrxonly", "BOOL", "of the others only received frames", Ignored(ALL_FRAMES)),
     word("promiscsap", "BOOL", "frames of every protocol", Ignored(ALL_FRAMES)),
     word("promiscmulti", "BOOL", "frames of every group", Ignored(ALL_FRAMES)),
 ];
 
-const ALL_FRAMES: &str = "a TAP interface hands over every frame";
+const ALL_FRAMES: &str = "an interface has its own frames and those of groups, or all of them";
 
 /// Keys of `-o`: bhyve's that mean something here, and our own. Others are stored by bhyve without a word.
 pub static KEYS: [Word; 19] = [

@@ -1,7 +1,8 @@
 use super::support::DRIVERS;
 use super::*;
 use crate::{
-    BootConfig, CpuConfig, DiskCache, DiskConfig, NetConfig, SandboxMode, SerialBackend, Slot, SmbiosConfig, Topology,
+    BootConfig, Carrier, CpuConfig, DiskCache, DiskConfig, NetConfig, SandboxMode, SerialBackend, Slot, SmbiosConfig,
+    Topology,
 };
 
 const UUID: &str = "6e2b1f0a-2c55-4b63-9a53-0d6f3a1f7c11";
@@ -82,7 +83,12 @@ fn what_the_boot_hook_passes_is_the_machine_it_means() {
         slot: slot(4, function),
         ..DiskConfig::new(format!("/dev/zvol/rdsk/zones/U/{name}"))
     };
-    let net = |name: &str, function| NetConfig { slot: slot(6, function), queue_size: 1024, ..NetConfig::new(name) };
+    let net = |name: &str, function| NetConfig {
+        carrier: Carrier::Vnic,
+        slot: slot(6, function),
+        queue_size: 1024,
+        ..NetConfig::new(name)
+    };
     let mut expected = VmConfig {
         name: "SYSbhyve-7".to_owned(),
         uuid: UUID.parse().ok(),
@@ -413,7 +419,10 @@ fn an_interface_has_its_keys_and_the_address_of_its_link() {
     let net = |conf: &str| machine(&["-s", &format!("6:0,virtio-net-viona,{conf}")]).nets.remove(0);
     let plain = net("net0");
     assert_eq!((plain.tap.as_str(), plain.mac, plain.queue_size), ("net0", None, 1024));
-    assert_eq!(net("net0,vqsize=4,feature_mask=0x0,promiscphys=true,promiscmulti=off").queue_size, 4);
+    assert_eq!((plain.carrier, plain.promiscuous), (Carrier::Vnic, false));
+    let given = net("net0,vqsize=4,feature_mask=0x0,promiscphys=true,promiscmulti=off");
+    assert_eq!((given.queue_size, given.promiscuous), (4, true));
+    assert!(!net("net0,promiscphys=no").promiscuous);
 
     let who = "-s 6,virtio-net-viona";
     let wrong =

@@ -172,7 +172,8 @@ pub fn msi(call: &Call<'_>, machine: &Machine, arg: &vm_lapic_msi) -> SysResult<
         call.note(&rules::MSI_EDGE, format!("message {msg:#x}"));
     }
     machine.chips()?;
-    signal(machine, addr as u32, msg as u32)
+    signal(machine, addr as u32, msg as u32);
+    Ok(0)
 }
 
 /// VM_LAPIC_IRQ.
@@ -181,17 +182,19 @@ pub fn vector(call: &Call<'_>, machine: &Machine, arg: &vm_lapic_irq) -> SysResu
         return Err(call.refuse(&rules::LAPIC_VECTOR, Errno::EINVAL, format!("vector {}", arg.vector)));
     }
     machine.chips()?;
-    signal(machine, 0xfee0_0000 | (arg.cpuid as u32) << 12, arg.vector as u32)
+    signal(machine, 0xfee0_0000 | (arg.cpuid as u32) << 12, arg.vector as u32);
+    Ok(0)
 }
 
 /// VM_INJECT_NMI: a message, so that the vCPU need not be stopped.
 pub fn nmi(machine: &Machine, cpu: i32) -> SysResult<i32> {
     machine.chips()?;
-    signal(machine, 0xfee0_0000 | (cpu as u32) << 12, 4 << 8)
+    signal(machine, 0xfee0_0000 | (cpu as u32) << 12, 4 << 8);
+    Ok(0)
 }
 
-fn signal(machine: &Machine, address_lo: u32, data: u32) -> SysResult<i32> {
+/// Sends a message to the local APICs.
+pub fn signal(machine: &Machine, address_lo: u32, data: u32) {
     // The guest may have its APIC off: the message is then lost, which is no error.
     let _ = machine.vm.signal_msi(kvm_msi { address_lo, data, ..Default::default() });
-    Ok(0)
 }

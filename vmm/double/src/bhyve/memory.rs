@@ -2,10 +2,13 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
+use devices::GuestRam;
 use devices_host::sys::{Errno, MapRequest, SysResult};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 use zvmm::hypervisor::bhyve::abi::{
     HPET_BASE, IOAPIC_BASE, LAPIC_BASE, VM_DEVMEM_START, VM_MAX_MEMMAPS_observed, VM_MAX_MEMSEGS, VM_MEMMAP_F_WIRED,
     VM_PROT_EXECUTE, VM_PROT_READ, VM_PROT_WRITE, vm_devmem_offset, vm_memmap, vm_memseg, vm_munmap,
@@ -241,6 +244,26 @@ impl Memory {
     /// Whether there is memory at an address, and if so, what the guest may do with it.
     pub fn protection(&self, gpa: u64) -> Option<i32> {
         self.maps.iter().find(|map| (map.gpa..map.end()).contains(&gpa)).map(|map| map.prot)
+    }
+
+    /// The guest's system memory, for drivers that read and write it.
+    ///
+    /// # Errors
+    /// ENOMEM where there is none.
+    pub fn guest(&self) -> SysResult<GuestRam> {
+        let mut regions = Vec::new();
+        for map in &self.maps {
+            let Some(segment) = self.segment(map.segid).filter(|segment| segment.name[0] == 0) else { continue };
+            let start = segment.host.as_ptr().wrapping_add(map.segoff as usize);
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: a part of the segment's own mapping, as `map` has checked; segments stay until the VM ends, and who
+            // gets this holds the VM.
+            let region = unsafe { MmapRegion::build_raw(start, map.len as usize, prot, libc::MAP_SHARED) };
+            let region = region.map_err(|_| Errno::ENOMEM)?;
+            let region = GuestRegionMmap::new(region, GuestAddress(map.gpa)).ok_or(Errno::ENOMEM)?;
+            regions.push(Arc::new(region));
+        }
+        GuestRam::from_arc_regions(regions).map_err(|_| Errno::ENOMEM)
     }
 
     /// mmap(2) of the VM's descriptor.

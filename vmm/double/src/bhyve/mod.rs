@@ -14,6 +14,7 @@ mod cpuid;
 mod data;
 mod fpu;
 mod halted;
+mod hooks;
 mod irq;
 mod machine;
 mod memory;
@@ -30,9 +31,11 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
+use devices::GuestRam;
 use devices_host::sys::{DeviceNumber, Errno, IoctlArg, MapRequest, OpenFlags, RawHandle, SysResult};
 use zvmm::hypervisor::bhyve::abi::{VM_DESTROY_PENDING, VM_DESTROY_SELF, VM_SET_AUTODESTRUCT, VMM_INTERFACE_VERSION};
 
+pub use self::hooks::{Notify, Place};
 use self::vm::Vm;
 use crate::node::{Call, Driver, Node};
 use crate::sys::DoubleSys;
@@ -148,17 +151,29 @@ pub struct VmHold {
 }
 
 impl VmHold {
-    /// A message-signalled interrupt: address and data.
-    ///
-    /// # Errors
-    /// EINVAL for an address that is none.
-    pub fn msi(&self, call: &Call<'_>, addr: u64, msg: u64) -> SysResult<()> {
-        self.vm.msi(call, &zvmm::hypervisor::bhyve::abi::vm_lapic_msi { msg, addr }).map(drop)
+    /// A message-signalled interrupt: address, which is one of interrupts, and data.
+    pub fn msi(&self, addr: u64, msg: u64) {
+        self.vm.msi(addr, msg);
     }
 
-    /// Puts a notification hook on a port or address of the guest, or takes it away: REINIT is refused meanwhile.
-    pub fn hook(&self, add: bool) {
-        self.vm.hook(add);
+    /// Puts a notification hook on a port or addresses of the guest: REINIT is refused until it is
+    /// [removed](Self::unhook). `None` where another one is.
+    #[must_use]
+    pub fn hook(&self, place: Place, notify: Notify) -> Option<u64> {
+        self.vm.hooks.add(place, notify)
+    }
+
+    /// Takes a hook away.
+    pub fn unhook(&self, id: u64) {
+        self.vm.hooks.remove(id);
+    }
+
+    /// The guest's memory. It stays as long as the hold does.
+    ///
+    /// # Errors
+    /// ENOMEM where there is none.
+    pub fn ram(&self) -> SysResult<GuestRam> {
+        self.vm.memory().guest()
     }
 
     /// Whether the VM is marked for destruction.

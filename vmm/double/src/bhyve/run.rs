@@ -435,6 +435,10 @@ impl Vm {
                     core.unfinished = true;
                     return Ok(Next::GoOn);
                 }
+                if write && self.hooks.memory(gpa, data) {
+                    core.unfinished = true;
+                    return Ok(Next::GoOn);
+                }
                 if self.protection(gpa).is_some() {
                     // Memory is there, and still the access came out: a write to what can only be read.
                     core.unfinished = true;

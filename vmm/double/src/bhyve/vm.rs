@@ -1,6 +1,6 @@
 //! One VM: what its ioctls do, and how they lock it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use zvmm::hypervisor::bhyve::abi::*;
 
 use super::args::{Arg, Class, Spec};
 use super::clock::{Hpet, PmTimer, Rtc};
+use super::hooks::Hooks;
 use super::irq::{self, Edge, Lines};
 use super::machine::Machine;
 use super::memory::Memory;
@@ -40,7 +41,7 @@ pub struct Vm {
     topology: Mutex<vm_cpu_topology>,
     pub boot: Instant,
     /// Notification hooks that another driver has put on ports and addresses.
-    hooks: AtomicU64,
+    pub hooks: Hooks,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -71,7 +72,7 @@ impl Vm {
             hpet: Mutex::default(),
             topology: Mutex::new(vm_cpu_topology { sockets: 1, cores: 1, threads: 1, maxcpus: 0 }),
             boot: Instant::now(),
-            hooks: AtomicU64::new(0),
+            hooks: Hooks::default(),
         }))
     }
 
@@ -101,21 +102,9 @@ impl Vm {
         *lock(&self.topology)
     }
 
-    /// Another driver has put a hook on a port or address of the guest, or taken it away.
-    pub fn hook(&self, add: bool) {
-        if add {
-            self.hooks.fetch_add(1, Ordering::SeqCst);
-        } else {
-            self.hooks.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-
-    /// Injects a message, for another driver.
-    ///
-    /// # Errors
-    /// EINVAL for an address that is none.
-    pub fn msi(&self, call: &Call<'_>, message: &vm_lapic_msi) -> SysResult<i32> {
-        irq::msi(call, &self.machine, message)
+    /// Injects a message, for another driver, which has checked its address.
+    pub fn msi(&self, addr: u64, msg: u64) {
+        irq::signal(&self.machine, addr as u32, msg as u32);
     }
 
     /// What the guest may do with an address, if there is memory.
@@ -135,6 +124,7 @@ impl Vm {
     pub fn ports(&self, port: u16, size: u8, write: Option<u32>) -> Option<u32> {
         match port {
             0x70 | 0x71 if size == 1 => Some(lock(&self.rtc).port(port, write.map(|value| value as u8)).into()),
+            _ if write.is_some_and(|value| self.hooks.port(port, value)) => Some(0),
             _ if write.is_none() => lock(&self.pm_timer).read(port, size, self.boot),
             _ => None,
         }
@@ -384,7 +374,7 @@ impl Vm {
         if arg.flags & !VM_REINIT_F_FORCE_SUSPEND_deprecated != 0 {
             return Err(call.refuse(&rules::REINIT_FLAGS, Errno::EINVAL, format!("{:#x}", arg.flags)));
         }
-        let hooks = self.hooks.load(Ordering::SeqCst);
+        let hooks = self.hooks.count();
         if hooks > 0 {
             return Err(call.refuse(&rules::REINIT_HOOKS, Errno::EBUSY, format!("{hooks} hooks")));
         }

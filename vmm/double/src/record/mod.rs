@@ -27,6 +27,7 @@
 //! may already be those of another chain.
 
 mod bars;
+mod kernel;
 mod queues;
 mod vm;
 
@@ -39,7 +40,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arch::cpu::CpuidEntry;
 use devices::GuestRam;
-use devices_host::sys::Sys;
+use devices_host::sys::{Link, Sys, SysResult};
 use zvmm::hypervisor::{HostCapabilities, Hypervisor, HypervisorError, Vm, VmSpec};
 
 use bars::{Bars, Place};
@@ -189,5 +190,9 @@ impl Hypervisor for Recording {
 
     fn sys(&self) -> Option<&Arc<dyn Sys>> {
         self.inner.sys()
+    }
+
+    fn kernel_link(&self, name: &str) -> Option<SysResult<Link>> {
+        self.inner.kernel_link(name)
     }
 }

@@ -6,11 +6,13 @@ use arch::cpu::CpuidEntry;
 use devices::GuestRam;
 use devices::bus::Access;
 use devices::interrupt::{IrqLine, MsiSource};
+use devices_host::sys::Link;
 use zvmm::hypervisor::{
-    ExitHandler, ExitKind, HardwareDoorbells, HypervisorError, KernelDevices, Kick, PortCollector, Stop, Vcpu,
-    VcpuStart, Vm,
+    ExitHandler, ExitKind, HardwareDoorbells, HypervisorError, KernelDevices, KernelNic, Kick, PortCollector, Stop,
+    Vcpu, VcpuStart, Vm,
 };
 
+use super::kernel::Unwatched;
 use super::{Record, Seen, Space};
 
 pub(super) struct RecordingVm {
@@ -51,6 +53,11 @@ impl Vm for RecordingVm {
     /// None: a kick that the kernel takes is not seen.
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>> {
         None
+    }
+
+    fn attach_link(&self, name: &str, link: &Link) -> Result<KernelNic, HypervisorError> {
+        let nic = self.inner.attach_link(name, link)?;
+        Ok(KernelNic { queues: Arc::new(Unwatched(nic.queues)), ..nic })
     }
 
     /// None: what is collected comes late, and from no vCPU.

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
 use std::io::Read;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -44,6 +45,7 @@ pub struct Run {
     own: Vec<String>,
     rest: Vec<String>,
     limit: Duration,
+    before: Option<fn() -> std::io::Result<()>>,
 }
 
 impl Run {
@@ -56,6 +58,7 @@ impl Run {
                 .map(str::to_owned)
                 .into(),
             limit: LIMIT,
+            before: None,
         }
     }
 
@@ -65,6 +68,7 @@ impl Run {
             own: ["--hypervisor", hypervisor].map(str::to_owned).into(),
             rest: arguments.into_iter().map(str::to_owned).collect(),
             limit: LIMIT,
+            before: None,
         }
     }
 
@@ -76,6 +80,7 @@ impl Run {
             own: ["--hypervisor", "bhyve"].map(str::to_owned).into(),
             rest: rest.map(str::to_owned).into(),
             limit: LIMIT,
+            before: None,
         }
     }
 
@@ -97,6 +102,19 @@ impl Run {
         self
     }
 
+    /// Adds options before bhyve's name of the VM.
+    pub fn options<'a>(mut self, options: impl IntoIterator<Item = &'a str>) -> Self {
+        let at = self.rest.len() - 1;
+        self.rest.splice(at..at, options.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Runs something in the process first: system calls only.
+    pub fn after(mut self, before: fn() -> std::io::Result<()>) -> Self {
+        self.before = Some(before);
+        self
+    }
+
     /// Gives it up after this time.
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -107,6 +125,10 @@ impl Run {
     pub fn run(self) -> Outcome {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zvmm-double"));
         command.args(&self.own).args(&self.rest);
+        if let Some(before) = self.before {
+            // SAFETY: whoever gives it says that it makes system calls only.
+            unsafe { command.pre_exec(before) };
+        }
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -17,6 +17,12 @@ const TIMER_PIN: i32 = 2;
 /// Where messages go: the local APICs' addresses (Intel SDM vol. 3 §11.11.1).
 const MESSAGE_ADDRESSES: std::ops::Range<u64> = 0xfee0_0000..0xfef0_0000;
 
+/// Whether the kernel sends it: a message to any other address is a write to memory that no interrupt comes from, and the
+/// kernel refuses it.
+pub fn is_deliverable(message: &MsiMessage) -> bool {
+    MESSAGE_ADDRESSES.contains(&message.address)
+}
+
 fn complain(what: &str, error: CallError) {
     log::error!("bhyve: {what}: {error}");
 }
@@ -106,10 +112,7 @@ impl BhyveMsiSource {
 
 impl MsiSource for BhyveMsiSource {
     fn set_message(&self, message: Option<MsiMessage>) {
-        // A message to any other address is a write to memory that no interrupt comes from, and the kernel refuses it.
-        let word = message
-            .filter(|message| MESSAGE_ADDRESSES.contains(&message.address))
-            .map_or(0, |message| message.address | u64::from(message.data) << 32);
+        let word = message.filter(is_deliverable).map_or(0, |message| message.address | u64::from(message.data) << 32);
         self.message.store(word, Ordering::Release);
     }
 

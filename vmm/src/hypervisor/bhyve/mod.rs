@@ -16,6 +16,7 @@ mod registers;
 mod shell;
 mod state;
 mod vcpu;
+mod viona;
 mod vm;
 mod vmfd;
 
@@ -25,7 +26,7 @@ mod tests;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arch::cpu::{CpuidEntry, HypervisorLeaves};
-use devices_host::sys::{Errno, Sys};
+use devices_host::sys::{Errno, Link, Sys, SysResult};
 
 pub use self::error::{CallError, CallResult};
 pub use self::state::KernelState;
@@ -167,6 +168,10 @@ impl Hypervisor for BhyveHypervisor {
 
     fn sys(&self) -> Option<&Arc<dyn Sys>> {
         Some(&self.sys)
+    }
+
+    fn kernel_link(&self, name: &str) -> Option<SysResult<Link>> {
+        Some(self.sys.link(name))
     }
 }
 

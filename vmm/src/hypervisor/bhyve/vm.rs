@@ -5,15 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arch::cpu::CpuidEntry;
 use devices::GuestRam;
 use devices::interrupt::{IrqLine, MsiSource};
-use devices_host::sys::Errno;
+use devices_host::sys::{Errno, Link};
 
 use super::error::{CallError, CallResult};
 use super::irq::{BhyveIrqLine, BhyveMsiSource, Resets};
 use super::memory::{Ram, Roms};
 use super::state::{self, KernelState};
 use super::vcpu::BhyveVcpu;
+use super::viona;
 use super::vmfd::VmFd;
-use crate::hypervisor::{HardwareDoorbells, HypervisorError, KernelDevices, Vcpu, Vm};
+use crate::hypervisor::{HardwareDoorbells, HypervisorError, KernelDevices, KernelNic, Vcpu, Vm};
 
 /// One VM on bhyve.
 pub struct BhyveVm {
@@ -125,6 +126,10 @@ impl Vm for BhyveVm {
 
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>> {
         None
+    }
+
+    fn attach_link(&self, name: &str, link: &Link) -> Result<KernelNic, HypervisorError> {
+        viona::attach(&self.fd, name, link)
     }
 
     fn has_hpet(&self) -> bool {

@@ -72,7 +72,7 @@ fn link() -> Scenario {
         },
         check,
     )
-    .only_where(super::Vmm::is_zvmm)
+    .only_where(|vmm| vmm.is_zvmm() && !vmm.has_viona())
 }
 
 fn check(outcome: &Outcome, _: super::Vmm) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! A network interface that is set up in all ways while it is in use.
 
+mod carried;
 mod dhclient;
 mod dhcp;
 mod queues;
@@ -13,7 +14,7 @@ use super::{Scenario, Script, Vmm, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![control(), dhcp::scenario(), dhclient::scenario(), queues::scenario()]
+    vec![control(), carried::scenario(), dhcp::scenario(), dhclient::scenario(), queues::scenario()]
 }
 
 /// The bits of what the driver accepted, the lowest first.
@@ -108,7 +109,7 @@ fn control() -> Scenario {
         },
         check,
     )
-    .only_where(Vmm::is_zvmm)
+    .only_where(|vmm| vmm.is_zvmm() && !vmm.has_viona())
 }
 
 fn check(outcome: &Outcome, vmm: Vmm) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod legacy;
+mod messages;
 mod modern;
 mod places;
 mod queue_reset;
@@ -9,7 +10,7 @@ mod rules;
 
 use std::sync::{Arc, Mutex};
 
-use super::{Doorbell, Doorbells, VirtioPci, VirtioPciParts};
+use super::{Doorbell, Doorbells, QueueMessages, VirtioPci, VirtioPciParts};
 use crate::bus::{Access, Bus, BusDevice, BusView};
 use crate::interrupt::{IrqLine, MsiMessage, MsiSource};
 use crate::park::Parked;
@@ -251,6 +252,10 @@ struct Rig {
 }
 
 fn rig(shape: Shape) -> Rig {
+    rig_with(shape, None)
+}
+
+fn rig_with(shape: Shape, messages: Option<Arc<dyn QueueMessages>>) -> Rig {
     let (port_bus, memory_bus) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
     let windows = Windows {
         io: 0xc000..0x1_0000,
@@ -278,7 +283,7 @@ fn rig(shape: Shape) -> Rig {
     let line = Arc::new(Line::default());
     let watcher = Arc::new(Watcher::default());
     let slot = PciAddress::new(SLOT.0, SLOT.1).unwrap();
-    let function = VirtioPci::new(VirtioPciParts {
+    let parts = VirtioPciParts {
         name: "test device".to_owned(),
         device: device.clone(),
         runner: runner.clone(),
@@ -290,7 +295,11 @@ fn rig(shape: Shape) -> Rig {
         slot,
         mapper,
         legacy: shape.legacy,
-    })
+    };
+    let function = match messages {
+        None => VirtioPci::new(parts),
+        Some(messages) => VirtioPci::carried(parts, messages),
+    }
     .unwrap();
     pci.add(slot, "test device", function.clone()).unwrap();
     let (ports, memory) = (BusView::new(port_bus), BusView::new(memory_bus));

@@ -251,9 +251,9 @@ static RUN_RULES: &[Breaker] = breakers! {
         let node = rig.sys.node(rig.vm).unwrap();
         let any: &dyn std::any::Any = &*node;
         let hold = any.downcast_ref::<crate::bhyve::VmNode>().unwrap().attach().unwrap();
-        hold.hook(true);
+        let hook = hold.hook(crate::bhyve::Place::Port(0xc010), Box::new(|_| true)).unwrap();
         refused(rig.call(VM_REINIT, &mut vm_reinit { flags: 0 }), Errno::EBUSY);
-        hold.hook(false);
+        hold.unhook(hook);
         rig.call(VM_REINIT, &mut vm_reinit { flags: 0 }).unwrap();
     });
 };

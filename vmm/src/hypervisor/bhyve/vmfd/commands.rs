@@ -65,7 +65,22 @@ plain! {
     VM_SET_X2APIC_STATE: vm_x2apic,
     VM_LEGACY_CPUID: vm_legacy_cpuid,
     VM_INJECT_EXCEPTION: vm_exception,
+
+    VNA_IOC_CREATE: vioc_create,
+    VNA_IOC_RING_INIT: vioc_ring_init,
+    VNA_IOC_RING_INIT_MODERN: vioc_ring_init_modern,
+    VNA_IOC_RING_SET_STATE: vioc_ring_state,
+    VNA_IOC_RING_GET_STATE: vioc_ring_state,
+    VNA_IOC_RING_SET_MSI: vioc_ring_msi,
+    VNA_IOC_INTR_POLL_MQ: vioc_intr_poll_mq,
+    VNA_IOC_SET_NOTIFY_MMIO: vioc_notify_mmio,
 }
+
+/// Features are exchanged through a pointer to a word without a name.
+pub const VNA_IOC_GET_FEATURES: Plain<u64> =
+    Plain { name: "VNA_IOC_GET_FEATURES", request: abi::VNA_IOC_GET_FEATURES, argument: PhantomData };
+pub const VNA_IOC_SET_FEATURES: Plain<u64> =
+    Plain { name: "VNA_IOC_SET_FEATURES", request: abi::VNA_IOC_SET_FEATURES, argument: PhantomData };
 
 /// Only SmartOS has it, and no header that the layouts are measured from.
 pub const VM_ARC_RESV: Value = Value { name: "VM_ARC_RESV", request: 0x76_6dfe };
@@ -79,4 +94,15 @@ value! {
     VM_SET_AUTODESTRUCT,
     VM_DESTROY_SELF,
     VM_VCPU_BARRIER,
+
+    VNA_IOC_DELETE,
+    VNA_IOC_VERSION,
+    VNA_IOC_RING_RESET,
+    VNA_IOC_RING_KICK,
+    VNA_IOC_RING_PAUSE,
+    VNA_IOC_RING_INTR_CLR,
+    VNA_IOC_SET_NOTIFY_IOP,
+    VNA_IOC_SET_PROMISC,
+    VNA_IOC_GET_MTU,
+    VNA_IOC_SET_MTU,
 }

@@ -3,8 +3,10 @@
 mod commands;
 mod data;
 mod vcpu;
+mod viona;
 
 pub use data::WHOLE_VM;
+pub use viona::VionaFd;
 
 /// The number of the call behind [`VmFd::make_room`].
 #[cfg(test)]

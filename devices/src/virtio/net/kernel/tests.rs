@@ -1,0 +1,291 @@
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::GuestRam;
+use crate::virtio::net::{NetConfig, NetDevice};
+use crate::virtio::pci::{Doorbell, Doorbells, QueueMessages};
+use crate::virtio::testing::{DriverQueue, RecordingInterrupt, guest_ram};
+use crate::virtio::{VirtioDevice, VirtioWorker};
+use crate::wake::WakeCounter;
+
+const VERSION_1: u64 = 1 << 32;
+const SIZE: u16 = 16;
+const WINDOW: Window = Window::Mmio { address: 0xe000_3000, len_bytes: 8 };
+
+/// A kernel that remembers what it was asked.
+#[derive(Default)]
+struct Fake {
+    calls: Mutex<Vec<String>>,
+    /// What the next initialisation says.
+    answer: Mutex<Option<KernelError>>,
+    /// Interrupts that wait, a bit each.
+    waiting: AtomicU64,
+}
+
+impl Fake {
+    fn note(&self, call: impl Into<String>) {
+        self.calls.lock().unwrap().push(call.into());
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+}
+
+impl KernelQueues for Fake {
+    fn features(&self) -> u64 {
+        1 | 1 << 15 | 1 << 28 | 1 << 29
+    }
+
+    fn accept(&self, features: u64) -> Result<(), KernelError> {
+        self.note(format!("accept {features:#x}"));
+        Ok(())
+    }
+
+    fn init(&self, queue: u16, ring: &QueueState, legacy: bool) -> Result<(), KernelError> {
+        self.note(format!(
+            "init {queue} at {} {}{}",
+            ring.next_avail,
+            ring.next_used,
+            if legacy { " legacy" } else { "" }
+        ));
+        self.answer.lock().unwrap().take().map_or(Ok(()), Err)
+    }
+
+    fn kick(&self, queue: u16) {
+        self.note(format!("kick {queue}"));
+    }
+
+    fn set_msi(&self, queue: u16, message: Option<MsiMessage>) {
+        self.note(format!("msi {queue} {:?}", message.map(|message| message.data)));
+    }
+
+    fn pause(&self, queue: u16) -> Result<(), KernelError> {
+        self.note(format!("pause {queue}"));
+        Ok(())
+    }
+
+    fn state(&self, queue: u16) -> Result<(u16, u16), KernelError> {
+        self.note(format!("state {queue}"));
+        Ok((7 + queue, 5 + queue))
+    }
+
+    fn reset(&self, queue: u16) {
+        self.note(format!("reset {queue}"));
+    }
+
+    fn notify_window(&self, window: Option<Window>) {
+        self.note(format!("window {window:x?}"));
+    }
+
+    fn poll(&self, raised: &mut dyn FnMut(u16)) {
+        let waiting = self.waiting.swap(0, SeqCst);
+        self.note("poll");
+        (0..64).filter(|queue| waiting >> queue & 1 != 0).for_each(raised);
+    }
+
+    fn set_promiscuity(&self, promiscuity: Promiscuity) {
+        self.note(format!("{promiscuity:?}"));
+    }
+}
+
+struct Rig {
+    mem: GuestRam,
+    kernel: Arc<Fake>,
+    wake: Arc<WakeCounter>,
+    device: KernelNet,
+    carried: Arc<Carried>,
+    worker: KernelWorker,
+    interrupt: Arc<RecordingInterrupt>,
+}
+
+fn rig() -> Rig {
+    let config =
+        NetConfig { mac: [2; 6], mtu: None, offloads: true, queue_size: SIZE, speed_mbits: None, duplex: None };
+    let (kernel, wake) = (Arc::new(Fake::default()), Arc::new(WakeCounter::default()));
+    let device = KernelNet::new(NetDevice::new(config), &*kernel);
+    let carried = Carried::new(kernel.clone(), device.data_queues(), wake.clone());
+    let worker = device.worker(carried.clone(), &[]);
+    Rig { mem: guest_ram(0x40_0000), kernel, wake, device, carried, worker, interrupt: RecordingInterrupt::new() }
+}
+
+impl Rig {
+    fn ring_at(&self, notify: Option<u64>) {
+        for queue in 0..3u16 {
+            let at = notify.map(|at| Doorbell::Mmio { address: at + 4 * u64::from(queue), len: 2 });
+            Doorbells::place(&*self.carried, queue, at);
+        }
+    }
+
+    fn message(&self, queue: u16, data: Option<u32>) {
+        let message = data.map(|data| MsiMessage { address: 0xfee0_0000, data });
+        QueueMessages::place(&*self.carried, queue, message);
+    }
+
+    fn states(&self) -> Vec<(u16, QueueState)> {
+        (0..3u16)
+            .map(|queue| (queue, DriverQueue::new(&self.mem, u64::from(1 + queue) << 20, SIZE, VERSION_1).state()))
+            .collect()
+    }
+
+    fn start(&mut self, states: &[(u16, QueueState)]) {
+        let activation = self.interrupt.activation(self.device.features() | VERSION_1);
+        for (queue, state) in states {
+            self.worker.start(&self.mem, *queue, *state, &activation);
+        }
+    }
+
+    fn stop(&mut self, abandon: bool) -> Vec<(u16, QueueState)> {
+        self.worker.begin_stop(&self.mem);
+        assert!(self.worker.poll_stopped(&self.mem, abandon));
+        (0..3)
+            .filter_map(|queue| Some((queue, VirtioWorker::<GuestRam>::take_state(&mut self.worker, queue)?)))
+            .collect()
+    }
+}
+
+#[test]
+fn a_ring_begins_with_features_place_message_doorbell_and_one_kick_and_ends_the_other_way_round() {
+    let mut rig = rig();
+    rig.message(0, Some(0x40));
+    rig.ring_at(Some(0xe000_3000));
+    assert_eq!(rig.kernel.take(), [""; 0], "there is no ring yet");
+    let features = rig.device.features() | VERSION_1;
+    rig.start(&rig.states());
+    let window = format!("window Some({WINDOW:x?})");
+    let accept = format!("accept {features:#x}");
+    assert_eq!(
+        rig.kernel.take(),
+        [&accept, "init 0 at 0 0", "msi 0 Some(64)", &window, "kick 0", "init 1 at 0 0", "kick 1"]
+    );
+    let states = rig.stop(false);
+    let end = ["window None", "pause 0", "state 0", "reset 0", "pause 1", "state 1", "reset 1"];
+    assert_eq!(rig.kernel.take(), end);
+    rig.start(&states);
+    assert_eq!(
+        rig.kernel.take(),
+        [&accept, "init 0 at 7 5", "msi 0 Some(64)", &window, "kick 0", "init 1 at 8 6", "kick 1"]
+    );
+    assert_eq!(rig.stop(true).len(), 1, "the control queue has a state, and nobody asks for it");
+    assert_eq!(rig.kernel.take(), ["window None", "reset 0", "reset 1"]);
+}
+
+#[test]
+fn the_window_follows_the_bar_and_is_the_kernels_while_a_ring_runs() {
+    let mut rig = rig();
+    rig.start(&rig.states());
+    rig.kernel.take();
+    rig.ring_at(Some(0xe000_3000));
+    rig.ring_at(Some(0xe010_3000));
+    let moved = Window::Mmio { address: 0xe010_3000, len_bytes: 8 };
+    // Of one move the kernel hears once.
+    assert_eq!(rig.kernel.take(), [format!("window Some({WINDOW:x?})"), format!("window Some({moved:x?})")]);
+    rig.ring_at(None);
+    assert_eq!(rig.kernel.take(), ["window None"]);
+    Doorbells::place(&*rig.carried, 1, Some(Doorbell::Pio { port: 0xc010, datamatch: 1 }));
+    Doorbells::place(&*rig.carried, 2, Some(Doorbell::Pio { port: 0xd010, datamatch: 2 }));
+    assert_eq!(rig.kernel.take(), [format!("window Some({:x?})", Window::Port(0xc010))], "the control queue's is ours");
+    // An address that no window fits before is none.
+    Doorbells::place(&*rig.carried, 1, Some(Doorbell::Mmio { address: 3, len: 2 }));
+    assert_eq!(rig.kernel.take(), ["window None"]);
+    rig.ring_at(Some(0xe000_3000));
+    rig.kernel.take();
+    assert!(rig.worker.reset_queue(&rig.mem, 0));
+    assert_eq!(rig.kernel.take(), ["reset 0"], "the other one goes on");
+    assert!(rig.worker.reset_queue(&rig.mem, 1));
+    assert_eq!(rig.kernel.take(), ["window None", "reset 1"]);
+}
+
+#[test]
+fn a_message_goes_to_the_kernel_at_once_and_without_one_the_worker_looks() {
+    let mut rig = rig();
+    rig.start(&rig.states());
+    rig.kernel.take();
+    assert!(rig.worker.step(&rig.mem).want_readable);
+    rig.message(0, Some(0x40));
+    rig.message(1, Some(0x41));
+    assert_eq!(rig.kernel.take(), ["poll", "msi 0 Some(64)", "msi 1 Some(65)"]);
+    assert_eq!(rig.wake.take(), 2);
+    // What waited when the message came is nobody else's to find.
+    rig.kernel.waiting.store(0b1010, SeqCst);
+    assert!(!rig.worker.step(&rig.mem).want_readable);
+    assert_eq!((rig.kernel.take(), rig.interrupt.take_used()), (vec!["poll".to_owned()], vec![1]));
+    rig.worker.step(&rig.mem);
+    assert_eq!(rig.kernel.take(), [""; 0]);
+    rig.message(1, None);
+    rig.message(2, Some(0x42));
+    assert_eq!((rig.kernel.take(), rig.wake.take()), (vec!["msi 1 None".to_owned()], 1));
+    assert!(rig.worker.step(&rig.mem).want_readable);
+}
+
+#[test]
+fn only_a_running_ring_is_kicked() {
+    let mut rig = rig();
+    for queue in [0, 1, 2, 63, 64, u16::MAX] {
+        rig.carried.note_kick(queue);
+    }
+    rig.worker.step(&rig.mem);
+    assert_eq!(rig.kernel.take(), [""; 0]);
+    rig.start(&rig.states());
+    rig.message(0, Some(0x40));
+    rig.message(1, Some(0x40));
+    rig.worker.step(&rig.mem);
+    rig.kernel.take();
+    rig.carried.note_kick(1);
+    rig.carried.note_kick(1);
+    rig.worker.step(&rig.mem);
+    rig.worker.step(&rig.mem);
+    assert_eq!(rig.kernel.take(), ["kick 1"]);
+}
+
+#[test]
+fn a_ring_the_kernel_does_not_take_is_the_drivers_to_mend() {
+    let mut rig = rig();
+    *rig.kernel.answer.lock().unwrap() = Some(KernelError::Ring("EINVAL".to_owned()));
+    rig.start(&rig.states());
+    let told = rig.interrupt.take_needs_reset();
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].queue, told[0].reason.as_str()), (0, "EINVAL"));
+    assert!(rig.device.card().is_up());
+}
+
+#[test]
+fn a_kernel_that_fails_is_a_link_that_is_down_until_a_driver_begins_anew() {
+    let mut rig = rig();
+    *rig.kernel.answer.lock().unwrap() = Some(KernelError::Failed("gone".to_owned()));
+    rig.start(&rig.states());
+    assert!(!rig.device.card().is_up());
+    assert_eq!(rig.interrupt.take_config_changes(), 1);
+    rig.worker.step(&rig.mem);
+    let calls = rig.kernel.take();
+    assert!(!calls.contains(&"init 1 at 0 0".to_owned()), "{calls:?}");
+    rig.stop(true);
+    VirtioWorker::<GuestRam>::forget_driver(&mut rig.worker);
+    assert!(rig.device.card().is_up());
+    rig.start(&rig.states());
+    assert!(rig.kernel.take().contains(&"init 1 at 0 0".to_owned()));
+}
+
+#[test]
+fn a_saved_card_knows_what_its_driver_asked_for() {
+    let mut rig = rig();
+    let untouched = VirtioWorker::<GuestRam>::save(&rig.worker);
+    rig.start(&rig.states());
+    let mut control = DriverQueue::new(&rig.mem, 3 << 20, SIZE, VERSION_1);
+    control.post(&[crate::virtio::testing::Buf::Read(vec![0, 0, 1]), crate::virtio::testing::Buf::Write(1)]);
+    control.publish();
+    rig.kernel.take();
+    rig.worker.step(&rig.mem);
+    assert!(rig.kernel.take().contains(&"All".to_owned()));
+    let saved = VirtioWorker::<GuestRam>::save(&rig.worker);
+    let mut other = self::rig();
+    VirtioWorker::<GuestRam>::restore(&mut other.worker, &saved).unwrap();
+    other.start(&other.states());
+    other.worker.step(&other.mem);
+    assert!(other.kernel.take().contains(&"All".to_owned()));
+    other.stop(true);
+    VirtioWorker::<GuestRam>::forget_driver(&mut other.worker);
+    assert!(other.kernel.take().contains(&"Own".to_owned()));
+    assert_eq!(VirtioWorker::<GuestRam>::save(&other.worker), untouched);
+}

@@ -1,0 +1,117 @@
+//! viona: `/dev/viona`, the queues of a network card in the kernel.
+//!
+//! The rings are run by zvmm's own workers for queues in the process, over a TAP device or a socket in place of the link; the
+//! guest's doorbells are seen where the bhyve double sees its exits, and its interrupts are messages to that VM.
+//!
+//! Not modelled: parameters, filters of addresses, more than one pair of queues, and the lending of guest pages.
+
+mod args;
+mod node;
+mod ring;
+pub mod rules;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use devices_host::sys::{Errno, OpenFlags, SysResult};
+
+pub use self::wire::{Wire, WireEnd};
+
+use self::node::OpenViona;
+use crate::node::{Driver, Node};
+use crate::sys::DoubleSys;
+
+/// A kernel: what differs between those in use.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its interface version.
+    pub version: i32,
+    /// It has rings in three parts, and polls more than one pair.
+    pub modern: bool,
+    /// It watches doorbells in memory.
+    pub notify_mmio: bool,
+    /// It has an MTU that can be asked for and set.
+    pub mtu: bool,
+    /// How long an interrupt that has no message may wait for somebody to poll for it.
+    pub patience: Duration,
+}
+
+/// illumos-gate of 2025: interface version 6.
+impl Default for Config {
+    fn default() -> Self {
+        Self { version: 6, modern: true, notify_mmio: true, mtu: true, patience: Duration::from_secs(5) }
+    }
+}
+
+/// The driver: the links of a machine, by name.
+pub struct Viona {
+    config: Config,
+    this: Weak<Self>,
+    wires: Mutex<BTreeMap<String, Arc<Mutex<Wire>>>>,
+    /// Links that somebody has.
+    taken: Mutex<BTreeSet<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Viona {
+    /// The driver of a machine without links.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Self::with(Config::default())
+    }
+
+    /// The same for another kernel.
+    #[must_use]
+    pub fn with(config: Config) -> Arc<Self> {
+        let (wires, taken) = Default::default();
+        Arc::new_cyclic(|this| Self { config, this: this.clone(), wires, taken })
+    }
+
+    /// Says what is at the other end of a link of the [host](crate::Host::add_link).
+    pub fn connect(&self, link: &str, wire: Wire) {
+        lock(&self.wires).insert(link.to_owned(), Arc::new(Mutex::new(wire)));
+    }
+
+    /// Takes a link for one instance. `None` where another one has it.
+    fn take(&self, link: &str) -> Option<Taken> {
+        let driver = self.this.upgrade()?;
+        let wire = lock(&self.wires).get(link).cloned();
+        lock(&self.taken).insert(link.to_owned()).then(|| Taken { driver, link: link.to_owned(), wire })
+    }
+}
+
+/// A link that an instance has.
+struct Taken {
+    driver: Arc<Viona>,
+    link: String,
+    wire: Option<Arc<Mutex<Wire>>>,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        lock(&self.driver.taken).remove(&self.link);
+    }
+}
+
+impl Driver for Viona {
+    fn serves(&self, path: &str) -> bool {
+        path == "/dev/viona"
+    }
+
+    fn open(&self, process: &DoubleSys, _path: &str, _flags: OpenFlags) -> SysResult<Arc<dyn Node>> {
+        let driver = self.this.upgrade().ok_or(Errno::ENXIO)?;
+        Ok(Arc::new(OpenViona::new(process.host(), driver)))
+    }
+
+    fn leaks(&self) -> Vec<String> {
+        lock(&self.taken).iter().map(|link| format!("link {link}")).collect()
+    }
+}

@@ -1,0 +1,289 @@
+//! One ring in the kernel: its state, and the thread that runs it, as the kernel has one.
+//!
+//! What moves the frames is zvmm's own worker for queues in the process, on the guest's memory as the kernel has it.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use devices::GuestRam;
+use devices::virtio::counters::QueueCounters;
+use devices::virtio::net::{NetConfig, NetDevice, NetWorker, RX_QUEUE};
+use devices::virtio::{NeedsReset, QueueState, Step, VirtioInterrupt, VirtioWorker, WorkerActivation};
+use devices_host::Event;
+use devices_host::poll::{PollFd, poll};
+
+use super::wire::WireEnd;
+use crate::bhyve::VmHold;
+
+/// Rings of the one pair.
+pub const RINGS: usize = 2;
+
+/// The largest ring.
+pub const MOST_ENTRIES: u16 = 32768;
+
+/// Where a ring is in its life (reference section 4.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// It has neither place nor thread.
+    #[default]
+    Reset,
+    /// Initialised, and waiting for its first kick.
+    Ready,
+    /// It moves frames.
+    Running,
+    /// Stopped with its place kept.
+    Paused,
+}
+
+/// How rings interrupt the guest, or whoever polls for it.
+pub struct Signals {
+    hold: VmHold,
+    slots: [Mutex<Slot>; RINGS],
+    /// Readable while an interrupt waits.
+    waiting: Event,
+    /// How long one may wait.
+    patience: Duration,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Address and data; address 0 is none.
+    message: (u64, u64),
+    /// Since when an interrupt waits.
+    since: Option<Instant>,
+}
+
+impl Signals {
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn new(hold: VmHold, patience: Duration) -> std::io::Result<Arc<Self>> {
+        Ok(Arc::new(Self { hold, slots: Default::default(), waiting: Event::new()?, patience }))
+    }
+
+    /// The VM.
+    pub fn hold(&self) -> &VmHold {
+        &self.hold
+    }
+
+    fn slot(&self, ring: usize) -> std::sync::MutexGuard<'_, Slot> {
+        self.slots[ring].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What polls readable while an interrupt waits.
+    pub fn descriptor(&self) -> RawFd {
+        self.waiting.as_raw_fd()
+    }
+
+    /// Sets a ring's message.
+    pub fn set_message(&self, ring: usize, address: u64, data: u64) {
+        self.slot(ring).message = (address, data);
+    }
+
+    /// Whether an interrupt of a ring waits.
+    pub fn is_waiting(&self, ring: usize) -> bool {
+        self.slot(ring).since.is_some()
+    }
+
+    /// Whether one has waited for so long that nobody looks.
+    pub fn is_overdue(&self, ring: usize) -> bool {
+        self.slot(ring).since.is_some_and(|since| since.elapsed() > self.patience)
+    }
+
+    /// Takes a waiting interrupt away.
+    pub fn clear(&self, ring: usize) {
+        self.slot(ring).since = None;
+        self.waiting.clear();
+        if (0..RINGS).any(|ring| self.is_waiting(ring)) {
+            self.waiting.wake();
+        }
+    }
+
+    fn raise(&self, ring: usize) {
+        let mut slot = self.slot(ring);
+        let (address, data) = slot.message;
+        if address != 0 {
+            drop(slot);
+            self.hold.msi(address, data);
+        } else {
+            slot.since.get_or_insert_with(Instant::now);
+            drop(slot);
+            self.waiting.wake();
+        }
+    }
+}
+
+/// The guest, for a ring's worker.
+struct Guest(Arc<Signals>);
+
+impl VirtioInterrupt for Guest {
+    fn queue_used(&self, queue: u16) {
+        self.0.raise(queue.into());
+    }
+
+    fn config_changed(&self) {}
+
+    // The kernel gives such a ring up without a word.
+    fn needs_reset(&self, _why: &NeedsReset) {}
+}
+
+enum Order {
+    Start,
+    Pause(Sender<QueueState>),
+    End,
+}
+
+/// One ring.
+#[derive(Default)]
+pub struct Ring {
+    pub phase: Phase,
+    /// Where it was initialised to lie.
+    pub place: QueueState,
+    /// Where it stood when it was paused last.
+    pub left_at: Option<QueueState>,
+    /// Kicks of a running ring that did not come by the hook.
+    pub kicks: usize,
+    thread: Option<Thread>,
+}
+
+struct Thread {
+    orders: Sender<Order>,
+    wake: Arc<Event>,
+    handle: JoinHandle<()>,
+}
+
+/// What a ring's thread is made of.
+pub struct Making {
+    pub index: u16,
+    pub place: QueueState,
+    pub features: u64,
+    pub legacy: bool,
+    pub mac: [u8; 6],
+    pub mtu: u16,
+    pub wire: WireEnd,
+    pub ram: GuestRam,
+    pub signals: Arc<Signals>,
+}
+
+impl Ring {
+    /// Initialises it, with a thread that waits for the first kick.
+    ///
+    /// # Errors
+    /// When the machine has no thread or descriptor left.
+    pub fn init(&mut self, making: Making) -> std::io::Result<()> {
+        let wake = Arc::new(Event::new()?);
+        let (orders, taken) = channel();
+        let place = making.place;
+        making.signals.set_message(making.index.into(), 0, 0);
+        let body = {
+            let wake = wake.clone();
+            move || run(making, &wake, &taken)
+        };
+        let handle = devices_host::thread::spawn("viona-ring", &[], body)?;
+        (self.phase, self.place, self.kicks) = (Phase::Ready, place, 0);
+        self.thread = Some(Thread { orders, wake, handle });
+        Ok(())
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(thread) = &self.thread {
+            let _ = thread.orders.send(order);
+            thread.wake.wake();
+        }
+    }
+
+    /// Lets it run.
+    pub fn start(&mut self) {
+        self.phase = Phase::Running;
+        self.order(Order::Start);
+    }
+
+    /// Has it look at what the guest has posted.
+    pub fn wake(&self) {
+        if let Some(thread) = &self.thread {
+            thread.wake.wake();
+        }
+    }
+
+    /// Stops it between two frames; where it stands.
+    pub fn pause(&mut self) {
+        let (reply, answer) = channel();
+        self.order(Order::Pause(reply));
+        if let Ok(state) = answer.recv() {
+            self.left_at = Some(state);
+        }
+        self.phase = Phase::Paused;
+    }
+
+    /// Takes place and thread away.
+    pub fn reset(&mut self) {
+        self.order(Order::End);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.handle.join();
+        }
+        self.phase = Phase::Reset;
+    }
+}
+
+fn run(making: Making, wake: &Event, orders: &Receiver<Order>) {
+    let Making { index, place, features, legacy, mac, mtu, wire, ram, signals } = making;
+    let fd = wire.raw();
+    let device = NetDevice::new(NetConfig {
+        mac,
+        mtu: Some(mtu),
+        offloads: true,
+        queue_size: MOST_ENTRIES,
+        speed_mbits: None,
+        duplex: None,
+    });
+    let counters = Arc::new(QueueCounters::default());
+    let mut worker: NetWorker<WireEnd> = if index == RX_QUEUE {
+        device.rx_worker(wire, counters.clone(), counters)
+    } else {
+        device.tx_worker(wire, counters)
+    };
+    let activation = WorkerActivation { features, legacy, interrupt: Arc::new(Guest(signals)) };
+    let mut place = place;
+    let mut runs = false;
+    let mut step = Step::default();
+    loop {
+        if !step.again {
+            wait(wake, fd, step);
+        }
+        while let Ok(order) = orders.try_recv() {
+            match order {
+                Order::Start => {
+                    worker.start(&ram, index, place, &activation);
+                    runs = true;
+                }
+                Order::Pause(reply) => {
+                    if std::mem::take(&mut runs) {
+                        worker.begin_stop(&ram);
+                        while !worker.poll_stopped(&ram, false) {}
+                        place = VirtioWorker::<GuestRam>::take_state(&mut worker, index).unwrap_or(place);
+                    }
+                    let _ = reply.send(place);
+                }
+                Order::End => {
+                    worker.begin_stop(&ram);
+                    while !worker.poll_stopped(&ram, true) {}
+                    return;
+                }
+            }
+        }
+        step = if runs { worker.step(&ram) } else { Step::default() };
+    }
+}
+
+fn wait(wake: &Event, fd: RawFd, step: Step) {
+    let mut fds = [
+        PollFd::new(wake.as_raw_fd()).readable(true),
+        PollFd::new(fd).readable(step.want_readable).writable(step.want_writable),
+    ];
+    let wanted = if step.want_readable || step.want_writable { 2 } else { 1 };
+    if poll(&mut fds[..wanted], None).is_ok() && fds[0].is_readable() {
+        wake.clear();
+    }
+}

@@ -1,0 +1,129 @@
+//! What is at the other end of a link: a TAP device of the machine, or a socket of a test.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use devices::GuestRam;
+use devices::virtio::net::{HEADER_BYTES, Header, NetBackend, NetError, Offloads, Received, Sent};
+use devices::virtio::queue::GuestRange;
+use devices_host::iovec::{FrameError, GuestRange as HostRange, VectorBuffer};
+use devices_host::tap::{Offloads as TapOffloads, Tap};
+use vm_memory::{Bytes, GuestAddress};
+use zvmm::hypervisor::bhyve::abi::VIONA_PROMISC_ALL;
+
+/// The other end of a link. Every frame has a virtio-net header of 12 bytes before it.
+#[derive(Debug)]
+pub enum Wire {
+    /// A TAP device.
+    Tap(Tap),
+    /// A socket that keeps frames apart and does not block.
+    Socket(OwnedFd),
+}
+
+impl Wire {
+    /// A ring's own end of it. Of what comes it takes frames to `mac`, to groups and to all, or, at that level of `promisc`,
+    /// every one: as a VNIC hands them over.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn end(&self, mac: [u8; 6], promisc: &Arc<AtomicI32>) -> io::Result<WireEnd> {
+        let buffer = VectorBuffer::with_capacity(64);
+        let (fd, tap) = match self {
+            Self::Tap(tap) => (tap.as_fd().try_clone_to_owned()?, Some(tap.try_clone()?)),
+            Self::Socket(socket) => (socket.try_clone()?, None),
+        };
+        Ok(WireEnd { fd, tap, buffer, mac, promisc: promisc.clone() })
+    }
+}
+
+/// One ring's end.
+pub struct WireEnd {
+    fd: OwnedFd,
+    tap: Option<Tap>,
+    buffer: VectorBuffer,
+    mac: [u8; 6],
+    promisc: Arc<AtomicI32>,
+}
+
+impl WireEnd {
+    /// What polls for frames.
+    pub fn raw(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Loses what has come so far: a network keeps nothing for a ring that does not run.
+    pub fn drain(&self) {
+        let Ok(fd) = self.fd.try_clone() else { return };
+        let mut frame = vec![0; 0x1_1000];
+        let mut file = File::from(fd);
+        while file.read(&mut frame).is_ok_and(|len| len > 0) {}
+    }
+
+    fn is_for_the_guest(&self, to: [u8; 6]) -> bool {
+        to[0] & 1 != 0 || to == self.mac || self.promisc.load(Ordering::Relaxed) == VIONA_PROMISC_ALL
+    }
+}
+
+fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
+    ranges.iter().map(|range| HostRange { address: range.addr, len: range.len })
+}
+
+/// Nothing where the wire only has nothing, or takes nothing, now.
+fn refused(error: FrameError) -> Result<(), NetError> {
+    match error {
+        FrameError::Memory(_) => Err(NetError::Memory),
+        FrameError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        FrameError::Io(error) => Err(NetError::Host(error.raw_os_error().unwrap_or(libc::EIO))),
+    }
+}
+
+/// The first bytes of a frame: in guest memory first, and behind it in `spill`.
+fn destination(mem: &GuestRam, into: &[GuestRange], spill: &[u8]) -> [u8; 6] {
+    let mut to = [0; 6];
+    let mut filled = 0;
+    for range in into {
+        let len = (6 - filled).min(range.len as usize);
+        let _ = mem.read_slice(&mut to[filled..filled + len], GuestAddress(range.addr));
+        filled += len;
+    }
+    let rest = (6 - filled).min(spill.len());
+    to[filled..filled + rest].copy_from_slice(&spill[..rest]);
+    to
+}
+
+impl NetBackend<GuestRam> for WireEnd {
+    fn send(&mut self, mem: &GuestRam, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError> {
+        match self.buffer.write_frame(self.fd.as_fd(), mem, header, host_ranges(frame)) {
+            Ok(_) => Ok(Sent::Done),
+            Err(error) => refused(error).map(|()| Sent::WouldBlock),
+        }
+    }
+
+    fn receive(
+        &mut self,
+        mem: &GuestRam,
+        header: &mut Header,
+        into: &[GuestRange],
+        spill: &mut [u8],
+    ) -> Result<Received, NetError> {
+        loop {
+            let len = match self.buffer.read_frame(self.fd.as_fd(), mem, header, host_ranges(into), spill) {
+                Ok(len) => len,
+                Err(error) => return refused(error).map(|()| Received::WouldBlock),
+            };
+            if self.is_for_the_guest(destination(mem, into, spill)) {
+                return Ok(Received::Frame { len_bytes: len.saturating_sub(HEADER_BYTES) });
+            }
+        }
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
+        let Offloads { csum, tso4, tso6, ecn } = offloads;
+        let Some(tap) = &self.tap else { return Ok(()) };
+        tap.set_offloads(TapOffloads { csum, tso4, tso6, ecn })
+            .map_err(|error| NetError::Host(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+}

@@ -1,0 +1,117 @@
+//! The whole VMM with an interface in the doubled kernel, whose link ends in a TAP device: tiny guests talk to this machine's
+//! own network stack, and what cannot be is refused.
+
+#![cfg(target_os = "linux")]
+
+mod process;
+#[path = "../../tests/p0/tap.rs"]
+mod tap;
+
+use std::time::Duration;
+
+use process::{Outcome, Run, guests};
+
+const LINK: &str = "tap0,mac=52:54:00:12:34:56";
+
+fn talks() -> String {
+    format!("pci=ecam expect=net arp={} ip=192.0.2.2", tap::HOST_ADDRESS)
+}
+
+fn calls(file: &tempfile::NamedTempFile, call: &str) -> usize {
+    let text = std::fs::read_to_string(file.path()).expect("counts of calls");
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{call} ")));
+    line.map_or(0, |count| count.parse().expect("a count"))
+}
+
+#[test]
+fn an_independent_driver_exchanges_packets_with_the_host_and_no_doorbell_leaves_the_kernel() {
+    let Some(guests) = guests() else { return };
+    for profile in ["i440fx", "bhyve", "micro"] {
+        let counts = tempfile::NamedTempFile::new().expect("a temporary file");
+        let outcome = Run::new("bhyve", &guests, "virtio")
+            .own("--link", LINK)
+            .own("--calls", &counts.path().display().to_string())
+            .args(["--profile", profile, "--net", "viona=tap0", "--cmdline", &talks()])
+            .after(tap::enter)
+            .run();
+        outcome.says("INFO net mac 52:54:00:12:34:56");
+        outcome.passed(&["net arp", "net"]);
+        // Each ring once to start it, and at most once more: rung before it ran.
+        assert!((2..=4).contains(&calls(&counts, "VNA_IOC_RING_KICK")), "{outcome:?}");
+    }
+}
+
+#[test]
+fn the_zones_command_line_has_its_interface_in_the_kernel() {
+    let Some(guests) = guests() else { return };
+    let counts = tempfile::NamedTempFile::new().expect("a temporary file");
+    let cmdline = format!("zvmm.cmdline={}", talks());
+    let outcome = Run::as_bhyve(&guests, "virtio")
+        .own("--link", LINK)
+        .own("--calls", &counts.path().display().to_string())
+        .options(["-s", "6:0,virtio-net-viona,tap0", "-o", &cmdline])
+        .after(tap::enter)
+        .run();
+    outcome.says("PASS net arp");
+    // bhyve's status for a guest that powered off.
+    assert_eq!(outcome.status, Some(1), "{outcome:?}");
+    assert_eq!(calls(&counts, "VNA_IOC_CREATE"), 1);
+}
+
+#[track_caller]
+fn refused(outcome: &Outcome, status: i32, line: &str) {
+    assert_eq!((outcome.status, outcome.errors.trim_end()), (Some(status), line), "{outcome:?}");
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_one_line() {
+    let Some(guests) = guests() else { return };
+    let run = |hypervisor: &str, net: &str| {
+        let run = Run::new(hypervisor, &guests, "virtio").own("--link", LINK).args(["--net", net]);
+        run.after(tap::enter).run()
+    };
+    refused(
+        &run("bhyve", "viona=net7"),
+        2,
+        "zvmm: net0: link net7 does not exist in this zone; `dladm show-link` lists those that do",
+    );
+    refused(
+        &run("illumos-kvm", "viona=tap0"),
+        2,
+        "zvmm: net0: illumos-kvm has no viona, which is bhyve's on illumos: use tap=",
+    );
+    let twice =
+        Run::new("bhyve", &guests, "virtio").own("--link", LINK).args(["--net", "viona=tap0", "--net", "viona=tap0"]);
+    refused(&twice.after(tap::enter).run(), 2, "zvmm: net1: viona tap0 is already taken by net0");
+    let group = Run::new("bhyve", &guests, "virtio").own("--link", "tap0,mac=01:00:5e:00:00:01");
+    refused(
+        &group.args(["--net", "viona=tap0"]).after(tap::enter).run(),
+        2,
+        "zvmm: net0: link tap0 has the address of a group: give it another one",
+    );
+}
+
+#[test]
+fn a_kernel_that_refuses_is_named_with_its_call() {
+    let Some(guests) = guests() else { return };
+    let begin = |injected: &str| {
+        Run::new("bhyve", &guests, "virtio")
+            .own("--link", LINK)
+            .own("--inject", injected)
+            .args(["--net", "viona=tap0", "--cmdline", &talks()])
+            .after(tap::enter)
+    };
+    let run = |injected: &str| begin(injected).run();
+    let busy = run("VNA_IOC_CREATE:1:EBUSY");
+    assert_eq!(busy.status, Some(4), "{busy:?}");
+    assert!(busy.errors.contains("net0: link tap0: VNA_IOC_CREATE: Device busy: something else has it"), "{busy:?}");
+    let open = run("open:3+:ENOENT");
+    assert!(open.errors.contains("/dev/viona: "), "{open:?}");
+    // One that cannot be asked is none: the guest goes on with what there is.
+    run("VNA_IOC_SET_NOTIFY_MMIO:1+:ENOTTY").passed(&["net arp", "net"]);
+    run("VNA_IOC_RING_RESET:1:EINTR").passed(&["net arp", "net"]);
+    // Its guest would wait for an answer for ever.
+    let failed = begin("VNA_IOC_SET_FEATURES:1+:EIO").within(Duration::from_secs(5)).run();
+    assert!(failed.errors.contains("the guest's link is down until its driver begins anew"), "{failed:?}");
+    assert!(!failed.errors.contains(" broken: "), "{failed:?}");
+}

@@ -1,0 +1,260 @@
+//! A card in the doubled kernel, driven as machine and driver drive it: transport and worker thread are this thread.
+
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use devices::GuestRam;
+use devices::interrupt::MsiMessage;
+use devices::virtio::net::kernel::{Carried, KernelNet, KernelWorker};
+use devices::virtio::net::{NetConfig, NetDevice};
+use devices::virtio::pci::{Doorbell, Doorbells, QueueMessages};
+use devices::virtio::testing::{Buf, DriverQueue, RecordingInterrupt};
+use devices::virtio::{QueueState, VirtioDevice, VirtioWorker};
+use devices::wake::WakeCounter;
+use devices_host::poll::{PollFd, poll};
+use devices_host::sys::{Link, Sys};
+use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor, BhyveVm};
+use zvmm::hypervisor::{HypervisorError, Vm, VmSpec};
+use zvmm_double::viona::{Config, Viona, Wire};
+use zvmm_double::{DoubleSys, Host, Mutating, Mutation, Zone, bhyve};
+
+pub const MAC: [u8; 6] = [2, 8, 0x20, 1, 2, 3];
+pub const OTHER: [u8; 6] = [2, 8, 0x20, 9, 9, 9];
+pub const VERSION_1: u64 = 1 << 32;
+pub const CTRL_VQ: u64 = 1 << 17;
+pub const MRG_RXBUF: u64 = 1 << 15;
+pub const RX: u16 = 0;
+pub const TX: u16 = 1;
+pub const CONTROL: u16 = 2;
+
+/// Where the doorbells are, at first.
+pub const NOTIFY: u64 = 0xe000_3000;
+const SIZE: u16 = 1024;
+const HEADER: usize = 12;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A process of the doubled system, and the far end of its link.
+pub struct Host1 {
+    pub process: Arc<DoubleSys>,
+    pub sys: Arc<dyn Sys>,
+    pub far: UnixDatagram,
+}
+
+/// A kernel with one link, `net0`, whose calls are damaged so.
+pub fn host(config: Config, mutations: Vec<Mutation>) -> Host1 {
+    let queues = Viona::with(config);
+    let host = Host::new(vec![bhyve::Vmm::new(), queues.clone()]);
+    let (near, far) = UnixDatagram::pair().unwrap();
+    near.set_nonblocking(true).unwrap();
+    far.set_read_timeout(Some(PATIENCE)).unwrap();
+    host.add_link("net0", Link { id: 7, mac: MAC, mtu: 9000 });
+    queues.connect("net0", Wire::Socket(near.into()));
+    let process = DoubleSys::new(&host, Zone::bhyve(1));
+    let sys = Mutating::new(process.clone(), mutations);
+    Host1 { process, sys, far }
+}
+
+impl Host1 {
+    /// Names of the rules that were broken.
+    pub fn broken(&self) -> Vec<&'static str> {
+        self.process.violations().iter().map(|violation| violation.rule.name).collect()
+    }
+
+    /// The next process of the same zone.
+    pub fn next(&self) -> Self {
+        let process = DoubleSys::new(self.process.host(), Zone::bhyve(1));
+        Self { sys: process.clone(), process, far: self.far.try_clone().unwrap() }
+    }
+
+    /// A VM with its RAM.
+    pub fn vm(&self) -> (BhyveHypervisor, BhyveVm) {
+        let config = BhyveConfig { name: "guest".to_owned(), reservoir: false };
+        let hypervisor = BhyveHypervisor::open(self.sys.clone(), config).unwrap();
+        let ram = vec![(0, 16 << 20)];
+        let vm = hypervisor.create(&VmSpec { name: "guest".to_owned(), ram, ram_options: Default::default() }).unwrap();
+        (hypervisor, vm)
+    }
+}
+
+/// A card of a machine.
+pub struct Card {
+    pub mem: GuestRam,
+    pub device: KernelNet,
+    pub carried: Arc<Carried>,
+    pub worker: KernelWorker,
+    pub interrupt: Arc<RecordingInterrupt>,
+    descriptor: i32,
+    pub queues: Vec<DriverQueue>,
+    features: u64,
+}
+
+impl Card {
+    /// Attached to the link, with no driver.
+    pub fn new(vm: &BhyveVm, sys: &dyn Sys) -> Result<Self, HypervisorError> {
+        let link = sys.link("net0").map_err(|errno| HypervisorError::Unavailable(errno.to_string()))?;
+        let nic = vm.attach_link("net0", &link)?;
+        let config = NetConfig {
+            mac: link.mac,
+            mtu: nic.mtu,
+            offloads: true,
+            queue_size: SIZE,
+            speed_mbits: None,
+            duplex: None,
+        };
+        let device = KernelNet::new(NetDevice::new(config), &*nic.queues);
+        let carried = Carried::new(nic.queues, device.data_queues(), Arc::new(WakeCounter::default()));
+        let worker = device.worker(carried.clone(), &[]);
+        Ok(Self {
+            mem: vm.ram().clone(),
+            device,
+            carried,
+            worker,
+            interrupt: RecordingInterrupt::new(),
+            descriptor: nic.descriptor,
+            queues: Vec::new(),
+            features: 0,
+        })
+    }
+
+    /// DRIVER_OK of a driver with these of the offered features: every queue starts, and each has a doorbell.
+    pub fn drive(&mut self, features: u64) {
+        self.features = features;
+        let sizes = self.device.queue_max_sizes().to_vec();
+        self.queues =
+            (1..).zip(sizes).map(|(at, size)| DriverQueue::new(&self.mem, at << 20, size, features)).collect();
+        let states: Vec<_> = (0..).zip(self.queues.iter().map(DriverQueue::state)).collect();
+        self.start(&states);
+        self.ring_at(Some(NOTIFY));
+    }
+
+    /// What the worker's thread does when the transport starts queues, or goes on after a pause.
+    pub fn start(&mut self, states: &[(u16, QueueState)]) {
+        let activation = self.interrupt.activation(self.features);
+        let has_control = self.features & CTRL_VQ != 0;
+        for (queue, state) in states.iter().filter(|(queue, _)| *queue != CONTROL || has_control) {
+            self.worker.start(&self.mem, *queue, *state, &activation);
+        }
+        self.step();
+    }
+
+    /// Where BAR and driver put the doorbells now.
+    pub fn ring_at(&self, notify: Option<u64>) {
+        let legacy = self.features & VERSION_1 == 0;
+        for queue in 0..3u16 {
+            let at = notify.map(|notify| match legacy {
+                true => Doorbell::Pio { port: 0xc010, datamatch: queue },
+                false => Doorbell::Mmio { address: notify + 4 * u64::from(queue), len: 2 },
+            });
+            Doorbells::place(&*self.carried, queue, at);
+        }
+    }
+
+    /// What the guest writes to its MSI-X table comes to.
+    pub fn interrupt_with(&self, queue: u16, data: Option<u32>) {
+        let message = data.map(|data| MsiMessage { address: 0xfee0_0000, data });
+        QueueMessages::place(&*self.carried, queue, message);
+    }
+
+    /// A round of the worker's thread.
+    pub fn step(&mut self) {
+        self.worker.step(&self.mem);
+    }
+
+    /// Waits for an interrupt that has no message, as the thread does.
+    pub fn wait(&mut self, queue: u16) {
+        let until = Instant::now() + PATIENCE;
+        while !self.interrupt.take_used().contains(&queue) {
+            assert!(Instant::now() < until, "no interrupt of queue {queue}");
+            poll(&mut [PollFd::new(self.descriptor).readable(true)], Some(10_000_000)).unwrap();
+            self.step();
+        }
+    }
+
+    /// The bus has a write for `queue` that the kernel did not take.
+    pub fn kick(&mut self, queue: u16) {
+        self.carried.note_kick(queue);
+        self.step();
+    }
+
+    /// Sends a frame from the guest.
+    pub fn send(&mut self, frame: &[u8]) {
+        let header = vec![0; self.header_bytes()];
+        self.queues[usize::from(TX)].post(&[Buf::Read([&header, frame].concat())]);
+        self.queues[usize::from(TX)].publish();
+        self.kick(TX);
+    }
+
+    fn header_bytes(&self) -> usize {
+        if self.features & (VERSION_1 | MRG_RXBUF) == 0 { 10 } else { HEADER }
+    }
+
+    /// Has the guest offer a buffer, and gives what has come in it by then.
+    pub fn receive(&mut self, arrives: impl FnOnce()) -> Vec<u8> {
+        let posted = self.queues[usize::from(RX)].post(&[Buf::Write(2048)]);
+        self.queues[usize::from(RX)].publish();
+        self.kick(RX);
+        arrives();
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let [used] = self.queues[usize::from(RX)].used()[..] {
+                let bytes = self.queues[usize::from(RX)].read(posted.buffers[0]);
+                return bytes[self.header_bytes()..used.len as usize].to_vec();
+            }
+            assert!(Instant::now() < until, "nothing was received");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A command on the control queue; its answer.
+    pub fn command(&mut self, bytes: &[u8]) -> u8 {
+        let queue = &mut self.queues[usize::from(CONTROL)];
+        let posted = queue.post(&[Buf::Read(bytes.to_vec()), Buf::Write(1)]);
+        queue.publish();
+        self.step();
+        let queue = &mut self.queues[usize::from(CONTROL)];
+        assert_eq!(queue.used().len(), 1);
+        queue.read(posted.buffers[1])[0]
+    }
+
+    /// The machine stands still: where each queue stands.
+    pub fn pause(&mut self) -> Vec<(u16, QueueState)> {
+        self.worker.begin_stop(&self.mem);
+        assert!(self.worker.poll_stopped(&self.mem, false));
+        (0..3)
+            .filter_map(|queue| Some((queue, VirtioWorker::<GuestRam>::take_state(&mut self.worker, queue)?)))
+            .collect()
+    }
+
+    /// Status 0, and the end of the process: doorbells first, as the transport has it.
+    pub fn reset(&mut self) {
+        self.ring_at(None);
+        self.worker.begin_stop(&self.mem);
+        assert!(self.worker.poll_stopped(&self.mem, true));
+        for queue in 0..3 {
+            VirtioWorker::<GuestRam>::take_state(&mut self.worker, queue);
+        }
+        VirtioWorker::<GuestRam>::forget_driver(&mut self.worker);
+    }
+
+    pub fn offered(&self) -> u64 {
+        self.device.features()
+    }
+}
+
+/// A frame to `to` with something in it.
+pub fn frame(to: [u8; 6], content: u8) -> Vec<u8> {
+    [&to[..], &OTHER, &[0x88, 0xb5], &[content; 60]].concat()
+}
+
+/// A frame as the wire has it.
+pub fn on_the_wire(frame: &[u8]) -> Vec<u8> {
+    [&[0; HEADER][..], frame].concat()
+}
+
+/// The next frame that the guest sent.
+pub fn sent(far: &UnixDatagram) -> Vec<u8> {
+    let mut bytes = vec![0; 70_000];
+    let len = far.recv(&mut bytes).expect("a frame");
+    bytes[HEADER..len].to_vec()
+}
