@@ -1,6 +1,6 @@
-//! Another process's rings of io_uring, and the syncs among what it has put into them: each becomes a request to do nothing
-//! before the kernel sees it. A ring's requests lie in memory that the process shares with the kernel, and so can whoever
-//! has the ring's descriptor.
+//! Another process's rings of io_uring, and the syncs among what it has put into them: each becomes a read of no bytes
+//! before the kernel sees it, which a ring that is restricted to what a disk needs may ask for, too. A ring's requests lie
+//! in memory that the process shares with the kernel, and so can whoever has the ring's descriptor.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,8 +14,8 @@ const REQUEST_BYTES: usize = 64;
 const OPCODE: usize = 0;
 const FLAGS: usize = 28;
 
-const OP_NOP: u8 = 0;
 const OP_FSYNC: u8 = 3;
+const OP_READ: u8 = 22;
 /// Where in a ring its requests can be mapped from.
 const OFFSET_REQUESTS: libc::off_t = 0x1000_0000;
 
@@ -118,8 +118,8 @@ impl Requests {
             unsafe {
                 let request = self.first.add(number * REQUEST_BYTES);
                 if request.add(OPCODE).read_volatile() == OP_FSYNC {
-                    request.add(OPCODE).write_volatile(OP_NOP);
-                    // These mean something else there.
+                    request.add(OPCODE).write_volatile(OP_READ);
+                    // These mean something else there; where to, and how much, is zero in a sync.
                     request.add(FLAGS).cast::<u32>().write_volatile(0);
                 }
             }
