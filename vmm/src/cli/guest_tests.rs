@@ -233,7 +233,7 @@ fn every_wrong_option_is_named_with_what_is_wrong() {
         (["--net", "tap=tap0"], "--net: mac is missing; write for example --net tap=tap0,mac="),
         (["--net", "mac=52:54:00:12:34:56"], "--net: tap is missing"),
         (["--net", "tap=t,mac=52"], "--net: mac=52: '52' is not a MAC address"),
-        (["--net", "viona=a,tap=b"], "--net: tap and viona are one link each; give one of them"),
+        (["--net", "viona=a,tap=b"], "--net: tap, viona, vnd and dlpi are one link each; give one of them"),
         (["--net", "viona=net0,mtu=9000"], "--net: unknown key 'mtu'"),
         (["--net", "viona"], "--net: viona has no value; write viona=…"),
         (["--net", "tap0"], "--net: unknown key 'tap0'; did you mean 'tap'?"),

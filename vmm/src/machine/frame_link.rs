@@ -59,6 +59,7 @@ impl HostLink {
             Carrier::Dlpi => Some(FrameDevice::Dlpi),
         };
         let Some(device) = device else { return Ok((Self::Tap(open_tap(config)?), address::of(config)?)) };
+        has_one_pair(config)?;
         let link = hypervisor.open_link(device, &config.tap).map_err(|error| {
             let line = format!("{}: {error}", config.id);
             match error {
@@ -75,9 +76,21 @@ impl HostLink {
     }
 
     fn carried(config: &NetConfig, found: SysResult<Link>) -> Result<(Self, Mac), StartError> {
+        has_one_pair(config)?;
         let link = carried::check(config, found)?;
         let mac = Mac(link.mac);
         Ok((Self::Kernel(link), mac))
+    }
+}
+
+/// What a name alone does not tell.
+fn has_one_pair(config: &NetConfig) -> Result<(), StartError> {
+    match config.queue_count() {
+        1 => Ok(()),
+        pairs => {
+            let (id, name) = (&config.id, &config.tap);
+            Err(StartError::Config(format!("{id}: {pairs} queue pairs are not possible on link {name}; it has one")))
+        }
     }
 }
 

@@ -139,7 +139,7 @@ impl<'a> Crashing<'a> {
     /// One boot that looks at what the last one left and ends with a power failure. Returns what was acknowledged by then
     /// and what was wrong with the order in which it came to the disk.
     fn crash(&self, round: u32, before: &BTreeMap<char, u64>) -> anyhow::Result<(BTreeMap<char, u64>, Vec<String>)> {
-        let disk = PowerDisk::serve(&self.image(), &self.socket())?;
+        let disk = PowerDisk::serve(&self.image(), &self.socket(), before)?;
         let mut outer = self.boot(round, before, false)?;
         // Not always after as many records: each time something else is under way.
         let records = 12 + u64::from(round) * 7 % 23;
@@ -191,7 +191,7 @@ impl<'a> Crashing<'a> {
 
     /// A boot that looks at what the last one left, and ends as it should.
     fn last(&self, round: u32, before: &BTreeMap<char, u64>) -> anyhow::Result<()> {
-        let disk = PowerDisk::serve(&self.image(), &self.socket())?;
+        let disk = PowerDisk::serve(&self.image(), &self.socket(), before)?;
         let report = self.boot(round, before, true)?.finish(&self.shape())?;
         disk.cut_power(|_| true)?;
         let outcome = report.outcomes.first().with_context(|| why(&report))?;

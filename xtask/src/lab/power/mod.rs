@@ -82,14 +82,14 @@ pub struct PowerDisk {
 }
 
 impl PowerDisk {
-    /// Offers `image` on `socket` to one client.
+    /// Offers `image` on `socket` to one client. It has the records that were acknowledged `before`, by stream.
     ///
     /// # Errors
     /// When one of them cannot be opened.
-    pub fn serve(image: &Path, socket: &Path) -> anyhow::Result<Self> {
+    pub fn serve(image: &Path, socket: &Path, before: &BTreeMap<char, u64>) -> anyhow::Result<Self> {
         let stable = File::options().read(true).write(true).open(image).context("cannot open the disk's image")?;
         let size_bytes = stable.metadata()?.len() / SECTOR as u64 * SECTOR as u64;
-        let trace = Trace::default();
+        let trace = Trace::after(before);
         let state = Arc::new(Mutex::new(State { stable, size_bytes, cache: BTreeMap::new(), trace }));
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket).context("cannot offer the disk")?;

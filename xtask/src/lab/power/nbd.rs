@@ -156,7 +156,7 @@ mod tests {
     fn client(dir: &tempfile::TempDir) -> (PowerDisk, UnixStream) {
         let (image, socket) = (dir.path().join("image"), dir.path().join("socket"));
         std::fs::write(&image, vec![0; 1 << 16]).unwrap();
-        let disk = PowerDisk::serve(&image, &socket).unwrap();
+        let disk = PowerDisk::serve(&image, &socket, &std::collections::BTreeMap::new()).unwrap();
         let mut client = UnixStream::connect(socket).unwrap();
         assert_eq!(take::<18>(&client).unwrap(), *b"NBDMAGICIHAVEOPT\0\x03");
         client.write_all(&3u32.to_be_bytes()).unwrap();
