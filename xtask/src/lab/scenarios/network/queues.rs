@@ -17,7 +17,8 @@ const STREAMS: u64 = 4;
 const BYTES: u64 = 400_000;
 /// Checked byte by byte at both ends.
 const CALL: &str = "(for port in 5001 5002 5003 5004; do lab-peer call 10.0.0.1:$port 400000 & done; wait)";
-const SERVE: &str = "for port in 5001 5002 5003 5004; do \
+/// A server of the calls before may still be reading, and has its port until it ends.
+const SERVE: &str = "timeout 20 sh -c 'while netstat -ltn | grep -q :500[1-4]; do sleep 0.05; done'; for port in 5001 5002 5003 5004; do \
     lab-peer serve 10.0.0.1:$port 400000 >> /tmp/served 2>&1 & done; \
     timeout 20 sh -c 'until [ $(netstat -ltn | grep -c :500[1-4]) = 4 ]; do sleep 0.05; done'";
 
