@@ -105,9 +105,9 @@ mod linux {
             let random =
                 [1, 32, 128].map(|depth| Load { depth, bytes: 4 << 10, piece_bytes: 4 << 10, random: true, direct });
             loads.extend(random);
-            let sequential = [4 << 10, 128 << 10];
-            loads.extend(sequential.map(|piece_bytes| Load {
-                depth: 4,
+            let sequential = [(4, 4 << 10), (4, 128 << 10), (32, 4 << 10), (32, 128 << 10)];
+            loads.extend(sequential.map(|(depth, piece_bytes)| Load {
+                depth,
                 bytes: 128 << 10,
                 piece_bytes,
                 random: false,

@@ -72,16 +72,43 @@ impl VectorBuffer {
         let mut ranges = ranges.into_iter();
         // Most requests have one, and are to have it without a loop.
         let Some(first) = ranges.next() else { return Ok(0) };
-        let mut len_bytes = self.push(mem, first)?;
-        for range in ranges {
-            len_bytes += self.push_another(mem, range)?;
+        let len_bytes = self.push(mem, first)?;
+        match ranges.next() {
+            None => Ok(len_bytes),
+            Some(second) => Ok(len_bytes + self.push_all(mem, second, ranges)?),
         }
-        Ok(len_bytes)
     }
 
+    /// Appends vectors for `range` and those that come after it; their length in bytes.
     #[inline(never)]
-    fn push_another(&mut self, mem: &GuestMemoryMmap<()>, range: GuestRange) -> Result<usize, OutsideMemory> {
-        self.push(mem, range)
+    fn push_all(
+        &mut self,
+        mem: &GuestMemoryMmap<()>,
+        mut range: GuestRange,
+        mut others: impl Iterator<Item = GuestRange>,
+    ) -> Result<usize, OutsideMemory> {
+        // The pages of a request are in one region mostly: it is looked up once, and each is a comparison then.
+        let region = mem.find_region(GuestAddress(range.address));
+        let home = region.and_then(|region| Some((region.start_addr().0, region.as_volatile_slice().ok()?)));
+        let near = |range: GuestRange| {
+            let (start, home) = home.as_ref()?;
+            // An address before the region wraps to an offset far behind it.
+            home.subslice(usize::try_from(range.address.wrapping_sub(*start)).ok()?, range.len as usize).ok()
+        };
+        let mut len_bytes = 0;
+        loop {
+            match near(range) {
+                Some(slice) if range.len > 0 => self.vectors.push(vector(&slice)),
+                _ => {
+                    self.push(mem, range)?;
+                }
+            }
+            len_bytes += range.len as usize;
+            match others.next() {
+                None => return Ok(len_bytes),
+                Some(next) => range = next,
+            }
+        }
     }
 
     /// Appends what vectors a range takes; its length in bytes.

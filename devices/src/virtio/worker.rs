@@ -97,6 +97,11 @@ impl WorkerQueue {
         chain
     }
 
+    /// Chains that are known to be available, see [`Queue::seen`].
+    pub fn seen(&self) -> u16 {
+        self.running.as_ref().map_or(0, |running| running.queue.seen())
+    }
+
     /// Puts the chain popped last back into the ring, see [`Queue::unpop`].
     pub fn unpop(&mut self, chain: Chain) {
         match &mut self.running {

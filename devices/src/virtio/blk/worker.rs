@@ -27,6 +27,8 @@ use kept::Kept;
 /// for as much as there is, which it may do as one.
 const ROUND_CHAINS: u16 = 16;
 const ROUND_BYTES: u64 = 128 << 10;
+/// How many times as many chains as were taken have to wait for a step to go beyond these bytes, and so many times at most.
+const DEEP: u16 = 4;
 
 /// Runs one queue of a [`BlkDevice`](super::BlkDevice) over a disk.
 ///
@@ -130,8 +132,8 @@ impl<B> BlkWorker<B> {
         self.throttle.begin_step();
         let (mut drained, mut wake_at_ns, mut bytes) = (false, None, 0u64);
         let most_bytes = if self.answers_at_once { self.round_bytes } else { u64::MAX };
-        for _ in 0..self.queue.size().min(ROUND_CHAINS) {
-            if bytes >= most_bytes {
+        for taken in 0..self.queue.size().min(ROUND_CHAINS) {
+            if bytes >= most_bytes && self.has_enough(taken, bytes, most_bytes) {
                 break;
             }
             if !self.backend.has_room() {
@@ -172,6 +174,12 @@ impl<B> BlkWorker<B> {
             self.queue.disable_kicks(mem);
         }
         Step { again: !held_back && (drained || self.backend.has_room()), wake_at_ns, ..Step::default() }
+    }
+
+    /// Whether a step is to show what it has taken before it takes more: not where so much more waits that the driver is
+    /// behind anyway.
+    fn has_enough(&self, taken: u16, bytes: u64, most_bytes: u64) -> bool {
+        self.queue.seen() < taken.saturating_mul(DEEP) || bytes >= most_bytes.saturating_mul(DEEP.into())
     }
 
     #[inline(always)]

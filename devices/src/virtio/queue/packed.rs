@@ -255,6 +255,12 @@ impl Packed {
         Ok(tail.is_available(self.next_avail.wrap))
     }
 
+    /// See [`Queue::seen`](super::Queue::seen): a packed ring has no count of what was made available.
+    #[inline]
+    pub(super) fn seen(&self) -> u16 {
+        0
+    }
+
     /// See [`Queue::unpop`](super::Queue::unpop).
     pub(super) fn unpop(&mut self, chain: Chain) {
         self.in_flight.remove(chain.body.id, chain.body.slots);

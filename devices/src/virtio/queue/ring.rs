@@ -189,6 +189,12 @@ impl Queue {
         either!(self, ring => ring.has_available(mem))
     }
 
+    /// Chains that are known to be available, without a look at the ring: there may be more.
+    #[inline]
+    pub fn seen(&self) -> u16 {
+        either!(self, ring => ring.seen())
+    }
+
     /// Undoes the latest [`pop`](Self::pop): the chain will be popped again. Chains go back in the opposite order of
     /// their popping, and none popped after `chain` may have been pushed meanwhile.
     pub fn unpop(&mut self, chain: Chain) {

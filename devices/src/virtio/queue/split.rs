@@ -265,6 +265,12 @@ impl Split {
         Ok(index != next)
     }
 
+    /// See [`Queue::seen`](super::Queue::seen).
+    #[inline]
+    pub(super) fn seen(&self) -> u16 {
+        self.seen_avail.wrapping_sub(self.ring.next_avail())
+    }
+
     /// See [`Queue::unpop`](super::Queue::unpop).
     pub(super) fn unpop(&mut self, chain: Chain) {
         self.in_flight.remove(chain.body.head, chain.body.slots);

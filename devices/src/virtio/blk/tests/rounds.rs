@@ -56,3 +56,22 @@ fn a_worker_beside_its_driver_takes_as_much_as_it_was_told() {
     rig.post_reads(8);
     assert_eq!((rig.asked(), rig.asked()), (6, 2));
 }
+
+#[test]
+fn a_step_goes_on_where_the_driver_is_behind_anyway_and_not_for_ever() {
+    const SIZE: u16 = 16;
+    let features = MODERN | F_INDIRECT_DESC;
+    let mut rig = rig(BlkConfig::default(), MODERN);
+    let config = BlkConfig { capacity_sectors: SECTORS as u64, queue_size: SIZE, ..BlkConfig::default() };
+    rig.device = BlkDevice::new(config);
+    let worker = rig.device.worker(0, rig.disk.clone(), rig.counters.clone());
+    rig.worker = Box::new(worker.with_round_bytes(READ_BYTES.into()));
+    rig.driver = DriverQueue::new(&rig.mem, 0x10_0000, SIZE, features);
+    rig.worker.start(&rig.mem, 0, rig.driver.state(), &rig.interrupt.activation(features));
+    for (posted, first) in [(4, 1), (5, 2), (15, 4)] {
+        rig.post_reads(posted);
+        assert_eq!(rig.asked(), first, "of {posted}: four times as many wait, and four times the bytes at most");
+        while rig.asked() > 0 {}
+        assert_eq!(rig.driver.used().len(), posted);
+    }
+}
