@@ -42,7 +42,17 @@ pub struct Options {
 /// When the tool chain cannot be had, or something does not check or link.
 pub fn run(options: Options) -> anyhow::Result<()> {
     let toolchain = Toolchain::unpack()?;
-    let mut check = cargo(&toolchain, "check");
+    // Beside each other: the last step of a release build takes one core a minute.
+    std::thread::scope(|scope| {
+        let link = (!options.no_link).then(|| scope.spawn(|| check_link(&toolchain)));
+        check_sources(&toolchain, &options)?;
+        link.map_or(Ok(()), |link| link.join().expect("a check that links does not panic"))
+    })
+}
+
+/// Checks and lints the sources.
+fn check_sources(toolchain: &Toolchain, options: &Options) -> anyhow::Result<()> {
+    let mut check = cargo(toolchain, "check");
     for package in PACKAGES {
         check.args(["--package", package]);
     }
@@ -55,9 +65,6 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         run_to_end("clippy", &mut check)?;
     }
     println!("{TARGET}: {} pass", PACKAGES.join(", "));
-    if !options.no_link {
-        check_link(&toolchain)?;
-    }
     Ok(())
 }
 
