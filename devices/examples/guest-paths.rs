@@ -9,7 +9,7 @@ use devices::bus::Bus;
 use devices::interrupt::IrqLine;
 use devices::park::Parked;
 use devices::pci::{BarMapper, InterruptPin, PciAddress, PciFunction, Windows};
-use devices::virtio::pci::{NoDoorbells, VirtioPci, VirtioPciParts};
+use devices::virtio::pci::{Interfaces, NoDoorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::queue::{Chain, Queue, QueueError};
 use devices::virtio::rng::RngDevice;
 use devices::virtio::{Activation, QueueRunner, QueueState};
@@ -121,7 +121,7 @@ fn main() {
         doorbells: Arc::new(NoDoorbells),
         slot: PciAddress::new(1, 0).unwrap(),
         mapper,
-        legacy: true,
+        interfaces: Interfaces::Both,
     })
     .unwrap();
     let function: Arc<dyn PciFunction> = function;

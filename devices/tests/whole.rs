@@ -9,7 +9,7 @@ use devices::interrupt::IrqLine;
 use devices::pci::{BarMapper, InterruptPin, PciAddress, PciFunction, Windows};
 use devices::virtio::F_RING_RESET;
 use devices::virtio::blk::{BlkConfig, BlkDevice, BlkOp};
-use devices::virtio::pci::{NoDoorbells, VirtioPci, VirtioPciParts};
+use devices::virtio::pci::{Interfaces, NoDoorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::queue::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED};
 use devices::virtio::testing::{Buf, DriverQueue, InlineRunner, MemoryDisk, Used, guest_ram};
 
@@ -69,7 +69,7 @@ fn machine_of(mem: GuestRam, capacity_sectors: u64) -> Machine {
         doorbells: Arc::new(NoDoorbells),
         slot: PciAddress::new(1, 0).unwrap(),
         mapper: Arc::new(BarMapper::new(&Arc::new(Bus::new()), &Arc::new(Bus::new()), windows).unwrap()),
-        legacy: true,
+        interfaces: Interfaces::Both,
     })
     .unwrap();
     // Replaced at start; elsewhere, so that it leaves the rings of a machine that moves alone.

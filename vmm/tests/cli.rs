@@ -21,6 +21,8 @@ mod images;
 mod process;
 #[path = "cli/qemu.rs"]
 mod qemu;
+#[path = "cli/refused.rs"]
+mod refused;
 #[path = "cli/values.rs"]
 mod values;
 

@@ -335,3 +335,28 @@ fn a_hostile_guest_breaks_only_its_own_device_until_the_next_reset() {
         }
     }
 }
+
+#[test]
+fn a_guest_of_each_interface_finds_its_devices_and_no_others() {
+    let Some(guests) = guests() else { return };
+    let run = |profile: &str, interfaces: &str| {
+        let image = disk(4);
+        let words = ["--profile", profile, "--virtio", interfaces, "--disk", &path(&image)];
+        Zvmm::new(&guests, "virtio").cmdline("pci=ecam expect=blk").args(words).run()
+    };
+    // This driver knows virtio 1 alone.
+    for profile in ["i440fx", "bhyve"] {
+        for interfaces in ["both", "modern"] {
+            run(profile, interfaces).passed(&["blk data", "blk range", "blk"]);
+        }
+        let outcome = run(profile, "legacy");
+        assert!(outcome.output().contains("FAIL"), "{outcome:?}");
+        assert!(!outcome.output().contains("PASS blk"), "{outcome:?}");
+    }
+    run("micro", "modern").passed(&["blk data", "blk range", "blk"]);
+    let outcome = run("micro", "legacy");
+    outcome.ended_with(2);
+    let line =
+        "virtio (--virtio): micro has no ports for devices of virtio 0.9; use both or modern, or another profile";
+    assert_eq!(outcome.errors(), format!("zvmm: {line}\n"));
+}

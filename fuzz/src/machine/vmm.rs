@@ -11,7 +11,7 @@ use devices::virtio::console::ConsoleDevice;
 use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::Throttle;
 use devices::virtio::net::{NetConfig, NetDevice};
-use devices::virtio::pci::{VirtioPci, VirtioPciParts};
+use devices::virtio::pci::{Interfaces, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::virtio::{VirtioDevice, VirtioWorker};
 
@@ -240,7 +240,7 @@ impl Vmm {
             doorbells: Arc::new(wired.clone()),
             slot: SLOT,
             mapper,
-            legacy: shape.transitional,
+            interfaces: if shape.transitional { Interfaces::Both } else { Interfaces::Modern },
         })
         .expect("a function that fits its bus");
         let pci = Arc::new(PciBus::new());

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::values::format_size;
 use super::{
     DEFAULT_LOW_SPLIT, DebugPortConfig, DiskConfig, MAX_BLOCK_BYTES, MAX_DISK_QUEUES, MAX_DISK_SERIAL,
-    MAX_PHYSICAL_BLOCK_BYTES, MAX_VCPUS, Mac, NetConfig, PAGE_SIZE, SerialBackend, VmConfig,
+    MAX_PHYSICAL_BLOCK_BYTES, MAX_VCPUS, Mac, NetConfig, PAGE_SIZE, Profile, SerialBackend, VirtioInterfaces, VmConfig,
 };
 
 /// Why there is no guest: the configuration is wrong. One line, naming the setting.
@@ -101,6 +101,10 @@ impl VmConfig {
         self.check_backends(&mut found);
         self.check_debug_port(&mut found);
         self.check_smbios(&mut found);
+        if (self.virtio, self.profile) == (VirtioInterfaces::Legacy, Profile::Micro) {
+            let problem = "micro has no ports for devices of virtio 0.9; use both or modern, or another profile";
+            found.add("virtio (--virtio)", problem);
+        }
         if self.jail.as_ref().and_then(|jail| jail.user.as_deref()).is_some_and(|user| user.trim().is_empty()) {
             found.add("jail (--jail user=)", "no user is named");
         }

@@ -97,6 +97,8 @@ pub struct VmConfig {
     pub ps2: Option<bool>,
     /// The paravirtual clock of KVM.
     pub kvmclock: bool,
+    /// Which drivers find the virtio devices.
+    pub virtio: VirtioInterfaces,
     /// Strings of SMBIOS type 1 (system information).
     pub smbios: SmbiosConfig,
     /// What a reset by the guest leads to.
@@ -140,6 +142,7 @@ impl Default for VmConfig {
             pvpanic: false,
             ps2: None,
             kvmclock: true,
+            virtio: VirtioInterfaces::default(),
             smbios: SmbiosConfig::default(),
             on_reset: OnReset::default(),
             on_triple_fault: OnTripleFault::default(),
@@ -205,6 +208,19 @@ pub enum Profile {
     Bhyve,
     /// Host bridge with ECAM and COM1 only: the fastest direct boot.
     Micro,
+}
+
+/// Which drivers find a guest's virtio devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VirtioInterfaces {
+    /// Those of virtio 0.9 and of virtio 1; under `micro`, which has no I/O ports for devices, the latter alone.
+    #[default]
+    Both,
+    /// Those of virtio 0.9 alone.
+    Legacy,
+    /// Those of virtio 1 alone.
+    Modern,
 }
 
 /// A hypervisor, for hosts that have more than one.

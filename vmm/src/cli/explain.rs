@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use crate::config::{Carrier, DiskConfig, NetConfig, OnReset, OnTripleFault, Slot, Translation, VmConfig, format_size};
+use crate::config::{
+    Carrier, DiskConfig, NetConfig, OnReset, OnTripleFault, Slot, Translation, VirtioInterfaces, VmConfig, format_size,
+};
 use crate::logging;
 
 /// The machine that a command line comes to, what is wrong with it, and what of the command line has no effect.
@@ -31,6 +33,11 @@ pub(crate) fn table(translation: &Translation) -> String {
         row(name, backend.to_string());
     }
     devices(config, &mut row);
+    match config.virtio {
+        VirtioInterfaces::Both => {}
+        VirtioInterfaces::Legacy => row("virtio", "for drivers of virtio 0.9 alone".to_owned()),
+        VirtioInterfaces::Modern => row("virtio", "for drivers of virtio 1 alone".to_owned()),
+    }
     row(
         "reset",
         match config.on_reset {

@@ -165,6 +165,9 @@ pub struct GuestArgs {
     /// Paravirtual clock of KVM: on or off [default: on]
     #[arg(long, value_name = "on|off", help_heading = "Devices")]
     pub kvmclock: Option<String>,
+    /// Drivers that find the virtio devices: both [default] those of virtio 0.9 and of virtio 1, legacy or modern alone
+    #[arg(long, value_name = "both|legacy|modern", help_heading = "Devices")]
+    pub virtio: Option<String>,
     /// Strings of SMBIOS type 1
     ///
     /// Keys: manufacturer, product, version, serial, sku, family.
@@ -302,6 +305,7 @@ impl GuestArgs {
         config.pvpanic |= self.pvpanic;
         set(&mut config.ps2, switch("--ps2", &self.ps2)?.map(Some));
         set(&mut config.kvmclock, switch("--kvmclock", &self.kvmclock)?);
+        set(&mut config.virtio, named("--virtio", &self.virtio)?);
         for text in &self.smbios {
             let keys = ["manufacturer", "product", "version", "serial", "sku", "family"];
             let given = Options::read("--smbios", text, None, &keys)?;

@@ -49,6 +49,7 @@ const FULL: &[&str] = &[
     "--pvpanic",
     "--ps2=off",
     "--kvmclock=off",
+    "--virtio=modern",
     "--smbios=product=Box,serial=1,,2",
     "--on-reset=exit",
     "--on-triple-fault=exit",
@@ -82,6 +83,7 @@ const FULL_JSON: &str = r#"{
             "lease_time": 60}}],
     "serial": {"com1": "stdio", "com4": "socket:/run/c"}, "console": {"backend": "pty", "slot": 7}, "rng": {},
     "debug_port": {"backend": "file:/tmp/x", "port": 233}, "pvpanic": true, "ps2": false, "kvmclock": false,
+    "virtio": "modern",
     "smbios": {"product": "Box", "serial": "1,2"}, "on_reset": "exit", "on_triple_fault": "exit", "on_panic": "exit",
     "qmp": "/run/q", "pid_file": "/run/p", "sandbox": "log", "jail": {"dir": "/var/empty", "user": "nobody"},
     "log": ["info", "zvmm::vcpu=debug"] }"#;
@@ -244,6 +246,7 @@ fn every_wrong_option_is_named_with_what_is_wrong() {
         (["--debug-port", "pty,port=70000"], "--debug-port: port=70000 is not an I/O port"),
         (["--rng", "slto=1"], "--rng: unknown key 'slto'; did you mean 'slot'?"),
         (["--ps2", "yes"], "--ps2: 'yes' is neither on nor off"),
+        (["--virtio", "moden"], "--virtio: unknown value 'moden'; did you mean 'modern'?"),
         (["--kvmclock", "0"], "--kvmclock: '0' is neither on nor off"),
         (["--smbios", "produkt=x"], "--smbios: unknown key 'produkt'; did you mean 'product'?"),
         (["--log", "loud"], "--log: 'loud' is not a log level"),

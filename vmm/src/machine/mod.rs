@@ -144,7 +144,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let mut builder = Builder {
         vm: &*vm,
         chipset: &chipset,
-        profile: config.profile,
+        interfaces: virtio::interfaces(config),
         events: &events,
         devices: Vec::new(),
         resizable: Vec::new(),

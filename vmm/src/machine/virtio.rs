@@ -11,7 +11,7 @@ use devices::virtio::counters::QueueCounters;
 use devices::virtio::limit::{Meters, Throttle};
 use devices::virtio::net::responder::{BadLease, Responder};
 use devices::virtio::net::{Duplex as LinkDuplex, NetConfig as CardConfig, NetDevice};
-use devices::virtio::pci::{Doorbell, Doorbells, QueueMessages, VirtioPci, VirtioPciParts};
+use devices::virtio::pci::{Doorbell, Doorbells, Interfaces, QueueMessages, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::virtio::{QueueRunner, VirtioDevice, VirtioInterrupt};
 use devices::wake::Wake;
@@ -30,7 +30,9 @@ use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
 use super::write_through::WriteThrough;
 use super::{StartError, disk};
-use crate::config::{DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VmConfig, system_text};
+use crate::config::{
+    DiskConfig, DiskEngine, Duplex, Mac, NetConfig, Profile, Slot, VirtioInterfaces, VmConfig, system_text,
+};
 use crate::control::EventSender;
 use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, Hypervisor, HypervisorError, Vm};
 use crate::sandbox::ThreadKind;
@@ -122,11 +124,21 @@ impl HostDevices {
     }
 }
 
+/// Which drivers find the virtio devices of a machine.
+pub fn interfaces(config: &VmConfig) -> Interfaces {
+    match config.virtio {
+        VirtioInterfaces::Legacy => Interfaces::Legacy,
+        VirtioInterfaces::Both if config.profile != Profile::Micro => Interfaces::Both,
+        VirtioInterfaces::Both | VirtioInterfaces::Modern => Interfaces::Modern,
+    }
+}
+
 /// Puts devices on the PCI bus of a machine.
 pub struct Builder<'a> {
     pub vm: &'a dyn Vm,
     pub chipset: &'a Chipset,
-    pub profile: Profile,
+    /// Which drivers find its virtio devices.
+    pub interfaces: Interfaces,
     pub events: &'a EventSender,
     pub devices: Vec<Device>,
     pub resizable: Vec<ResizableDisk>,
@@ -345,7 +357,7 @@ impl Builder<'_> {
             doorbells,
             slot,
             mapper: self.chipset.mapper.clone(),
-            legacy: self.profile != Profile::Micro,
+            interfaces: self.interfaces,
         };
         let function = match messages {
             None => VirtioPci::new(parts),

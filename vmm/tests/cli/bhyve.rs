@@ -94,13 +94,28 @@ fn an_explained_machine_is_a_table_or_a_file_for_run() {
     let place = Place::new();
     let disk = place.fill("4:0,virtio-blk,@root.img,nodelete");
     let kernel = place.fill("zvmm.kernel=@vmlinuz");
-    let args = ["bhyve", "-H", "-c", "2", "-s", &disk, "-s", "6,virtio-net-viona,net7", "-o", &kernel, "vm"];
+    let args = [
+        "bhyve",
+        "-H",
+        "-o",
+        "virtio.modern=false",
+        "-c",
+        "2",
+        "-s",
+        &disk,
+        "-s",
+        "6,virtio-net-viona,net7",
+        "-o",
+        &kernel,
+        "vm",
+    ];
     let table = zvmm(&[&["explain"], &args[..]].concat());
     assert_eq!((table.status, table.errors.as_str()), (Some(0), ""));
     for line in [
         "name       vm",
         "cpus       2: 2 sockets × 1 cores × 1 threads",
         "slot 6     net0 virtio-net net7 mac of the link queues 1024",
+        "virtio     for drivers of virtio 0.9 alone",
         "note       -H: ignored: a halted vCPU always gives its host CPU away",
     ] {
         assert!(table.output.lines().any(|other| other == line), "{line}\n{}", table.output);

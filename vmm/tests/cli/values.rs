@@ -394,6 +394,7 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ("--pvpanic", "--pvpanic=on", "--pvpanic: it takes no value"),
     ("--ps2", "--ps2=yes", "--ps2: 'yes' is neither on nor off"),
     ("--kvmclock", "--kvmclock=1", "--kvmclock: '1' is neither on nor off"),
+    ("--virtio", "--virtio=0.9", "--virtio: unknown value '0.9'; the valid ones are both, legacy, modern"),
     (
         "--smbios manufacturer",
         "--smbios=manufacturer=",
@@ -654,6 +655,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ),
     ("pvpanic", r#""on""#, "pvpanic: invalid type: string \"on\", expected a boolean"),
     ("ps2", r#""off""#, "ps2: invalid type: string \"off\", expected a boolean"),
+    ("virtio", r#""modren""#, "virtio: unknown value 'modren'; did you mean 'modern'?"),
     ("kvmclock", "0", "kvmclock: invalid type: integer '0', expected a boolean"),
     (
         "smbios.manufacturer",

@@ -67,6 +67,8 @@ pub struct Machine {
     pub nic_keys: String,
     /// Offer packed virtqueues.
     pub packed: bool,
+    /// Which drivers find the devices, when it is not to be the VMM's own choice.
+    pub virtio: Option<&'static str>,
     /// Have the kernel do the disks' work.
     pub io_uring: bool,
     /// Whether the disks go through the host's page cache, when that is not to be the VMM's own choice.
@@ -215,6 +217,9 @@ impl Vmm {
         line.option("--kernel", &machine.kernel);
         line.option("--initrd", &machine.initrd);
         line.option("--cmdline", &machine.cmdline);
+        if let Some(interfaces) = machine.virtio {
+            line.option("--virtio", interfaces);
+        }
         let packed = if machine.packed { ",packed=on" } else { "" };
         let engine = if machine.io_uring { ",engine=io_uring" } else { "" };
         let cache = match machine.buffered {
@@ -292,6 +297,9 @@ impl Vmm {
         line.option("-initrd", &machine.initrd);
         // microvm has neither a keyboard controller nor a reset register.
         line.option("-append", format!("{}{}", machine.cmdline, if microvm { " reboot=t" } else { "" }));
+        if let Some(interfaces) = machine.virtio {
+            line.option("--virtio", interfaces);
+        }
         let packed = if machine.packed { ",packed=on" } else { "" };
         let queues = machine.queues.map_or_else(String::new, |count| format!(",num-queues={count}"));
         let cache = if machine.buffered == Some(false) { "none" } else { "writeback" };
@@ -365,6 +373,7 @@ mod tests {
             rng: false,
             cpu: "host".into(),
             packed: false,
+            virtio: None,
             io_uring: false,
             buffered: None,
             queues: None,

@@ -189,6 +189,7 @@ fn stock_machine() -> Machine {
         rng: false,
         cpu: "host".to_owned(),
         packed: false,
+        virtio: None,
         io_uring: false,
         buffered: None,
         queues: None,

@@ -46,8 +46,20 @@ pub struct VirtioPciParts {
     pub slot: PciAddress,
     /// Places its BARs.
     pub mapper: Arc<BarMapper>,
-    /// Transitional: legacy drivers find it, too. Ignored for types that have no legacy interface.
-    pub legacy: bool,
+    /// What drivers find. Types that have no legacy interface have the modern one whatever this says.
+    pub interfaces: Interfaces,
+}
+
+/// Which drivers a device is for (virtio 1.3 §1.3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interfaces {
+    /// Transitional: drivers of either kind.
+    #[default]
+    Both,
+    /// Drivers of virtio 0.9 alone, as before there was another.
+    Legacy,
+    /// Drivers of virtio 1 alone.
+    Modern,
 }
 
 /// A virtio device on the PCI bus.
@@ -59,7 +71,7 @@ pub struct VirtioPci {
     bars: Vec<(BarSpec, BarId)>,
     /// Offsets of the MSI-X and configuration-access capabilities.
     msix_capability: Option<u8>,
-    access_capability: u8,
+    access_capability: Option<u8>,
     config: Mutex<ConfigSpace>,
 }
 
@@ -83,11 +95,25 @@ impl VirtioPci {
     }
 
     fn build(parts: VirtioPciParts, messages: Option<Arc<dyn QueueMessages>>) -> Result<Arc<Self>, PciError> {
-        let VirtioPciParts { name, device, runner, msix, intx, pin, interrupt_line, doorbells, slot, mapper, legacy } =
-            parts;
+        let VirtioPciParts {
+            name,
+            device,
+            runner,
+            msix,
+            intx,
+            pin,
+            interrupt_line,
+            doorbells,
+            slot,
+            mapper,
+            interfaces,
+        } = parts;
         let queues = device.queue_max_sizes().len();
         let config_len = device.config_len();
-        let (identity, transitional) = layout::identity(device.device_type(), legacy, pin.register(), interrupt_line);
+        let with_legacy = interfaces != Interfaces::Modern;
+        let (identity, has_legacy) =
+            layout::identity(device.device_type(), with_legacy, pin.register(), interrupt_line);
+        let has_modern = interfaces != Interfaces::Legacy || !has_legacy;
 
         let msix = Arc::new(Msix::new(msix)?);
         let places = Arc::new(Places::new(queues));
@@ -103,16 +129,17 @@ impl VirtioPci {
             bars.push((bar, mapper.register(&name, bar, device, listener)));
             Ok::<(), PciError>(())
         };
-        if transitional {
+        if has_legacy {
             add_bar(&mut config, layout::legacy_bar(config_len), Arc::new(LegacyBar(core.clone())))?;
         }
         if !msix.is_empty() {
             add_bar(&mut config, msix.bar(MSIX_BAR), Arc::new(MsixBar(core.clone(), msix.clone())))?;
         }
-        add_bar(&mut config, layout::modern_bar(queues), modern.clone())?;
-
-        for capability in layout::structures(queues, config_len) {
-            config.add_capability(CAP_VENDOR, &capability.body, &capability.writable)?;
+        if has_modern {
+            add_bar(&mut config, layout::modern_bar(queues), modern.clone())?;
+            for capability in layout::structures(queues, config_len) {
+                config.add_capability(CAP_VENDOR, &capability.body, &capability.writable)?;
+            }
         }
         let msix_capability = if msix.is_empty() {
             None
@@ -120,8 +147,9 @@ impl VirtioPci {
             let (id, body, writable) = msix.capability(MSIX_BAR);
             Some(config.add_capability(id, &body, &writable)?)
         };
-        let access = layout::config_access();
-        let access_capability = config.add_capability(CAP_VENDOR, &access.body, &access.writable)?;
+        let access = has_modern.then(layout::config_access);
+        let access_capability =
+            access.map(|access| config.add_capability(CAP_VENDOR, &access.body, &access.writable)).transpose()?;
         let config = Mutex::new(config);
         Ok(Arc::new(Self { core, msix, modern, mapper, bars, msix_capability, access_capability, config }))
     }
@@ -167,17 +195,18 @@ impl VirtioPci {
         self.mapper.place(&wanted);
     }
 
-    /// Whether an access touches the data of the configuration-access capability.
-    fn touches_window(&self, offset: u16, len: usize) -> bool {
-        let data = usize::from(self.access_capability.saturating_add(PCI_CFG_DATA));
+    /// Where the configuration-access capability is, if an access touches its data.
+    fn touched_window(&self, offset: u16, len: usize) -> Option<u8> {
+        let capability = self.access_capability?;
+        let data = usize::from(capability.saturating_add(PCI_CFG_DATA));
         let offset = usize::from(offset);
-        offset < data.saturating_add(4) && data < offset.saturating_add(len)
+        (offset < data.saturating_add(4) && data < offset.saturating_add(len)).then_some(capability)
     }
 
     /// The BAR access that the capability describes: offset and length in BAR 4. Other BARs hold no virtio structure a
     /// driver could mean, and misaligned or odd lengths are not allowed (§4.1.4.9.1).
-    fn window(&self, config: &ConfigSpace) -> Option<(u64, usize)> {
-        let field = |offset: u8, width| config.get(self.access_capability.saturating_add(offset), width);
+    fn window(&self, config: &ConfigSpace, capability: u8) -> Option<(u64, usize)> {
+        let field = |offset: u8, width| config.get(capability.saturating_add(offset), width);
         let (bar, offset, length) = (field(PCI_CFG_BAR, 1), field(8, 4), field(12, 4));
         let end = u64::from(offset).saturating_add(length.into());
         let inside = self.bars.iter().any(|(spec, _)| spec.index == MODERN_BAR && end <= spec.len);
@@ -188,14 +217,14 @@ impl VirtioPci {
 
 impl PciFunction for VirtioPci {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        if self.touches_window(offset, data.len()) {
-            let window = self.window(&self.lock());
+        if let Some(capability) = self.touched_window(offset, data.len()) {
+            let window = self.window(&self.lock(), capability);
             if let Some((at, len)) = window {
                 let mut value = [0; 4];
                 let part = value.get_mut(..len).unwrap_or_default();
                 // Outside the lock: the access may go anywhere a BAR access goes.
                 let _ = self.modern.read(at, part);
-                self.lock().set(self.access_capability.saturating_add(PCI_CFG_DATA), part);
+                self.lock().set(capability.saturating_add(PCI_CFG_DATA), part);
             }
         }
         self.lock().read(offset, data);
@@ -208,12 +237,12 @@ impl PciFunction for VirtioPci {
     fn write_config(&self, offset: u16, data: &[u8]) -> Access {
         let mut config = self.lock();
         config.write(offset, data);
-        if !self.touches_window(offset, data.len()) {
+        let Some(capability) = self.touched_window(offset, data.len()) else {
             self.apply(&config);
             return Access::Done;
-        }
-        let value = config.get(self.access_capability.saturating_add(PCI_CFG_DATA), 4).to_le_bytes();
-        let window = self.window(&config);
+        };
+        let value = config.get(capability.saturating_add(PCI_CFG_DATA), 4).to_le_bytes();
+        let window = self.window(&config, capability);
         drop(config);
         match window {
             Some((at, len)) => self.modern.write(at, value.get(..len).unwrap_or_default()),

@@ -3,7 +3,7 @@
 //! ```text
 //! BAR0  ports    legacy header and device configuration        transitional devices only
 //! BAR1  memory   MSI-X table and pending bits                   where there are vectors
-//! BAR4  memory   common | ISR | device | notify, a page or more each
+//! BAR4  memory   common | ISR | device | notify, a page or more each     unless it is for legacy drivers alone
 //! ```
 //!
 //! [`VirtioPci`] is the function on the bus: configuration space and BAR placement under its own lock. Behind it,
@@ -25,6 +25,6 @@ mod tests;
 
 pub use core::TransportState;
 pub use doorbell::{Doorbell, Doorbells, NoDoorbells};
-pub use function::{VirtioPci, VirtioPciParts, VirtioPciState};
+pub use function::{Interfaces, VirtioPci, VirtioPciParts, VirtioPciState};
 pub use layout::{DEVICE, ISR, LEGACY_BAR, MODERN_BAR, MSIX_BAR, NOTIFY, NOTIFY_MULTIPLIER};
 pub use messages::QueueMessages;

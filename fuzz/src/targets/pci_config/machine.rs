@@ -12,7 +12,7 @@ use devices::pci::{
     BarMapper, ConfigPorts, Ecam, FixedFunction, InterruptPin, IntxRouter, PciAddress, PciBus, Piix4Pm, Windows,
     bhyve_host_bridge, bhyve_lpc_bridge, i440fx_host_bridge, micro_host_bridge, piix3_isa_bridge, piix4_pm,
 };
-use devices::virtio::pci::{NoDoorbells, VirtioPci, VirtioPciParts};
+use devices::virtio::pci::{Interfaces, NoDoorbells, VirtioPci, VirtioPciParts};
 use devices::virtio::{Activation, QueueRunner, QueueState, VirtioDevice};
 
 /// Which bridges.
@@ -38,7 +38,7 @@ pub fn windows() -> Windows {
 pub struct Shape {
     pub slot: (u8, u8),
     pub device_type: u16,
-    pub legacy: bool,
+    pub interfaces: Interfaces,
     pub queues: &'static [u16],
     pub config_bytes: u32,
     pub vectors: usize,
@@ -46,9 +46,23 @@ pub struct Shape {
 
 /// Each has another number of queues: that is how an access tells whom it has reached.
 pub const SHAPES: [Shape; 3] = [
-    Shape { slot: (3, 0), device_type: 4, legacy: true, queues: &[64], config_bytes: 0, vectors: 3 },
-    Shape { slot: (3, 1), device_type: 2, legacy: false, queues: &[128; 5], config_bytes: 60, vectors: 20 },
-    Shape { slot: (5, 0), device_type: 1, legacy: true, queues: &[256; 2], config_bytes: 12, vectors: 0 },
+    Shape { slot: (3, 0), device_type: 4, interfaces: Interfaces::Both, queues: &[64], config_bytes: 0, vectors: 3 },
+    Shape {
+        slot: (3, 1),
+        device_type: 2,
+        interfaces: Interfaces::Modern,
+        queues: &[128; 5],
+        config_bytes: 60,
+        vectors: 20,
+    },
+    Shape {
+        slot: (5, 0),
+        device_type: 1,
+        interfaces: Interfaces::Both,
+        queues: &[256; 2],
+        config_bytes: 12,
+        vectors: 0,
+    },
 ];
 
 /// What a legacy driver reads at the start of the legacy BAR: the offered features, other ones for each function.
@@ -294,7 +308,7 @@ impl Function {
             doorbells: Arc::new(NoDoorbells),
             slot,
             mapper: mapper.clone(),
-            legacy: shape.legacy,
+            interfaces: shape.interfaces,
         })
         .unwrap();
         pci.add(slot, "function", function.clone()).unwrap();

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use devices::interrupt::MsiMessage;
 
+use devices::virtio::pci::Interfaces;
+
 use super::machine::{ECAM, Function, Machine, Profile, SHAPES, features, windows};
 use super::program::Way;
 
@@ -628,7 +630,7 @@ fn power_on(machine: &mut Machine) -> Vec<Registers> {
     }
     for (which, shape) in SHAPES.iter().enumerate() {
         let mut registers = Registers::read(machine, shape.slot, Some(which));
-        if shape.legacy {
+        if shape.interfaces == Interfaces::Both {
             registers.allow(0x10, &if which == 0 { [0xe0, 0xff, 0xff, 0xff] } else { [0xc0, 0xff, 0xff, 0xff] });
         }
         if let Some(msix) = registers.msix {

@@ -45,6 +45,19 @@ impl Reading {
                 self.dump = truth;
                 Ok(())
             }
+            "virtio.legacy" => {
+                self.legacy = truth;
+                Ok(())
+            }
+            "virtio.modern" => {
+                self.modern = truth;
+                Ok(())
+            }
+            "privileges.debug" => {
+                self.privileges = truth;
+                Ok(())
+            }
+            "zvmm.qmp" => given().map(|path| self.config.qmp = Some(path.into())),
             "zvmm.kernel" => given().map(|path| self.config.boot.kernel = path.into()),
             "zvmm.initrd" => given().map(|path| self.config.boot.initrd = Some(path.into())),
             "zvmm.sandbox" => sandbox(value).map(|mode| self.config.sandbox = mode),

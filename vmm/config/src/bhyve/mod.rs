@@ -17,10 +17,16 @@ mod pci;
 mod support;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wrong_tests;
 
 use std::fmt::Write;
 
-use super::{ConfigError, Fate, Note, OnReset, OnTripleFault, Profile, Translation, VmConfig};
+use log::LevelFilter;
+
+use super::{
+    ConfigError, Fate, LogRule, Note, OnReset, OnTripleFault, Profile, Translation, VirtioInterfaces, VmConfig,
+};
 use getopt::Given;
 use support::{LETTERS, Support, Word};
 
@@ -28,6 +34,9 @@ pub use cmdfile::{CmdFileError, decode as decode_cmd_file};
 
 /// The brand's boot hook passes at most that many arguments, the program's name included.
 pub const MOST_ARGUMENTS: usize = 100;
+
+/// Where the process logs what it gives up.
+const SANDBOX_LOG: &str = "zvmm::sandbox";
 
 /// What bhyve starts with when nothing is said.
 const DEFAULT_MEMORY_BYTES: u64 = 256 << 20;
@@ -81,6 +90,11 @@ struct Reading {
     /// Who has which place on the bus.
     places: pci::Places,
     dump: bool,
+    /// Which drivers find the virtio devices.
+    legacy: bool,
+    modern: bool,
+    /// Whether what the process gives up is logged.
+    privileges: bool,
 }
 
 impl Reading {
@@ -92,7 +106,16 @@ impl Reading {
             ..VmConfig::default()
         };
         config.memory.size_bytes = DEFAULT_MEMORY_BYTES;
-        Self { config, notes: Vec::new(), cpus: machine::Cpus::default(), places: pci::Places::default(), dump: false }
+        Self {
+            config,
+            notes: Vec::new(),
+            cpus: machine::Cpus::default(),
+            places: pci::Places::default(),
+            dump: false,
+            legacy: true,
+            modern: true,
+            privileges: false,
+        }
     }
 
     fn option(&mut self, given: Given<'_>) -> Result<(), ConfigError> {
@@ -136,7 +159,20 @@ impl Reading {
     }
 
     fn end(self) -> Result<Translation, ConfigError> {
-        let Self { mut config, notes, cpus, .. } = self;
+        let Self { mut config, notes, cpus, legacy, modern, privileges, .. } = self;
+        config.virtio = match (legacy, modern) {
+            (true, true) => VirtioInterfaces::Both,
+            (true, false) => VirtioInterfaces::Legacy,
+            (false, true) => VirtioInterfaces::Modern,
+            (false, false) => {
+                let problem = "with virtio.legacy=false as well no driver finds a device";
+                return Err(ConfigError::setting("-o virtio.modern", problem));
+            }
+        };
+        if privileges {
+            let rule = |module, level| LogRule { module, level };
+            config.log = vec![rule(None, LevelFilter::Warn), rule(Some(SANDBOX_LOG.to_owned()), LevelFilter::Debug)];
+        }
         cpus.put(&mut config).map_err(|problem| ConfigError::setting("-c", problem))?;
         config.name_devices();
         Ok(Translation { config, notes })

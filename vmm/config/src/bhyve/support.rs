@@ -130,10 +130,11 @@ pub static NET_KEYS: [Word; 6] = [
 const ALL_FRAMES: &str = "an interface has its own frames and those of groups, or all of them";
 
 /// Keys of `-o`: bhyve's that mean something here, and our own. Others are stored by bhyve without a word.
-pub static KEYS: [Word; 19] = [
+pub static KEYS: [Word; 20] = [
     word("zvmm.kernel", "PATH", "kernel to boot in place of a ROM: a bzImage or an ELF file", Implemented),
     word("zvmm.initrd", "PATH", "its initial RAM disk", Implemented),
     word("zvmm.cmdline", "TEXT", "its command line; given again, TEXT follows after a blank", Implemented),
+    word("zvmm.qmp", "PATH", "control socket (docs/qmp.md)", Implemented),
     word("zvmm.sandbox", "MODE", "what the process gives up: strict, log or off (docs/sandbox.md)", Implemented),
     word("memory.size", "SIZE", "as -m", Implemented),
     word("memory.wired", "BOOL", "as -S", Implemented),
@@ -144,15 +145,13 @@ pub static KEYS: [Word; 19] = [
     word("threads", "N", "as -c", Implemented),
     word("uuid", "UUID", "as -U", Implemented),
     word("config.dump", "BOOL", "print the configuration (here: as JSON) and run no guest", Implemented),
-    word("virtio.legacy", "BOOL", "offer virtio 0.9", Ignored(TRANSITIONAL)),
-    word("virtio.modern", "BOOL", "offer virtio 1", Ignored(TRANSITIONAL)),
-    word("privileges.debug", "BOOL", "log the use of privileges", Ignored("it is for bhyve's own privileges")),
+    word("virtio.legacy", "BOOL", "whether drivers of virtio 0.9 find the devices", Implemented),
+    word("virtio.modern", "BOOL", "whether drivers of virtio 1 find the devices", Implemented),
+    word("privileges.debug", "BOOL", "log what the process gives up, step by step", Implemented),
     word("acpi_tables", "BOOL", "as -A", Ignored("a guest always has them")),
     word("pci.*", "", "devices", Refused("give devices with -s")),
     word("lpc.*", "", "devices behind the LPC bridge", Refused("give devices with -l")),
 ];
-
-const TRANSITIONAL: &str = "every device offers both, and the guest chooses";
 
 /// The entry of a word.
 pub(super) fn find<'a>(words: &'a [Word], wanted: &str) -> Option<&'a Word> {

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::support::DRIVERS;
 use super::*;
 use crate::{
@@ -114,6 +116,7 @@ fn what_the_boot_hook_passes_is_the_machine_it_means() {
             sku: Some("001".to_owned()),
             family: Some("Virtual Machine".to_owned()),
         },
+        virtio: VirtioInterfaces::Legacy,
         on_reset: OnReset::Exit,
         on_triple_fault: OnTripleFault::Exit,
         ..VmConfig::default()
@@ -457,6 +460,17 @@ fn a_guest_has_one_entropy_source_and_one_console_port() {
 fn keys_of_the_configuration_mean_what_they_mean_and_others_are_stored() {
     let config = machine(&["-o", "memory.use_reservoir=true", "-o", "memory.wired=on", "-o", "cpus=2"]);
     assert_eq!((config.memory.reservoir, config.memory.lock, config.cpus.count), (true, true, 2));
+    let virtio = |words: [&str; 2]| machine(&["-o", words[0], "-o", words[1]]).virtio;
+    assert_eq!(virtio(["virtio.legacy=true", "virtio.modern=false"]), VirtioInterfaces::Legacy);
+    assert_eq!(virtio(["virtio.legacy=true", "virtio.modern=true"]), VirtioInterfaces::Both);
+    assert_eq!(virtio(["virtio.modern=on", "virtio.legacy=0"]), VirtioInterfaces::Modern);
+    assert_eq!(machine(&["-o", "virtio.modern=true"]).virtio, VirtioInterfaces::Both);
+    let neither = ["-o", "virtio.legacy=false", "-o", "virtio.modern=false"];
+    refused(&neither, "-o virtio.modern: with virtio.legacy=false as well no driver finds a device");
+    let log = |word: &str| machine(&["-o", word]).log.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(log("privileges.debug=true"), ["warn", "zvmm::sandbox=debug"]);
+    assert_eq!(log("privileges.debug=false"), [""; 0]);
+    assert_eq!(machine(&["-o", "zvmm.qmp=/tmp/vm.qmp"]).qmp.as_deref(), Some(Path::new("/tmp/vm.qmp")));
     let unknown = read(&["-o", "x86.strictmsr=false", "vm"]).unwrap().notes;
     assert_eq!(unknown, [Note { what: "-o x86.strictmsr=false".to_owned(), fate: Fate::Unknown }]);
     let dump = ["-o", "config.dump=1", "vm"].map(str::to_owned);

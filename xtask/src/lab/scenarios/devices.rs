@@ -3,6 +3,7 @@
 use anyhow::{bail, ensure};
 
 use super::super::job::{Step, pattern};
+use super::super::vmm::Profile;
 use super::script::BOOT_S;
 use super::{Scenario, Script, output, outputs};
 
@@ -14,6 +15,7 @@ pub fn all() -> Vec<Scenario> {
         tcp(10),
         tcp(100),
         packed_rings(),
+        legacy_devices(),
         names(),
         serial_input(),
     ]
@@ -120,6 +122,46 @@ fn packed_rings() -> Scenario {
             Ok(())
         },
     )
+}
+
+/// Bit 32 of what each driver accepted is `VIRTIO_F_VERSION_1`.
+const VERSIONS: &str = "cut -c33 /sys/bus/virtio/devices/*/features";
+
+fn legacy_devices() -> Scenario {
+    const BYTES: u64 = 10_000_000;
+    let call = format!("lab-peer call 10.0.0.1:5001 {BYTES}");
+    let called = call.clone();
+    Scenario::new(
+        "legacy-devices",
+        "drivers that find virtio 0.9 alone fill 16 MiB of a disk and send and receive 10 MB over TCP",
+        move |_| {
+            Script::new()
+                .with(|machine| machine.virtio = Some("legacy"))
+                .nic()
+                .disk(16)
+                .limit(240)
+                .before(&format!("lab-peer serve 10.0.0.1:5001 {BYTES} > /tmp/served 2>&1 &"))
+                .ready()
+                .guest(VERSIONS)
+                .guest_within(FILL_DISK, 60)
+                .guest("ip addr add 10.0.0.2/24 dev eth0 && ip link set eth0 up && ping -c 3 10.0.0.1")
+                .guest_within(&call, 100)
+                .shell(SERVED)
+                .power_off()
+        },
+        move |outcome, _| {
+            let accepted = output(outcome, VERSIONS)?;
+            let bits: Vec<&str> = accepted.split_whitespace().collect();
+            ensure!(bits == ["0", "0"], "the drivers of disk and network are of virtio 1: {bits:?}");
+            ensure!(output(outcome, FILL_DISK)?.contains("as it was written"), "the disk was not filled");
+            for command in [called.as_str(), SERVED] {
+                let text = output(outcome, command)?;
+                ensure!(text.contains(&format!("received {BYTES} bytes")), "not everything arrived: {text}");
+            }
+            Ok(())
+        },
+    )
+    .only_where(|vmm| vmm.is_zvmm() && vmm.profile != Profile::Micro)
 }
 
 const SIZES: &str = "cat /sys/block/vda/size /sys/block/vdb/size";

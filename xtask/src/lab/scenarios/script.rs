@@ -55,6 +55,7 @@ impl Script {
                 rng: false,
                 cpu: CPU.to_owned(),
                 packed: false,
+                virtio: None,
                 io_uring: false,
                 buffered: None,
                 queues: None,

@@ -213,3 +213,28 @@ fn features_written_by_the_modern_way_do_not_stick_to_a_device_that_starts_the_l
     two.function.restore(&one.function.save(), &[]).unwrap();
     assert!(two.runner.is_active());
 }
+
+#[test]
+fn a_device_for_legacy_drivers_alone_has_nothing_of_the_other_interface() {
+    let mut old = rig(Shape { interfaces: Interfaces::Legacy, ..Default::default() });
+    assert_eq!((old.config_read(2, 2), old.config_read(8, 1), old.config_read(0x2e, 2)), (0x1001, 0, 2));
+    assert!((1..=5).all(|kind| old.structure(kind).is_none()));
+    let bars: Vec<u64> = old.size_bars().into_iter().map(|(bar, ..)| bar).collect();
+    assert_eq!(bars, [0, 1], "ports and the table of messages");
+    old.enable();
+    let base = old.bar(0);
+    set_up(&mut old, base);
+    old.outp(base + STATUS, 1, 7);
+    assert!(old.runner.active.lock().unwrap().as_ref().is_some_and(|activation| activation.legacy));
+    old.outp(base + NOTIFY, 2, 1);
+    assert_eq!(old.runner.kicks(), [1]);
+    // The vendor's part of configuration space is no window, wherever it would be.
+    for offset in (0x40..0x100).step_by(4) {
+        old.config_write(offset, 4, 0xffff_ffff);
+        old.config_read(offset, 4);
+    }
+    assert_eq!(old.inp(base + STATUS, 1), 7);
+
+    let mut without = rig(Shape { device_type: 26, interfaces: Interfaces::Legacy, ..Default::default() });
+    assert!(without.structure(1).is_some(), "a type that only virtio 1 knows");
+}

@@ -10,7 +10,7 @@ mod rules;
 
 use std::sync::{Arc, Mutex};
 
-use super::{Doorbell, Doorbells, QueueMessages, VirtioPci, VirtioPciParts};
+use super::{Doorbell, Doorbells, Interfaces, QueueMessages, VirtioPci, VirtioPciParts};
 use crate::bus::{Access, Bus, BusDevice, BusView};
 use crate::interrupt::{IrqLine, MsiMessage, MsiSource};
 use crate::park::Parked;
@@ -220,7 +220,7 @@ struct Shape {
     queues: Vec<u16>,
     config_len: usize,
     vectors: usize,
-    legacy: bool,
+    interfaces: Interfaces,
     rings: u64,
     moves: bool,
 }
@@ -228,7 +228,15 @@ struct Shape {
 impl Default for Shape {
     fn default() -> Self {
         let queues = vec![128, 256];
-        Self { device_type: 2, queues, config_len: 60, vectors: 3, legacy: true, rings: 0, moves: false }
+        Self {
+            device_type: 2,
+            queues,
+            config_len: 60,
+            vectors: 3,
+            interfaces: Interfaces::Both,
+            rings: 0,
+            moves: false,
+        }
     }
 }
 
@@ -294,7 +302,7 @@ fn rig_with(shape: Shape, messages: Option<Arc<dyn QueueMessages>>) -> Rig {
         doorbells: watcher.clone(),
         slot,
         mapper,
-        legacy: shape.legacy,
+        interfaces: shape.interfaces,
     };
     let function = match messages {
         None => VirtioPci::new(parts),

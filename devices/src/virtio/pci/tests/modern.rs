@@ -18,8 +18,14 @@ fn a_transitional_device_has_the_ids_bars_and_capabilities_a_driver_looks_for() 
 
 #[test]
 fn a_modern_only_device_has_no_ports_and_ids_from_0x1040() {
-    let mut rig =
-        rig(Shape { device_type: 4, config_len: 0, legacy: false, queues: vec![8], vectors: 2, ..Default::default() });
+    let mut rig = rig(Shape {
+        device_type: 4,
+        config_len: 0,
+        interfaces: Interfaces::Modern,
+        queues: vec![8],
+        vectors: 2,
+        ..Default::default()
+    });
     assert_eq!((rig.config_read(0, 4), rig.config_read(8, 4)), (0x1044_1af4, 0xff00_0001));
     assert!(rig.config_read(0x2e, 2) >= 0x40);
     assert_eq!(rig.size_bars().iter().map(|bar| bar.0).collect::<Vec<_>>(), [1, 4]);

@@ -16,7 +16,7 @@ fn every_type_has_the_ids_of_its_kind() {
         let mut old = rig(Shape { device_type, ..Default::default() });
         assert_eq!((old.config_read(0, 2), old.config_read(2, 2)), (0x1af4, transitional));
         assert_eq!((old.config_read(8, 1), old.config_read(0x2e, 2)), (0, device_type.into()), "revision, subsystem");
-        let mut new = rig(Shape { device_type, legacy: false, ..Default::default() });
+        let mut new = rig(Shape { device_type, interfaces: Interfaces::Modern, ..Default::default() });
         assert_eq!((new.config_read(0, 2), new.config_read(2, 2)), (0x1af4, 0x1040 + u64::from(device_type)));
         assert!(new.config_read(8, 1) >= 1 && new.config_read(0x2e, 2) >= 0x40);
     }
