@@ -15,12 +15,14 @@
 #![cfg(target_os = "linux")]
 
 pub mod bhyve;
+pub mod bhyvectl;
 pub mod illumos_kvm;
 mod inject;
 pub mod links;
 mod mutate;
 pub mod names;
 mod node;
+pub mod privileges;
 pub mod record;
 pub mod rules;
 mod sys;

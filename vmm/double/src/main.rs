@@ -12,12 +12,16 @@
 //!   and its MTU 1500. Repeatable.
 //! * `--inject CALL:MOMENT:ERRNO`: makes calls fail, `VM_RUN:3:EBUSY`, `VM_RUN:3+:EBUSY`, `VM_RUN:3x5:EBUSY`. Repeatable.
 //! * `--mutate DAMAGE:CALL:MOMENT`: damages calls, `drop:VM_PAUSE:1`, `resize=-8:VM_RUN:2`. Repeatable.
+//! * `--bhyvectl SOCKET`: whoever connects there is an operator in the global zone, as `zvmm_double::bhyvectl` says.
+//! * `--privileges FILE`: writes in which order the process gave up its privileges, opened the first device and entered the
+//!   guest, a step a line.
 //! * `--calls FILE`: writes how often each call was made.
 //! * `--record FILE`: writes what the guest does to its machine, as `zvmm_double::record` says.
 //!
 //! Every TAP interface of this machine is a data link of the zone, by its name: `--net vnd=tap0`, `--net dlpi=tap0`.
 //!
-//! The process is not confined (`--sandbox`), as it does a kernel's work.
+//! The process is not confined as on Linux, as it does a kernel's work: with `--sandbox strict` it gives up the privileges of
+//! the system that it is the kernel of.
 //!
 //! Ends as zvmm does; or, where a rule of the interface was broken or something was left behind, with status 70, after one
 //! line a violation on stderr.
@@ -45,6 +49,7 @@ mod double {
     use std::ffi::OsString;
     use std::fs::File;
     use std::io::{BufWriter, Write as _};
+    use std::path::Path;
     use std::process::ExitCode;
     use std::sync::Arc;
 
@@ -56,15 +61,32 @@ mod double {
     use zvmm::hypervisor::illumos_kvm::IllumosKvmHypervisor;
     use zvmm::hypervisor::{Hypervisor, OpenHypervisor};
     use zvmm_double::links::Links;
+    use zvmm_double::privileges::OfProcess;
     use zvmm_double::record::{Record, Recording};
     use zvmm_double::viona::{Viona, Wire};
     use zvmm_double::zvol::{VolumeSpec, Zvols};
-    use zvmm_double::{DoubleSys, Driver, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve, illumos_kvm};
+    use zvmm_double::{
+        DoubleSys, Driver, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve, bhyvectl, illumos_kvm,
+    };
 
     /// A rule was broken.
     const BROKEN: u8 = 70;
     /// The options before zvmm's are wrong (EX_USAGE).
     const USAGE: u8 = 64;
+
+    /// The options before zvmm's.
+    const OWN: [&str; 10] = [
+        "--hypervisor",
+        "--zone",
+        "--volume",
+        "--link",
+        "--inject",
+        "--mutate",
+        "--bhyvectl",
+        "--privileges",
+        "--calls",
+        "--record",
+    ];
 
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Interface {
@@ -79,6 +101,8 @@ mod double {
         links: Vec<(String, Link)>,
         injections: Vec<Injection>,
         mutations: Vec<Mutation>,
+        bhyvectl: Option<OsString>,
+        privileges: Option<OsString>,
         calls: Option<OsString>,
         record: Option<OsString>,
         rest: Vec<OsString>,
@@ -167,15 +191,15 @@ mod double {
                 links: Vec::new(),
                 injections: Vec::new(),
                 mutations: Vec::new(),
+                bhyvectl: None,
+                privileges: None,
                 calls: None,
                 record: None,
                 rest: args.next().into_iter().collect(),
             };
             while let Some(arg) = args.next() {
                 let name = arg.to_str().unwrap_or_default();
-                let own =
-                    ["--hypervisor", "--zone", "--volume", "--link", "--inject", "--mutate", "--calls", "--record"];
-                if !own.contains(&name) {
+                if !OWN.contains(&name) {
                     options.rest.push(arg);
                     break;
                 }
@@ -193,6 +217,8 @@ mod double {
                     }
                     ("--inject", text) => options.injections.push(text.parse()?),
                     ("--mutate", text) => options.mutations.push(text.parse()?),
+                    ("--bhyvectl", _) => options.bhyvectl = Some(value),
+                    ("--privileges", _) => options.privileges = Some(value),
                     ("--calls", _) => options.calls = Some(value),
                     ("--record", _) => options.record = Some(value),
                     (name, text) => return Err(format!("{name}: '{text}' is unknown")),
@@ -249,9 +275,20 @@ mod double {
         let mutating = Mutating::new(process.clone(), options.mutations);
         let injecting = Injecting::new(mutating, options.injections);
 
-        zvmm::sandbox::never();
+        let convention = zvmm::cli::convention(&options.rest);
+        let privileges = OfProcess(process.clone());
+        if convention.marks_provisioned() {
+            privileges.marks("/var/svc/provisioning");
+        }
+        zvmm::sandbox::play(Box::new(privileges));
+        if let Some(socket) = &options.bhyvectl
+            && let Err(error) = bhyvectl::serve(&host, Path::new(socket))
+        {
+            eprintln!("zvmm-double: {}: {error}", socket.display());
+            return USAGE.into();
+        }
         // What the status of a guest that has reset itself is, where somebody starts it again then.
-        let restart = match zvmm::cli::convention(&options.rest) {
+        let restart = match convention {
             ExitConvention::Qemu => None,
             convention => Some(ExitCode::from(convention.status(Exit::GuestReset))),
         };
@@ -275,6 +312,12 @@ mod double {
             return USAGE.into();
         }
 
+        if let Some(file) = options.privileges
+            && let Err(error) = std::fs::write(&file, OfProcess(process.clone()).steps().join("\n") + "\n")
+        {
+            eprintln!("zvmm-double: {}: {error}", file.display());
+            return USAGE.into();
+        }
         if let Some(file) = options.calls
             && let Err(error) = write_calls(&file, &injecting)
         {

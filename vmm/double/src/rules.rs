@@ -113,7 +113,7 @@ mod tests {
         let mut names = Vec::new();
         let links = crate::links::rules::vnd::ALL.iter().chain(crate::links::rules::dlpi::ALL);
         let all = system::ALL.iter().chain(crate::bhyve::rules::ALL).chain(crate::zvol::rules::ALL).chain(links);
-        for rule in all.chain(crate::viona::rules::ALL) {
+        for rule in all.chain(crate::viona::rules::ALL).chain(crate::privileges::rules::ALL) {
             let sources = ["bhyve ", "smartos-zone ", "rshyve ", "illumos "];
             assert!(sources.iter().any(|source| rule.source.starts_with(source)), "{rule:?}");
             assert!(!rule.says.ends_with('.') && rule.says.len() > 15, "{rule:?}");

@@ -12,8 +12,12 @@ use devices_host::sys::{
 };
 use devices_host::thread::{KICK_SIGNAL, install_kick_handler};
 
+use zvmm::hypervisor::bhyve::abi::VM_RUN;
+use zvmm::hypervisor::illumos_kvm::abi::KVM_RUN;
+
 use crate::names;
 use crate::node::{Call, Driver, Node};
+use crate::privileges::Privileges;
 use crate::rules::{Ledger, Violation, system};
 use crate::zone::{Privilege, Zone};
 
@@ -88,6 +92,7 @@ pub struct DoubleSys {
     handles: Mutex<BTreeMap<RawHandle, Arc<Open>>>,
     mappings: Mutex<BTreeMap<usize, Mapped>>,
     locked: Mutex<Vec<(usize, usize)>>,
+    pub(crate) privileges: Privileges,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -109,6 +114,7 @@ impl DoubleSys {
             handles: Mutex::default(),
             mappings: Mutex::default(),
             locked: Mutex::default(),
+            privileges: Privileges::default(),
         })
     }
 
@@ -234,6 +240,7 @@ impl Sys for DoubleSys {
                 format!("{path} in zone {}", self.zone.id),
             ));
         }
+        self.privileges.opens();
         let driver = self.host.drivers.iter().find(|driver| driver.serves(path)).ok_or(Errno::ENOENT)?;
         let node = driver.open(self, path, flags)?;
         let handle = RawHandle(self.next.fetch_add(1, Ordering::Relaxed));
@@ -251,6 +258,11 @@ impl Sys for DoubleSys {
     }
 
     unsafe fn ioctl(&self, handle: RawHandle, request: i32, arg: IoctlArg<'_>) -> SysResult<i32> {
+        if matches!(request, VM_RUN | KVM_RUN)
+            && let Some(rule) = self.privileges.enters()
+        {
+            self.ledger().note(rule, names::ioctl(request));
+        }
         let open = self.find(handle, &names::ioctl(request))?;
         // SAFETY: the caller's promise.
         unsafe { open.node.ioctl(&self.call(handle, &open), request, arg) }

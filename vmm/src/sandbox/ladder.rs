@@ -45,6 +45,28 @@ pub enum Privilege {
     ProcClockHighres,
 }
 
+impl Privilege {
+    /// As the system calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FileRead => "file_read",
+            Self::FileWrite => "file_write",
+            Self::FileLinkAny => "file_link_any",
+            Self::NetAccess => "net_access",
+            Self::ProcExec => "proc_exec",
+            Self::ProcFork => "proc_fork",
+            Self::ProcInfo => "proc_info",
+            Self::ProcSecflags => "proc_secflags",
+            Self::ProcSession => "proc_session",
+            Self::ProcClockHighres => "proc_clock_highres",
+        }
+    }
+}
+
+fn names(privileges: &[Privilege]) -> String {
+    privileges.iter().map(|privilege| privilege.name()).collect::<Vec<_>>().join(", ")
+}
+
 /// The calls.
 pub trait Privileges {
     /// Whether a set has the privilege.
@@ -72,34 +94,40 @@ const NEVER: [Privilege; 7] = [
 ///
 /// # Errors
 /// What the system says.
-pub fn start(system: &impl Privileges) -> io::Result<()> {
+pub fn start(system: &(impl Privileges + ?Sized)) -> io::Result<()> {
     // What is not permitted is not in effect either; the limit afterwards, so that nothing is refused for being beyond it.
     system.take_out(Set::Permitted, &NEVER)?;
-    system.take_out(Set::Limit, &NEVER)
+    system.take_out(Set::Limit, &NEVER)?;
+    log::debug!(target: super::LOG, "given up for ever: {}", names(&NEVER));
+    Ok(())
 }
 
 /// When all is open and the machine is built.
 ///
 /// # Errors
 /// What the system says.
-pub fn lock(system: &impl Privileges) -> io::Result<()> {
+pub fn lock(system: &(impl Privileges + ?Sized)) -> io::Result<()> {
     let (in_effect, permitted) = kept(system)?;
     system.make(Set::Permitted, &permitted)?;
     system.make(Set::Limit, &permitted)?;
-    system.make(Set::Effective, &in_effect)
+    system.make(Set::Effective, &in_effect)?;
+    log::debug!(target: super::LOG, "in effect: {}; permitted: {}", names(&in_effect), names(&permitted));
+    Ok(())
 }
 
 /// When the guest is gone.
 ///
 /// # Errors
 /// What the system says.
-pub fn leave(system: &impl Privileges) -> io::Result<()> {
+pub fn leave(system: &(impl Privileges + ?Sized)) -> io::Result<()> {
     let (_, permitted) = kept(system)?;
-    system.make(Set::Effective, &permitted)
+    system.make(Set::Effective, &permitted)?;
+    log::debug!(target: super::LOG, "in effect, as the guest is gone: {}", names(&permitted));
+    Ok(())
 }
 
 /// What is in effect, and what is permitted, while the guest runs: of both only what there was before.
-fn kept(system: &impl Privileges) -> io::Result<(Vec<Privilege>, Vec<Privilege>)> {
+fn kept(system: &(impl Privileges + ?Sized)) -> io::Result<(Vec<Privilege>, Vec<Privilege>)> {
     let mut kept = Vec::new();
     for privilege in [Privilege::FileRead, Privilege::ProcClockHighres, Privilege::FileWrite] {
         if system.has(Set::Permitted, privilege)? {

@@ -15,12 +15,10 @@ pub mod os;
 #[doc(hidden)]
 pub mod os;
 
-#[cfg(any(target_os = "illumos", test))]
-mod ladder;
+pub mod ladder;
 pub mod secrets;
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{SandboxMode, VmConfig};
 use crate::control::restore_terminals;
@@ -28,6 +26,11 @@ use crate::exit::{Exit, ExitConvention};
 use crate::logging;
 
 pub use os::SandboxError;
+
+use ladder::Privileges;
+
+/// Where it is logged what is given up (`-o privileges.debug=true`).
+const LOG: &str = "zvmm::sandbox";
 
 /// What threads there are, by what they need of the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,15 +83,44 @@ impl ThreadKind {
 }
 
 /// What threads enter, and how the process ends where one cannot.
-static PREPARED: OnceLock<(os::Prepared, ExitConvention)> = OnceLock::new();
+static PREPARED: OnceLock<(Confinement, ExitConvention)> = OnceLock::new();
 
-/// Whether this process is never confined.
-static NEVER: AtomicBool = AtomicBool::new(false);
+/// Whose rules confine the process.
+enum Confinement {
+    /// Those of the system it runs on.
+    Own(Box<os::Prepared>),
+    /// Those of the kernel that it plays the part of.
+    Played(&'static (dyn Privileges + Send + Sync)),
+}
 
-/// Has this process give up nothing, whatever its configuration says: one that plays the part of a kernel needs what no
-/// policy lets pass.
-pub fn never() {
-    NEVER.store(true, Ordering::Relaxed);
+impl Confinement {
+    fn enter(&self, kind: ThreadKind) -> Result<(), SandboxError> {
+        match self {
+            Self::Own(prepared) => prepared.enter(kind),
+            // Privileges belong to the whole process.
+            Self::Played(privileges) if kind == ThreadKind::Main => {
+                ladder::lock(*privileges).map_err(SandboxError::Privileges)
+            }
+            Self::Played(_) => Ok(()),
+        }
+    }
+
+    fn leave(&self) -> Result<(), SandboxError> {
+        match self {
+            Self::Own(prepared) => prepared.leave(),
+            Self::Played(privileges) => ladder::leave(*privileges).map_err(SandboxError::Privileges),
+        }
+    }
+}
+
+/// Of a process that plays the part of a kernel: the privileges that a process has there.
+static PLAYED: OnceLock<Box<dyn Privileges + Send + Sync>> = OnceLock::new();
+
+/// Has this process give up the privileges of the kernel that it plays the part of, and nothing of its own system: it needs
+/// there what no policy lets pass.
+pub fn play(privileges: Box<dyn Privileges + Send + Sync>) {
+    // Only a second kernel in one process could find one there, and there is none.
+    let _ = PLAYED.set(privileges);
 }
 
 /// Makes ready what threads enter later, and gives up at once what nobody needs. Call it while the process has one thread.
@@ -96,10 +128,17 @@ pub fn never() {
 /// # Errors
 /// When the host cannot do what the configuration asks for: nobody runs a guest who believes it to be confined.
 pub fn prepare(config: &VmConfig, convention: ExitConvention) -> Result<(), SandboxError> {
-    if NEVER.load(Ordering::Relaxed) || config.sandbox == SandboxMode::Off && config.jail.is_none() {
+    let played = PLAYED.get();
+    if config.sandbox == SandboxMode::Off && (config.jail.is_none() || played.is_some()) {
         return Ok(());
     }
-    let prepared = os::Prepared::new(config)?;
+    let prepared = match played {
+        None => Confinement::Own(Box::new(os::Prepared::new(config)?)),
+        Some(privileges) => {
+            ladder::start(&**privileges).map_err(SandboxError::Privileges)?;
+            Confinement::Played(&**privileges)
+        }
+    };
     // Only a second guest in one process could find one there, and there is none.
     let _ = PREPARED.set((prepared, convention));
     devices_host::engine::at_thread_start(|| enter(ThreadKind::DiskEngine));

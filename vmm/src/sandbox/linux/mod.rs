@@ -43,6 +43,9 @@ pub enum SandboxError {
     /// Landlock refuses.
     #[error("landlock: {0}")]
     Files(String),
+    /// The kernel that is played refuses.
+    #[error("cannot give up privileges: {}", system_text(.0))]
+    Privileges(io::Error),
 }
 
 impl SandboxError {
@@ -51,7 +54,7 @@ impl SandboxError {
         match self {
             Self::Config(_) => Exit::Config,
             Self::NoSeccomp(_) => Exit::HostLacks,
-            Self::Call { .. } | Self::Filter(_) | Self::Files(_) => Exit::HostFailed,
+            Self::Call { .. } | Self::Filter(_) | Self::Files(_) | Self::Privileges(_) => Exit::HostFailed,
         }
     }
 }
@@ -83,6 +86,7 @@ impl Prepared {
     /// When the host cannot do it.
     pub fn new(config: &VmConfig) -> Result<Self, SandboxError> {
         calls::no_new_privileges().map_err(call("cannot give up new privileges"))?;
+        log::debug!(target: super::LOG, "no new privileges from now on");
         let refused = match config.sandbox {
             SandboxMode::Off => None,
             SandboxMode::Log => Some((SeccompAction::Log, libc::SECCOMP_RET_LOG)),
@@ -108,7 +112,10 @@ impl Prepared {
         let Some(filters) = &self.filters else { return Ok(()) };
         // Calls alone, and no more of them than two a thread: the crates' own functions make five.
         match &filters.files {
-            Some(files) => calls::restrict_files(files.as_fd()).map_err(call("landlock"))?,
+            Some(files) => {
+                calls::restrict_files(files.as_fd()).map_err(call("landlock"))?;
+                log::debug!(target: super::LOG, "{}: no file can be opened", kind.name());
+            }
             None if kind == ThreadKind::Main => {
                 log::warn!("the kernel has no Landlock: files are kept from threads by their system calls alone");
             }
@@ -121,6 +128,10 @@ impl Prepared {
             let _ = program.set(made.map_err(|error| SandboxError::Filter(error.to_string()))?);
         }
         let program = program.get().map_or(&[][..], Vec::as_slice);
+        if log::log_enabled!(target: super::LOG, log::Level::Debug) {
+            let lines = policy::LINES.iter().filter(|line| line.is_for(kind)).count();
+            log::debug!(target: super::LOG, "{}: the calls of {lines} lines of the policy are left", kind.name());
+        }
         calls::filter_calls(program).map_err(call("seccomp"))
     }
 

@@ -1,7 +1,7 @@
 //! A guest as whoever manages a zone meets it: it says that it is up, obeys the power button, and does what it is told on COM1.
 //!
-//! Bytes on COM1: `R` resets the machine, `O` turns it off, `T` has the processor shut down by triple fault, `I` has it ignore
-//! the power button from then on, and everything else comes back, as everything on COM2 does. A non-maskable interrupt is told.
+//! Bytes on COM1: `R` resets the machine, `O` turns it off, `T` has the processor shut down by triple fault, `H` halts it
+//! for ever, `I` has it ignore the power button from then on, and everything else comes back, as everything on COM2 does. A non-maskable interrupt is told.
 //! Option: `looks=<n>` has it reset after it has looked at the button n times.
 
 #![no_std]
@@ -44,6 +44,7 @@ fn main() {
             Some(b'R') => reset(),
             Some(b'O') => return,
             Some(b'T') => triple_fault(),
+            Some(b'H') => stop(),
             Some(b'I') => {
                 obeys = false;
                 println!("IGNORES");
