@@ -144,7 +144,7 @@ fn kvm(options: &Options) -> anyhow::Result<&'static str> {
         None => place::runs_small_guests(),
     };
     if let Err(why) = here {
-        kvm_tests::run(&why)?;
+        kvm_tests::run(&why, options.full)?;
         return Ok("kvm in the lab");
     }
     println!("tests that need a KVM run on this machine's");
@@ -158,6 +158,10 @@ fn kvm(options: &Options) -> anyhow::Result<&'static str> {
         needs_kvm => vec![test(&[package, "--lib", "--", needs_kvm]), test(&[package, "--test", "*"])],
     });
     side_by_side(&rows, &environment)?;
+    if options.full {
+        let (package, program) = kvm_tests::LONG;
+        side_by_side(&[vec![test(&[package, "--test", program, "--", "--ignored"])]], &environment)?;
+    }
     Ok("kvm")
 }
 

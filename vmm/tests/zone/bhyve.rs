@@ -113,10 +113,20 @@ fn a_zone_that_is_provisioned_and_one_that_is_halted_by_force_start_again() {
 
 #[test]
 fn twenty_reboots_are_twenty_processes_that_leave_nothing_behind() {
+    reboot(20);
+}
+
+#[test]
+#[ignore = "takes long: cargo xtask test --full kvm"]
+fn a_hundred_reboots_are_a_hundred_processes_that_leave_nothing_behind() {
+    reboot(100);
+}
+
+fn reboot(count: usize) {
     let Some(guest) = guest() else { return };
     let mut zone = booted(&guest, &[]);
     let first = zone.belongings();
-    for reboots in 1..=20 {
+    for reboots in 1..=count {
         zone.root.forget_console();
         zone.root.type_on_console(b"R");
         zone.until_console("UP\n");
@@ -172,9 +182,19 @@ fn sigterm_presses_the_button_however_often_it_comes_and_sighup_is_nothing() {
 /// The operator's order and the guest's own reset come at every moment of each other; who ordered the end gets it.
 #[test]
 fn a_stop_wins_over_a_racing_reboot_always() {
+    race(60);
+}
+
+#[test]
+#[ignore = "takes long: cargo xtask test --full kvm"]
+fn a_stop_wins_over_two_hundred_racing_reboots() {
+    race(200);
+}
+
+fn race(rounds: u64) {
     let Some(guest) = guest() else { return };
     let mut heard = 0;
-    for round in 0..60_u64 {
+    for round in 0..rounds {
         // A guest that does nothing but reset, after a moment that differs.
         let looks = format!("looks={}", 1 + round % 7 * 40);
         let mut zone = booted(&guest, &[&looks]);

@@ -18,6 +18,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Packages with tests that need a KVM, and the name of those among the library's own tests (empty: all).
 pub const PACKAGES: [(&str, &str); 2] = [("zvmm", "hypervisor::kvm"), ("zvmm-double", "")];
 
+/// The package and the program of tests that are not run unless there is time for them: those that are ignored otherwise.
+pub const LONG: (&str, &str) = ("zvmm", "zone");
+
 /// In the outer machine: where the test programs and the guests are.
 const BIN: &str = "lab/bin";
 const GUESTS: &str = "lab/guests";
@@ -88,19 +91,26 @@ impl KvmTests {
         // Bochs is the slowest: hundreds of reboots take minutes there.
         const LIMIT_S: u64 = 1800;
         let chosen = self.programs.iter().filter(|program| only.is_none_or(|only| program.name == only));
-        chosen
-            .map(|Program { name, filter, .. }| {
-                let command = format!("ZVMM_GUESTS=/{GUESTS} exec /{BIN}/{name} --test-threads=1 {filter} 2>&1");
-                Run {
-                    name: format!("tests/{name}"),
-                    before: vec![self.links()],
-                    command: vec!["sh".to_owned(), "-c".to_owned(), command],
-                    steps: vec![Step::Exit { within_s: LIMIT_S, status: Some(0) }],
-                    limit_s: LIMIT_S,
-                    ..Run::default()
-                }
-            })
-            .collect()
+        chosen.map(|Program { name, filter, .. }| self.run(format!("tests/{name}"), name, filter, LIMIT_S)).collect()
+    }
+
+    /// The run of what takes long.
+    fn long_run(&self) -> Run {
+        const LIMIT_S: u64 = 3600;
+        let (package, program) = LONG;
+        self.run("tests/long".to_owned(), &format!("{package}-{program}"), "--ignored", LIMIT_S)
+    }
+
+    fn run(&self, name: String, program: &str, words: &str, limit_s: u64) -> Run {
+        let command = format!("ZVMM_GUESTS=/{GUESTS} exec /{BIN}/{program} --test-threads=1 {words} 2>&1");
+        Run {
+            name,
+            before: vec![self.links()],
+            command: vec!["sh".to_owned(), "-c".to_owned(), command],
+            steps: vec![Step::Exit { within_s: limit_s, status: Some(0) }],
+            limit_s,
+            ..Run::default()
+        }
     }
 
     /// The tests start zvmm from where cargo put it.
@@ -156,16 +166,17 @@ pub fn all_passed(outcome: &Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs all of them in the outer machine with nested SVM, whatever this machine can do.
+/// Runs all of them in the outer machine with nested SVM, whatever this machine can do; `full`: also what takes long.
 ///
 /// # Errors
 /// When something cannot be built or started, or a test fails.
-pub fn run(why: &str) -> anyhow::Result<()> {
+pub fn run(why: &str, full: bool) -> anyhow::Result<()> {
     let tests = KvmTests::build()?;
     let mut lab = Lab::prepare(&[Vmm::ZVMM, matrix::DOUBLES[0].1[0]])?;
     lab.place = Place::Nested(why.to_owned());
     lab.programs.extend(tests.files()?);
-    let job = Job { runs: tests.runs(None) };
+    let mut job = Job { runs: tests.runs(None) };
+    job.runs.extend(full.then(|| tests.long_run()));
     println!("lab: {} test programs run {}", job.runs.len(), lab.place.describe());
     let report = lab.run("kvm-tests", (OUTER_CPUS, 2048), &job, false)?;
     let mut failures = Vec::new();
