@@ -1,12 +1,15 @@
 //! A stock guest in a zone, driven over its console.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use zvmm_zone::argv::{Disk, Properties};
 use zvmm_zone::console::Console;
 use zvmm_zone::global::Zone;
-use zvmm_zone::qmp::try_ask;
+use zvmm_zone::qmp::{ask, try_ask};
 use zvmm_zone::root::{Brand, Parts};
 
 use crate::agent::Agent;
@@ -20,6 +23,8 @@ const FILES: [(&str, &str); 2] = [("/tools/vmlinuz-6.1", "vmlinuz"), ("/tools/in
 const PLACE: &str = "/tools";
 const E2FSCK: &str = "/tools/bin/e2fsck";
 const DOUBLE: &str = "zvmm-double";
+/// Where operators in the global zone reach the kernel that a double plays.
+const OPERATORS: &str = "/dev/bhyvectl";
 
 /// How long anything may take that a guest does; what vmadm grants a stop.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -62,11 +67,20 @@ impl Guest {
         if on_double {
             words.extend(disks.iter().flat_map(|disk| ["--volume".to_owned(), disk.path.to_owned()]));
         }
+        // What an operator of the bhyve brand asks the kernel for goes another way on Linux.
+        let control = match (brand, on_double) {
+            (Brand::Kvm, _) => "",
+            (Brand::Bhyve, false) => " -o zvmm.qmp=/tmp/vm.qmp",
+            (Brand::Bhyve, true) => {
+                words.extend(["--bhyvectl", OPERATORS].map(str::to_owned));
+                ""
+            }
+        };
         let cmdline = CMDLINE.iter().chain(cmdline);
         let extra = match brand {
             Brand::Bhyve => {
                 let cmdline = cmdline.map(|word| format!(" -o zvmm.cmdline={word}")).collect::<String>();
-                format!("-o zvmm.kernel=/vmlinuz -o zvmm.initrd=/initrd.img{cmdline}")
+                format!("-o zvmm.kernel=/vmlinuz -o zvmm.initrd=/initrd.img{control}{cmdline}")
             }
             Brand::Kvm => {
                 let cmdline = cmdline.copied().collect::<Vec<_>>().join(" ");
@@ -169,6 +183,29 @@ impl Guest {
             try_ask(&self.zone.socket("vm.qmp"), "system_powerdown", None);
         } else {
             self.zone.signal(libc::SIGTERM);
+        }
+    }
+
+    /// Sends the guest a non-maskable interrupt, as the brand's operators do.
+    ///
+    /// # Panics
+    /// When nobody takes the order.
+    pub fn send_nmi(&mut self) {
+        match (self.zone.brand, self.on_double) {
+            (Brand::Kvm, _) => {
+                let line = json!({"command-line": "nmi 0"});
+                ask(&self.zone.socket("vm.qmp"), "human-monitor-command", Some(line));
+            }
+            (Brand::Bhyve, false) => {
+                ask(&self.zone.socket("vm.qmp"), "inject-nmi", None);
+            }
+            (Brand::Bhyve, true) => {
+                let mut kernel = UnixStream::connect(self.zone.root.path(OPERATORS)).expect("the kernel's side");
+                writeln!(kernel, "SYSbhyve-{} inject-nmi", self.zone.properties.did).expect("it listens");
+                let mut said = String::new();
+                BufReader::new(kernel).read_line(&mut said).expect("an answer");
+                assert_eq!(said, "ok\n");
+            }
         }
     }
 

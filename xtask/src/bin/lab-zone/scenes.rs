@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use zvmm_zone::global::Stop;
-use zvmm_zone::qmp::ask;
 use zvmm_zone::root::Brand;
 
 use crate::guest::{Guest, METADATA, PATIENCE};
@@ -89,9 +87,7 @@ fn reboots(brand: Brand, program: &str, words: &[String]) {
     let connections = guest.agent.state().connections;
     assert!(if brand == Brand::Bhyve { connections > REBOOTS } else { connections == 1 }, "{connections}");
     shown("reboots");
-    if brand == Brand::Kvm {
-        interrupted(&mut guest);
-    }
+    interrupted(&mut guest);
     for race in 0..RACES {
         race_of_a_stop_and_a_reboot(&mut guest, race);
         guest.boot_again();
@@ -144,6 +140,28 @@ fn metadata(guest: &mut Guest) {
     let requests = guest.agent.state().requests;
     assert!(requests[0] >= METADATA.len() + 2 && requests[1] >= METADATA.len() + 9, "{requests:?}");
     shown("metadata v2");
+    if guest.try_run("test -x /data/bin/mdata-get").0 == "0" {
+        smartos_own_programs(guest);
+    }
+}
+
+/// The same by the programs that SmartOS' guests have, where somebody has put them on the disk.
+fn smartos_own_programs(guest: &mut Guest) {
+    for (key, value) in METADATA {
+        let said = guest.run(&format!("/data/bin/mdata-get {key}"));
+        assert_eq!(said, format!("{value}\n"), "{key}");
+    }
+    assert_eq!(guest.try_run("/data/bin/mdata-get nothing").0, "1");
+    let lists = |guest: &mut Guest, key: &str| guest.run("/data/bin/mdata-list").lines().any(|line| line == key);
+    assert!(lists(guest, "user-script"));
+    guest.run("/data/bin/mdata-put own 'a b.c  $d'");
+    assert_eq!(guest.run("/data/bin/mdata-get own"), "a b.c  $d\n");
+    guest.run("head -c 3000 /dev/zero | tr '\\0' x | /data/bin/mdata-put long");
+    assert_eq!(guest.run("/data/bin/mdata-get long | wc -c"), "3001\n");
+    guest.run("/data/bin/mdata-delete own");
+    assert!(!lists(guest, "own") && !guest.agent.state().values.contains_key("own"));
+    assert_ne!(guest.try_run("/data/bin/mdata-put sdc:uuid other").0, "0", "it is the host's");
+    shown("SmartOS' own programs");
 }
 
 /// What a life of a guest leaves in its zone: descriptors and threads of the VMM, and every file there is.
@@ -189,8 +207,7 @@ fn interrupted(guest: &mut Guest) {
     let count =
         |guest: &mut Guest| guest.run(COUNT).lines().find_map(|line| line.parse::<u64>().ok()).expect("a number");
     let before = count(guest);
-    let socket = guest.zone.socket("vm.qmp");
-    ask(&socket, "human-monitor-command", Some(json!({"command-line": "nmi 0"})));
+    guest.send_nmi();
     let end = Instant::now() + PATIENCE;
     while count(guest) == before {
         assert!(Instant::now() < end, "no interrupt came");
