@@ -19,7 +19,7 @@ const QMP_LIBRARY: &str =
 /// # Errors
 /// When Debian's packages or the library cannot be had.
 pub fn unpack() -> anyhow::Result<PathBuf> {
-    let root = debian::unpack("clients", &["python3", "python3-pip", "socat"])?;
+    let root = debian::unpack("clients", &["python3", "python3-pip", "socat", "cloud-init"])?;
     let folder = paths::lab().join("clients");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     write_launcher(&root, "socat", &folder, OsStr::new(""))?;

@@ -1,4 +1,5 @@
-//! Clients that others have written, as they are: Python's `qemu.qmp`, its shell, and socat.
+//! Clients that others have written, as they are: Python's `qemu.qmp`, its shell, socat, and cloud-init's client of SmartOS'
+//! metadata.
 //!
 //! `cargo xtask test --full clients` fetches them, names their folder in `ZVMM_CLIENTS` and runs these tests.
 
@@ -8,6 +9,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::lines::pty_of;
+use crate::metadata::relay;
 use crate::process::{self, Zvmm};
 
 /// A client of this name.
@@ -99,4 +102,25 @@ fn socat_carries_a_console_and_the_control_socket() {
     drop((keys, commands));
     assert!(console.wait().expect("it ends").success() && control.wait().expect("it ends").success());
     end(zvmm);
+}
+
+#[test]
+#[ignore = "needs clients of others: cargo xtask test --full clients"]
+fn cloud_init_gets_its_metadata_from_the_responder_on_com2() {
+    let folder = tempfile::TempDir::new().expect("a directory");
+    let file = folder.path().join("m.json");
+    let metadata = json!({
+        "sdc:hostname": "web1",
+        "sdc:nics": [{"interface": "net0", "ips": ["10.0.0.5/24"]}],
+        "user-script": "#!/bin/sh\n.\n..dots\n  end  \n",
+    });
+    std::fs::write(&file, metadata.to_string()).expect("a file");
+    let (kernel, responder) = (relay(folder.path()), format!("com2=metadata:{}", file.display()));
+    let mut zvmm = Zvmm::start(&["--kernel", &kernel.display().to_string(), "--serial", "pty", "--serial", &responder]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/life/clients/metadata.py");
+    let output = client("python3").arg(script).arg(pty_of(&zvmm)).output().expect("the client runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "all is well\n", "{errors}");
+    zvmm.signal(libc::SIGQUIT);
+    assert_eq!(zvmm.status(), Some(130));
 }

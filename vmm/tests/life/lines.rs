@@ -13,7 +13,7 @@ use crate::process::{self, LIMIT, Terminal, Zvmm, talk};
 use crate::qmp::Qmp;
 
 /// The pseudo terminal that the process says it has opened for COM1.
-fn pty_of(zvmm: &Zvmm) -> PathBuf {
+pub fn pty_of(zvmm: &Zvmm) -> PathBuf {
     process::until("the name of the terminal", || zvmm.errors().ends_with('\n'));
     let said = zvmm.errors();
     PathBuf::from(said.trim_end().strip_prefix("zvmm: com1 is ").unwrap_or_else(|| panic!("said: {said}")))

@@ -1,5 +1,7 @@
 //! The built-in metadata responder on COM2, asked by a guest.
 
+use std::path::{Path, PathBuf};
+
 use crate::process::{self, Zvmm, elf, talk};
 
 /// Passes on what it receives: from COM1 to COM2, and from COM2 to COM1. So the test is what runs in the guest.
@@ -32,14 +34,20 @@ const RELAY: &[u8] = &[
     0xeb, 0xcd, // jmp wait
 ];
 
+/// A guest that passes on what comes on COM1 to COM2 and back, in a file that is the kernel.
+pub fn relay(folder: &Path) -> PathBuf {
+    let kernel = folder.join("relay");
+    std::fs::write(&kernel, elf(RELAY)).expect("a file");
+    kernel
+}
+
 #[test]
 fn a_guest_asks_for_its_metadata_on_com2_in_both_versions() {
     if process::skip() {
         return;
     }
     let folder = tempfile::TempDir::new().expect("a directory");
-    let (kernel, file) = (folder.path().join("relay"), folder.path().join("m.json"));
-    std::fs::write(&kernel, elf(RELAY)).expect("a file");
+    let (kernel, file) = (relay(folder.path()), folder.path().join("m.json"));
     let metadata = r#"{"a": ".one\ntwo", "sdc:nics": []}"#;
     std::fs::write(&file, metadata).expect("a file");
     let responder = format!("com2=metadata:{}", file.display());
