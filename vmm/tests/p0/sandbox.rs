@@ -220,3 +220,20 @@ fn every_thread_has_a_filter_and_no_new_privileges_and_in_a_jail_no_root_user_gr
     outcome.ended_with(0);
     assert_eq!(outcome.errors(), "", "{outcome:?}");
 }
+
+#[test]
+fn what_each_thread_gives_up_is_said_where_the_operator_asks_for_it() {
+    let Some(guests) = guests() else { return };
+    let image = disk(1);
+    let outcome = Zvmm::new(&guests, "reset_poweroff")
+        .cmdline("mode=s5")
+        .args(["--disk", &path(&image), "--log", "warn,zvmm::sandbox=debug"])
+        .run();
+    outcome.ended_with(0);
+    let said: Vec<&str> = outcome.errors().lines().collect();
+    let says = |what: &str| said.iter().any(|line| line.starts_with(&format!("zvmm: debug: zvmm::sandbox: {what}")));
+    assert!(says("no new privileges from now on"), "{said:?}");
+    for kind in ["main", "signals", "vcpu", "disk queue"] {
+        assert!(says(&format!("{kind}: the calls of ")), "{kind}: {said:?}");
+    }
+}

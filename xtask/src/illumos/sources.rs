@@ -17,7 +17,7 @@ const SWITCHES: [(&str, usize); 5] = [
     // The host's hypervisor, and Linux KVM.
     ("vmm/src/hypervisor/mod.rs", 3),
     // What the process gives up; the order on illumos is tested everywhere.
-    ("vmm/src/sandbox/mod.rs", 3),
+    ("vmm/src/sandbox/mod.rs", 2),
     // The heap of the static Linux binary.
     ("vmm/src/main.rs", 1),
 ];
