@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use zvmm::config::{Fate, Note, Translation, VmConfig};
+use zvmm::config::{Fate, Note, Translation, VirtioInterfaces, VmConfig};
 
 /// What a configuration file is called.
 pub const FILE: &str = "vm.json";
@@ -74,6 +74,7 @@ pub fn translation(translation: &Translation) {
         + config.uuid.iter().count()
         + strings.into_iter().flatten().count()
         + config.serials.iter().flatten().count()
+        + usize::from(config.virtio != VirtioInterfaces::Both)
         + config.console.iter().count()
         + config.debug_port.iter().count()
         + shown
