@@ -18,7 +18,8 @@
 //! * `--calls FILE`: writes how often each call was made.
 //! * `--record FILE`: writes what the guest does to its machine, as `zvmm_double::record` says.
 //!
-//! Every TAP interface of this machine is a data link of the zone, by its name: `--net vnd=tap0`, `--net dlpi=tap0`.
+//! Every TAP interface of this machine is a data link of the zone, by its name, with the address that `--link` would give it:
+//! `--net viona=tap0`, `--net vnd=tap0`, `--net dlpi=tap0`. It is opened when the guest's interface is.
 //!
 //! The process is not confined as on Linux, as it does a kernel's work: with `--sandbox strict` it gives up the privileges of
 //! the system that it is the kernel of.
@@ -87,6 +88,8 @@ mod double {
         "--calls",
         "--record",
     ];
+    /// The first id of a link that was given: the others have the number of their TAP interface.
+    const LINK_IDS: u32 = 1 << 24;
 
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Interface {
@@ -212,7 +215,7 @@ mod double {
                     ("--zone", "global") => options.global = true,
                     ("--volume", text) => options.volumes.push(volume(text)?),
                     ("--link", text) => {
-                        let id = u32::try_from(options.links.len()).map_or(u32::MAX, |count| count + 1);
+                        let id = LINK_IDS + u32::try_from(options.links.len()).unwrap_or_default();
                         options.links.push(link(id, text)?);
                     }
                     ("--inject", text) => options.injections.push(text.parse()?),
@@ -262,9 +265,12 @@ mod double {
         let (links, queues) = (Links::new(), Viona::new());
         let drivers = vec![driver, zvols as Arc<dyn Driver>, queues.clone()];
         let host = Host::new([drivers, links.drivers()].concat());
-        if let Err(error) = links.add_taps(&host) {
-            eprintln!("zvmm-double: the TAP interfaces of this machine: {error}");
-            return USAGE.into();
+        match links.add_taps(&host) {
+            Ok(taps) => taps.iter().for_each(|tap| queues.connect_tap(tap)),
+            Err(error) => {
+                eprintln!("zvmm-double: the TAP interfaces of this machine: {error}");
+                return USAGE.into();
+            }
         }
         if let Err(error) = viona(&host, &queues, &options.links) {
             eprintln!("zvmm-double: {error}");

@@ -7,6 +7,7 @@ mod process;
 #[path = "../../tests/p0/tap.rs"]
 mod tap;
 
+use std::io;
 use std::time::Duration;
 
 use process::{Outcome, Run, guests};
@@ -15,6 +16,19 @@ const LINK: &str = "tap0,mac=52:54:00:12:34:56";
 
 fn talks() -> String {
     format!("pci=ecam expect=net arp={} ip=192.0.2.2", tap::HOST_ADDRESS)
+}
+
+/// As [`tap::enter`], where this process sees the network namespace's interfaces under `/sys` as well.
+fn enter_and_see() -> io::Result<()> {
+    tap::enter()?;
+    let none = std::ptr::null();
+    let check = |result| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: changes only this process, which gets mounts of its own; the paths are C strings.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        check(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()))?;
+        check(libc::mount(c"sysfs".as_ptr(), c"/sys".as_ptr(), c"sysfs".as_ptr(), 0, none.cast()))
+    }
 }
 
 fn calls(file: &tempfile::NamedTempFile, call: &str) -> usize {
@@ -39,6 +53,20 @@ fn an_independent_driver_exchanges_packets_with_the_host_and_no_doorbell_leaves_
         // Each ring once to start it, and at most once more: rung before it ran.
         assert!((2..=4).contains(&calls(&counts, "VNA_IOC_RING_KICK")), "{outcome:?}");
     }
+}
+
+#[test]
+fn every_tap_interface_is_a_link_that_the_kernel_can_carry() {
+    let Some(guests) = guests() else { return };
+    let run = |nets: [&str; 2]| {
+        let nets = nets.into_iter().flat_map(|net| ["--net", net]);
+        Run::new("bhyve", &guests, "virtio").args(nets).args(["--cmdline", &talks()]).after(enter_and_see).run()
+    };
+    let alone = Run::new("bhyve", &guests, "virtio").args(["--net", "viona=tap0", "--cmdline", &talks()]);
+    alone.after(enter_and_see).run().passed(&["net arp", "net"]);
+    // It is open for one of those that can have it, and only while that has it.
+    let busy = run(["tap=tap0,mac=52:54:00:12:34:57", "viona=tap0"]);
+    assert!(busy.errors.contains("net1: link tap0: VNA_IOC_CREATE: Device busy: something else has it"), "{busy:?}");
 }
 
 #[test]

@@ -70,12 +70,14 @@ impl Links {
     }
 
     /// Makes a link of every TAP interface there is: of its name, with its MTU, and the address that a guest behind it has.
+    /// The names of all.
     ///
     /// # Errors
     /// What sysfs says.
-    pub fn add_taps(&self, host: &Host) -> io::Result<()> {
+    pub fn add_taps(&self, host: &Host) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
         let folder = match std::fs::read_dir("/sys/class/net") {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
             folder => folder?,
         };
         for entry in folder {
@@ -95,9 +97,10 @@ impl Links {
             let zvmm::config::Mac(mac) = zvmm::config::Mac::of_other_end(mac);
             let facts = Link { id, mac, mtu };
             host.add_link(&name, facts);
-            lock(&self.plugged).insert(name, Plug::Tap(facts, None));
+            lock(&self.plugged).insert(name.clone(), Plug::Tap(facts, None));
+            names.push(name);
         }
-        Ok(())
+        Ok(names)
     }
 
     /// Takes a link away: its devices go with it. Another one of the name can be made.

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use devices_host::sys::{Errno, OpenFlags, SysResult};
+use devices_host::tap::{Tap, TapError};
 
 pub use self::wire::{Wire, WireEnd};
 
@@ -52,9 +53,16 @@ impl Default for Config {
 pub struct Viona {
     config: Config,
     this: Weak<Self>,
-    wires: Mutex<BTreeMap<String, Arc<Mutex<Wire>>>>,
+    plugged: Mutex<BTreeMap<String, Plug>>,
     /// Links that somebody has.
     taken: Mutex<BTreeSet<String>>,
+}
+
+/// What a link is plugged into.
+enum Plug {
+    /// A TAP interface of the link's name, open as long as an instance has the link.
+    Tap,
+    Wire(Arc<Mutex<Wire>>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -71,20 +79,38 @@ impl Viona {
     /// The same for another kernel.
     #[must_use]
     pub fn with(config: Config) -> Arc<Self> {
-        let (wires, taken) = Default::default();
-        Arc::new_cyclic(|this| Self { config, this: this.clone(), wires, taken })
+        let (plugged, taken) = Default::default();
+        Arc::new_cyclic(|this| Self { config, this: this.clone(), plugged, taken })
     }
 
     /// Says what is at the other end of a link of the [host](crate::Host::add_link).
     pub fn connect(&self, link: &str, wire: Wire) {
-        lock(&self.wires).insert(link.to_owned(), Arc::new(Mutex::new(wire)));
+        lock(&self.plugged).insert(link.to_owned(), Plug::Wire(Arc::new(Mutex::new(wire))));
+    }
+
+    /// The same of a link whose other end is the TAP interface of its name: opened when an instance is attached, and closed
+    /// when that lets the link go.
+    pub fn connect_tap(&self, link: &str) {
+        lock(&self.plugged).insert(link.to_owned(), Plug::Tap);
     }
 
     /// Takes a link for one instance. `None` where another one has it.
     fn take(&self, link: &str) -> Option<Taken> {
         let driver = self.this.upgrade()?;
-        let wire = lock(&self.wires).get(link).cloned();
-        lock(&self.taken).insert(link.to_owned()).then(|| Taken { driver, link: link.to_owned(), wire })
+        lock(&self.taken).insert(link.to_owned()).then(|| Taken { driver, link: link.to_owned() })
+    }
+
+    /// What is at the other end of a link: EBUSY where something else than viona has it.
+    fn wire(&self, link: &str) -> SysResult<Arc<Mutex<Wire>>> {
+        match lock(&self.plugged).get(link) {
+            None => Err(Errno::ENOENT),
+            Some(Plug::Wire(wire)) => Ok(wire.clone()),
+            Some(Plug::Tap) => match Tap::open(link) {
+                Ok(tap) => Ok(Arc::new(Mutex::new(Wire::Tap(tap)))),
+                Err(TapError::Missing(_)) => Err(Errno::ENOENT),
+                Err(_) => Err(Errno::EBUSY),
+            },
+        }
     }
 }
 
@@ -92,7 +118,6 @@ impl Viona {
 struct Taken {
     driver: Arc<Viona>,
     link: String,
-    wire: Option<Arc<Mutex<Wire>>>,
 }
 
 impl Drop for Taken {

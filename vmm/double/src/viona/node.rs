@@ -13,7 +13,7 @@ use zvmm::hypervisor::bhyve::abi::*;
 
 use super::args::{self, Arg};
 use super::ring::{MOST_ENTRIES, Making, Phase, RINGS, Ring, Signals};
-use super::{Taken, Viona, lock, rules};
+use super::{Taken, Viona, Wire, lock, rules};
 use crate::bhyve::{self, Place};
 use crate::names;
 use crate::node::{Call, Node};
@@ -44,6 +44,7 @@ pub(super) struct OpenViona {
 /// What an instance has once it is attached.
 struct Attached {
     taken: Taken,
+    wire: Arc<Mutex<Wire>>,
     mac: [u8; 6],
     most_mtu: u32,
     mtu: u32,
@@ -83,8 +84,10 @@ impl OpenViona {
         let Some(taken) = self.driver.take(&name) else {
             return Err(call.refuse(&rules::LINK_FREE, Errno::EBUSY, name));
         };
+        let wire = self.driver.wire(&name)?;
         *link = Some(Attached {
             taken,
+            wire,
             mac: found.mac,
             most_mtu: found.mtu,
             mtu: 1500,
@@ -173,8 +176,7 @@ impl Attached {
         if resumed && left_at.is_some_and(|left_at| left_at != place) {
             call.note(&rules::STATE_SAME, what(&format!("it stood at {left_at:x?}")));
         }
-        let wire = self.taken.wire.clone().ok_or(Errno::ENOENT)?;
-        let end = lock(&wire).end(self.mac, &self.promisc).map_err(|_| Errno::ENOMEM)?;
+        let end = lock(&self.wire).end(self.mac, &self.promisc).map_err(|_| Errno::ENOMEM)?;
         if index == RX_QUEUE {
             end.drain();
         }
