@@ -328,6 +328,7 @@ fn an_interface_in_the_kernel_has_the_links_address_and_no_key_of_the_queues_her
         config
     };
     assert_eq!(with(|_| ()).check(), Ok(()));
+    assert_eq!(with(|net| net.queues = Some(16)).check(), Ok(()));
     assert_eq!(with(|net| net.carrier = Carrier::Vnic).check(), Ok(()));
     let dhcp = |net: &mut NetConfig| net.dhcp = Some(DhcpConfig::new(ip("10.0.0.5"), ip("255.0.0.0")));
     refused(

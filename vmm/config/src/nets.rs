@@ -97,7 +97,7 @@ impl NetConfig {
         let (queues, most) = (self.queue_count(), Self::MOST_QUEUES);
         if !(1..=most).contains(&queues) {
             found.add(id, format!("{queues} queue pairs are not possible; an interface has 1 to {most}"));
-        } else if queues > 1 && !matches!(self.carrier, Carrier::Tap | Carrier::Vnic) {
+        } else if queues > 1 && !matches!(self.carrier, Carrier::Tap | Carrier::Vnic | Carrier::Viona) {
             found.add(id, format!("{queues} queue pairs are not possible on {}; it has one", self.carrier.key()));
         } else if !self.fds.is_empty() && usize::from(queues) != self.fds.len() {
             let fds = self.fds.len();

@@ -121,7 +121,7 @@ pub struct GuestArgs {
     /// Instead of tap=, macvtap=NAME (a macvtap interface, whose own address the guest has where no mac is given), or
     /// fd=N[:N…] (open file descriptors of a TAP or macvtap device, a queue each, set up for frames with the header of
     /// virtio-net); on illumos viona=LINK (bhyve's kernel carries its frames, and its address is the link's; with slot=,
-    /// queue_size=, speed=, duplex= and id= only), vnd=LINK for a frame device of the kvm brand or dlpi=LINK for a stream of
+    /// queues=, queue_size=, speed=, duplex= and id= only), vnd=LINK for a frame device of the kvm brand or dlpi=LINK for a stream of
     /// any data link, with the address of the link unless mac= gives another.
     ///
     /// Rate limits, to the guest (rx) and from it (tx): limit_rx_packets=N, limit_tx_packets=N (packets a second),

@@ -200,9 +200,12 @@ pub trait Vm: Send + Sync {
     /// Kernel doorbells, where the hypervisor has them.
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>>;
 
-    /// Has the kernel carry the data queues of a network card on the data link `name`, which was [looked
-    /// up](Hypervisor::kernel_link): it lets go of the link with the queues.
-    fn attach_link(&self, name: &str, _link: &Link) -> Result<KernelNic, HypervisorError> {
+    /// Has the kernel carry the data queues of a network card with so many `pairs` of them on the data link `name`, which was
+    /// [looked up](Hypervisor::kernel_link): it lets go of the link with the queues.
+    ///
+    /// # Errors
+    /// One line: the kernel does not have so many pairs, the link is somebody else's, or what else the kernel says.
+    fn attach_link(&self, name: &str, _link: &Link, _pairs: u16) -> Result<KernelNic, HypervisorError> {
         Err(HypervisorError::Unavailable(format!("link {name}: no kernel here carries the queues of a network card")))
     }
 

@@ -7,6 +7,7 @@ use devices::virtio::counters::QueueCounters;
 use devices::virtio::net::NetDevice;
 use devices::virtio::net::kernel::{Carried, KernelNet};
 use devices::virtio::{Activation, F_RING_RESET, QueueRunner, QueueState};
+use devices::wake::Wake;
 use devices_host::sys::{Errno, Link, SysResult};
 
 use super::StartError;
@@ -43,10 +44,13 @@ impl Builder<'_> {
     pub(super) fn carried_net(&mut self, config: &NetConfig, link: &Link, slot: Slot) -> Result<(), DeviceError> {
         let id = &config.id;
         let refused = |source| DeviceError::Kernel { id: id.clone(), source };
-        let KernelNic { queues, descriptor, mtu } = self.vm.attach_link(&config.tap, link).map_err(refused)?;
-        let device = KernelNet::new(NetDevice::new(face(config, link.mac, true, mtu)), &*queues);
-        let device = device.promiscuous(config.promiscuous);
+        let pairs = config.queue_count();
+        let KernelNic { queues, descriptor, mtu } = self.vm.attach_link(&config.tap, link, pairs).map_err(refused)?;
         let wake = event(id)?;
+        // All pairs have the one worker.
+        let receivers = (0..pairs).map(|_| -> Arc<dyn Wake> { Arc::new(WorkerWake(wake.clone())) });
+        let card = NetDevice::new(face(config, link.mac, true, mtu)).with_pairs(receivers.collect());
+        let device = KernelNet::new(card, &*queues).promiscuous(config.promiscuous);
         let carried = Carried::new(queues, device.data_queues(), Arc::new(WorkerWake(wake.clone())));
         let counters: Vec<_> = (0..=device.data_queues()).map(|_| Arc::new(QueueCounters::default())).collect();
         let spec = WorkerSpec {

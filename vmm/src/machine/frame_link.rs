@@ -76,7 +76,6 @@ impl HostLink {
     }
 
     fn carried(config: &NetConfig, found: SysResult<Link>) -> Result<(Self, Mac), StartError> {
-        has_one_pair(config)?;
         let link = carried::check(config, found)?;
         let mac = Mac(link.mac);
         Ok((Self::Kernel(link), mac))

@@ -18,6 +18,10 @@ impl KernelQueues for Unwatched {
         self.0.accept(features)
     }
 
+    fn use_pairs(&self, pairs: u16) -> Result<(), KernelError> {
+        self.0.use_pairs(pairs)
+    }
+
     fn init(&self, queue: u16, ring: &QueueState, legacy: bool) -> Result<(), KernelError> {
         self.0.init(queue, ring, legacy)
     }
@@ -50,5 +54,9 @@ impl KernelQueues for Unwatched {
 
     fn set_promiscuity(&self, promiscuity: Promiscuity) {
         self.0.set_promiscuity(promiscuity);
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.0.failure()
     }
 }

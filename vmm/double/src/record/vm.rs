@@ -55,8 +55,8 @@ impl Vm for RecordingVm {
         None
     }
 
-    fn attach_link(&self, name: &str, link: &Link) -> Result<KernelNic, HypervisorError> {
-        let nic = self.inner.attach_link(name, link)?;
+    fn attach_link(&self, name: &str, link: &Link, pairs: u16) -> Result<KernelNic, HypervisorError> {
+        let nic = self.inner.attach_link(name, link, pairs)?;
         Ok(KernelNic { queues: Arc::new(Unwatched(nic.queues)), ..nic })
     }
 

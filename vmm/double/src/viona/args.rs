@@ -51,7 +51,9 @@ const SPECS: &[(i32, Kind)] = &[
     (VNA_IOC_GET_MTU, Nothing),
     (VNA_IOC_SET_MTU, Number),
     (VNA_IOC_GET_PAIRS, Nothing),
+    (VNA_IOC_SET_PAIRS, Number),
     (VNA_IOC_GET_USEPAIRS, Nothing),
+    (VNA_IOC_SET_USEPAIRS, Number),
 ];
 
 /// Whether this kernel has a command: what it lacks may be asked for, to learn that.
@@ -60,7 +62,7 @@ fn has(config: &Config, request: i32) -> bool {
         VNA_IOC_RING_INIT_MODERN | VNA_IOC_INTR_POLL_MQ => config.modern,
         VNA_IOC_SET_NOTIFY_MMIO => config.notify_mmio,
         VNA_IOC_GET_MTU | VNA_IOC_SET_MTU => config.mtu,
-        VNA_IOC_GET_PAIRS | VNA_IOC_GET_USEPAIRS => config.version >= 6,
+        VNA_IOC_GET_PAIRS | VNA_IOC_SET_PAIRS | VNA_IOC_GET_USEPAIRS | VNA_IOC_SET_USEPAIRS => config.pairs,
         _ => true,
     }
 }

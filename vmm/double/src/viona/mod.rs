@@ -3,10 +3,12 @@
 //! The rings are run by zvmm's own workers for queues in the process, over a TAP device or a socket in place of the link; the
 //! guest's doorbells are seen where the bhyve double sees its exits, and its interrupts are messages to that VM.
 //!
-//! Not modelled: parameters, filters of addresses, more than one pair of queues, and the lending of guest pages.
+//! Not modelled: parameters, filters of addresses, and the lending of guest pages.
 
 mod args;
+mod lanes;
 mod node;
+mod pairs;
 mod ring;
 pub mod rules;
 mod wire;
@@ -34,6 +36,8 @@ pub struct Config {
     pub version: i32,
     /// It has rings in three parts, and polls more than one pair.
     pub modern: bool,
+    /// It has more than one pair.
+    pub pairs: bool,
     /// It watches doorbells in memory.
     pub notify_mmio: bool,
     /// It has an MTU that can be asked for and set.
@@ -45,7 +49,7 @@ pub struct Config {
 /// illumos-gate of 2025: interface version 6.
 impl Default for Config {
     fn default() -> Self {
-        Self { version: 6, modern: true, notify_mmio: true, mtu: true, patience: Duration::from_secs(5) }
+        Self { version: 6, modern: true, pairs: true, notify_mmio: true, mtu: true, patience: Duration::from_secs(5) }
     }
 }
 

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use devices::virtio::QueueState;
-use devices::virtio::net::RX_QUEUE;
 use devices_host::poll::{PollFd, poll};
 use devices_host::sys::{DeviceNumber, Errno, IoctlArg, RawHandle, Ready, SysResult};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 use zvmm::hypervisor::bhyve::abi::*;
 
 use super::args::{self, Arg};
-use super::ring::{MOST_ENTRIES, Making, Phase, RINGS, Ring, Signals};
+use super::lanes::Lanes;
+use super::pairs::MOST_RINGS;
+use super::ring::{MOST_ENTRIES, Making, Phase, Ring, Signals};
 use super::{Taken, Viona, Wire, lock, rules};
 use crate::bhyve::{self, Place};
 use crate::names;
@@ -42,16 +43,19 @@ pub(super) struct OpenViona {
 }
 
 /// What an instance has once it is attached.
-struct Attached {
-    taken: Taken,
+pub(super) struct Attached {
+    pub(super) taken: Taken,
     wire: Arc<Mutex<Wire>>,
     mac: [u8; 6],
     most_mtu: u32,
     mtu: u32,
     features: Option<u64>,
     promisc: Arc<AtomicI32>,
-    signals: Arc<Signals>,
-    rings: Arc<[Mutex<Ring>; RINGS]>,
+    /// Pairs that there are rings for; those in use are the lanes'.
+    pub(super) pairs: u16,
+    pub(super) lanes: Arc<Lanes>,
+    pub(super) signals: Arc<Signals>,
+    rings: Arc<[Mutex<Ring>; MOST_RINGS]>,
     port: Option<u64>,
     memory: Option<u64>,
 }
@@ -85,6 +89,8 @@ impl OpenViona {
             return Err(call.refuse(&rules::LINK_FREE, Errno::EBUSY, name));
         };
         let wire = self.driver.wire(&name)?;
+        let lanes = Lanes::new();
+        let signals = Signals::new(hold, lanes.clone(), self.driver.config.patience).map_err(|_| Errno::ENOMEM)?;
         *link = Some(Attached {
             taken,
             wire,
@@ -93,8 +99,10 @@ impl OpenViona {
             mtu: 1500,
             features: None,
             promisc: Arc::new(AtomicI32::new(VIONA_PROMISC_MULTI)),
-            signals: Signals::new(hold, self.driver.config.patience).map_err(|_| Errno::ENOMEM)?,
-            rings: Arc::default(),
+            pairs: 1,
+            lanes,
+            signals,
+            rings: Arc::new(std::array::from_fn(|_| Mutex::default())),
             port: None,
             memory: None,
         });
@@ -105,7 +113,7 @@ impl OpenViona {
     fn let_go(&self, link: &mut Option<Attached>) {
         let Some(mut attached) = link.take() else { return };
         attached.unhook(true, true);
-        for index in 0..RINGS {
+        for index in attached.indices() {
             let phase = attached.ring(index).phase;
             if phase != Phase::Reset {
                 let detail = format!("{}: ring {index} is {phase:?}", attached.taken.link);
@@ -117,19 +125,19 @@ impl OpenViona {
 }
 
 impl Attached {
-    fn ring(&self, index: usize) -> MutexGuard<'_, Ring> {
+    pub(super) fn ring(&self, index: usize) -> MutexGuard<'_, Ring> {
         lock(&self.rings[index])
     }
 
     fn index(&self, call: &Call<'_>, what: &str, index: usize) -> SysResult<usize> {
-        if index < RINGS {
+        if self.indices().contains(&index) {
             return Ok(index);
         }
         Err(call.refuse(&rules::RING_INDEX, Errno::EINVAL, format!("{what} of ring {index}")))
     }
 
     fn is_live(&self) -> bool {
-        (0..RINGS).any(|index| matches!(self.ring(index).phase, Phase::Ready | Phase::Running))
+        self.indices().any(|index| matches!(self.ring(index).phase, Phase::Ready | Phase::Running))
     }
 
     /// Where a ring is to lie, checked as far as the kernel does, and beyond.
@@ -176,8 +184,8 @@ impl Attached {
         if resumed && left_at.is_some_and(|left_at| left_at != place) {
             call.note(&rules::STATE_SAME, what(&format!("it stood at {left_at:x?}")));
         }
-        let end = lock(&self.wire).end(self.mac, &self.promisc).map_err(|_| Errno::ENOMEM)?;
-        if index == RX_QUEUE {
+        let end = lock(&self.wire).end(self.mac, &self.promisc, &self.lanes, index / 2).map_err(|_| Errno::ENOMEM)?;
+        if index.is_multiple_of(2) {
             end.drain();
         }
         let making = Making {
@@ -190,6 +198,7 @@ impl Attached {
             wire: end,
             ram,
             signals: self.signals.clone(),
+            lanes: self.lanes.clone(),
         };
         self.ring(at).init(making).map_err(|_| Errno::ENOMEM)?;
         Ok(0)
@@ -252,6 +261,9 @@ impl Attached {
             self.ring(index).left_at = None;
         }
         self.ring(index).reset();
+        if index.is_multiple_of(2) {
+            self.lanes.set_ring(u16::try_from(index / 2).unwrap_or_default(), None);
+        }
         if phase != Phase::Reset {
             self.check_hooks(host);
         }
@@ -293,8 +305,8 @@ impl Attached {
 
     fn pending(&self, call: &Call<'_>, bytes: &mut [u8]) -> SysResult<i32> {
         let mut poll: vioc_intr_poll_mq = get(bytes)?;
-        if !(1..=RINGS).contains(&poll.vipm_nrings.into()) {
-            let detail = format!("{}: {} rings", self.taken.link, poll.vipm_nrings);
+        if !(1..=self.signals.usable()).contains(&poll.vipm_nrings.into()) {
+            let detail = format!("{}: {} rings of {}", self.taken.link, poll.vipm_nrings, self.signals.usable());
             return Err(call.refuse(&rules::POLL_RINGS, Errno::EINVAL, detail));
         }
         let waiting = (0..usize::from(poll.vipm_nrings)).filter(|index| self.signals.is_waiting(*index));
@@ -312,7 +324,7 @@ impl Attached {
     fn notify(&self) -> bhyve::Notify {
         let rings = self.rings.clone();
         Box::new(move |value| {
-            // The register is 16 bits wide.
+            // The register is 16 bits wide. Rings of pairs that there are not are reset.
             let Some(ring) = rings.get(usize::from(value as u16)) else { return false };
             let ring = lock(ring);
             let runs = ring.phase == Phase::Running;
@@ -372,8 +384,11 @@ impl Attached {
         if beyond != 0 {
             call.note(&rules::FEATURES_CARRIED, format!("{}: {beyond:#x}", self.taken.link));
         }
-        if (0..RINGS).any(|index| self.ring(index).phase != Phase::Reset) {
+        if self.indices().any(|index| self.ring(index).phase != Phase::Reset) {
             call.note(&rules::FEATURES_STILL, format!("{}: {features:#x}", self.taken.link));
+        }
+        if self.lanes.used() != 1 {
+            call.note(&rules::PAIRS_START, format!("{}: {} are", self.taken.link, self.lanes.used()));
         }
         self.features = Some(features);
         Ok(0)
@@ -524,7 +539,10 @@ impl Attached {
             (VNA_IOC_SET_PROMISC, Arg::Number(level)) => self.set_promisc(call, level),
             (VNA_IOC_GET_MTU, _) => Ok(self.mtu.cast_signed()),
             (VNA_IOC_SET_MTU, Arg::Number(mtu)) => self.set_mtu(call, mtu),
-            (VNA_IOC_GET_PAIRS | VNA_IOC_GET_USEPAIRS, _) => Ok(1),
+            (VNA_IOC_GET_PAIRS, _) => Ok(self.pairs.into()),
+            (VNA_IOC_SET_PAIRS, Arg::Number(pairs)) => self.set_pairs(call, pairs),
+            (VNA_IOC_GET_USEPAIRS, _) => Ok(self.lanes.used().into()),
+            (VNA_IOC_SET_USEPAIRS, Arg::Number(pairs)) => self.use_pairs(call, pairs),
             (request, Arg::Number(index)) => {
                 let index = self.index(call, &names::ioctl(request), index)?;
                 match request {

@@ -10,16 +10,15 @@ use std::time::{Duration, Instant};
 
 use devices::GuestRam;
 use devices::virtio::counters::QueueCounters;
-use devices::virtio::net::{NetConfig, NetDevice, NetWorker, RX_QUEUE};
+use devices::virtio::net::{NetConfig, NetDevice, NetWorker, RX_QUEUE, TX_QUEUE};
 use devices::virtio::{NeedsReset, QueueState, Step, VirtioInterrupt, VirtioWorker, WorkerActivation};
 use devices_host::Event;
 use devices_host::poll::{PollFd, poll};
 
+use super::lanes::Lanes;
+use super::pairs::MOST_RINGS;
 use super::wire::WireEnd;
 use crate::bhyve::VmHold;
-
-/// Rings of the one pair.
-pub const RINGS: usize = 2;
 
 /// The largest ring.
 pub const MOST_ENTRIES: u16 = 32768;
@@ -41,8 +40,9 @@ pub enum Phase {
 /// How rings interrupt the guest, or whoever polls for it.
 pub struct Signals {
     hold: VmHold,
-    slots: [Mutex<Slot>; RINGS],
-    /// Readable while an interrupt waits.
+    slots: [Mutex<Slot>; MOST_RINGS],
+    lanes: Arc<Lanes>,
+    /// Readable while an interrupt of a pair in use waits.
     waiting: Event,
     /// How long one may wait.
     patience: Duration,
@@ -59,8 +59,14 @@ struct Slot {
 impl Signals {
     /// # Errors
     /// When the process has no descriptors left.
-    pub fn new(hold: VmHold, patience: Duration) -> std::io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { hold, slots: Default::default(), waiting: Event::new()?, patience }))
+    pub fn new(hold: VmHold, lanes: Arc<Lanes>, patience: Duration) -> std::io::Result<Arc<Self>> {
+        let slots = std::array::from_fn(|_| Mutex::default());
+        Ok(Arc::new(Self { hold, slots, lanes, waiting: Event::new()?, patience }))
+    }
+
+    /// Rings of the pairs in use.
+    pub fn usable(&self) -> usize {
+        2 * usize::from(self.lanes.used())
     }
 
     /// The VM.
@@ -95,8 +101,13 @@ impl Signals {
     /// Takes a waiting interrupt away.
     pub fn clear(&self, ring: usize) {
         self.slot(ring).since = None;
+        self.update();
+    }
+
+    /// Says anew whether an interrupt waits.
+    pub fn update(&self) {
         self.waiting.clear();
-        if (0..RINGS).any(|ring| self.is_waiting(ring)) {
+        if (0..self.usable()).any(|ring| self.is_waiting(ring)) {
             self.waiting.wake();
         }
     }
@@ -110,17 +121,19 @@ impl Signals {
         } else {
             slot.since.get_or_insert_with(Instant::now);
             drop(slot);
-            self.waiting.wake();
+            if ring < self.usable() {
+                self.waiting.wake();
+            }
         }
     }
 }
 
-/// The guest, for a ring's worker.
-struct Guest(Arc<Signals>);
+/// The guest, for the worker of this ring.
+struct Guest(Arc<Signals>, usize);
 
 impl VirtioInterrupt for Guest {
-    fn queue_used(&self, queue: u16) {
-        self.0.raise(queue.into());
+    fn queue_used(&self, _queue: u16) {
+        self.0.raise(self.1);
     }
 
     fn config_changed(&self) {}
@@ -165,6 +178,14 @@ pub struct Making {
     pub wire: WireEnd,
     pub ram: GuestRam,
     pub signals: Arc<Signals>,
+    pub lanes: Arc<Lanes>,
+}
+
+impl Making {
+    /// The pair whose frames it receives, where it is a receive ring.
+    fn receives(&self) -> Option<u16> {
+        self.index.is_multiple_of(2).then_some(self.index / 2)
+    }
 }
 
 impl Ring {
@@ -177,6 +198,9 @@ impl Ring {
         let (orders, taken) = channel();
         let place = making.place;
         making.signals.set_message(making.index.into(), 0, 0);
+        if let Some(pair) = making.receives() {
+            making.lanes.set_ring(pair, Some(wake.clone()));
+        }
         let body = {
             let wake = wake.clone();
             move || run(making, &wake, &taken)
@@ -228,7 +252,8 @@ impl Ring {
 }
 
 fn run(making: Making, wake: &Event, orders: &Receiver<Order>) {
-    let Making { index, place, features, legacy, mac, mtu, wire, ram, signals } = making;
+    let receives = making.receives();
+    let Making { index: ring, place, features, legacy, mac, mtu, wire, ram, signals, lanes } = making;
     let fd = wire.raw();
     let device = NetDevice::new(NetConfig {
         mac,
@@ -239,12 +264,12 @@ fn run(making: Making, wake: &Event, orders: &Receiver<Order>) {
         duplex: None,
     });
     let counters = Arc::new(QueueCounters::default());
-    let mut worker: NetWorker<WireEnd> = if index == RX_QUEUE {
-        device.rx_worker(wire, counters.clone(), counters)
-    } else {
-        device.tx_worker(wire, counters)
+    // Each one is of a card of its own: frames find their ring here.
+    let (index, mut worker): (u16, NetWorker<WireEnd>) = match receives {
+        Some(_) => (RX_QUEUE, device.rx_worker(wire, counters.clone(), counters)),
+        None => (TX_QUEUE, device.tx_worker(wire, counters)),
     };
-    let activation = WorkerActivation { features, legacy, interrupt: Arc::new(Guest(signals)) };
+    let activation = WorkerActivation { features, legacy, interrupt: Arc::new(Guest(signals, ring.into())) };
     let mut place = place;
     let mut runs = false;
     let mut step = Step::default();
@@ -273,7 +298,8 @@ fn run(making: Making, wake: &Event, orders: &Receiver<Order>) {
                 }
             }
         }
-        step = if runs { worker.step(&ram) } else { Step::default() };
+        let is_used = receives.is_none_or(|pair| pair < lanes.used());
+        step = if runs && is_used { worker.step(&ram) } else { Step::default() };
     }
 }
 

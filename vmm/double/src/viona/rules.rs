@@ -28,7 +28,11 @@ crate::rules! {
     PAUSE_RUNNING = "viona-pause-initialised", "bhyve 4.4", "a ring that is paused is initialised";
     STATE_PAUSED = "viona-state-paused", "bhyve 4.4", "a ring's state is read while it is paused";
     STATE_SAME = "viona-state-same", "bhyve 4.4", "a ring that was paused goes on where it stood";
-    POLL_RINGS = "viona-poll-rings", "bhyve 4.4", "as many rings are polled as there are, and not none";
+    PAIRS_RANGE = "viona-pairs-range", "bhyve 4.4", "there are 1 to 256 pairs of rings, and no fewer than are in use";
+    PAIRS_STILL = "viona-pairs-still", "bhyve 4.4", "all rings are reset when the number of pairs changes";
+    PAIRS_USED = "viona-pairs-used", "bhyve 4.4", "pairs in use are at least one, and some that there are";
+    PAIRS_START = "viona-pairs-start", "bhyve 4.4", "features are settled with one pair in use, as a driver begins with that";
+    POLL_RINGS = "viona-poll-rings", "bhyve 4.4", "as many rings are polled as the pairs in use have, and not none";
     HOOK_PORT = "viona-hook-port", "bhyve 4.5", "a port to watch is a number up to 65535";
     HOOK_PLACE = "viona-hook-place", "bhyve 4.5", "addresses to watch are some, are no memory, and are nobody else's";
     HOOK_FOLLOWS = "viona-hook-follows", "bhyve 4.5", "no hook is left when no ring runs any more: on reset and on pause";

@@ -121,7 +121,7 @@ const BREAKERS: &[Breaker] = &[
         refused(rig.call(VNA_IOC_RING_KICK, &mut 0_u64), Errno::EINVAL);
     }),
     (&rules::COMMAND, |rig| refused(rig.number(0x56_43ee, 0), Errno::ENOTTY)),
-    (&rules::NOT_MODELLED, |rig| refused(rig.number(VNA_IOC_SET_PAIRS, 2), Errno::ENOTTY)),
+    (&rules::NOT_MODELLED, |rig| refused(rig.number(VNA_IOC_DEFAULT_PARAMS, 2), Errno::ENOTTY)),
     (&rules::CREATE_ONCE, |rig| refused(rig.create(7), Errno::EEXIST)),
     (&rules::RING_INDEX, |rig| {
         refused(rig.init(2, 256, PLACE), Errno::EINVAL);
@@ -198,6 +198,32 @@ const BREAKERS: &[Breaker] = &[
     }),
     (&rules::PAUSE_RUNNING, |rig| assert!(rig.number(VNA_IOC_RING_PAUSE, 0).is_ok())),
     (&rules::STATE_PAUSED, |rig| assert!(rig.call(VNA_IOC_RING_GET_STATE, &mut vioc_ring_state::new_zeroed()).is_ok())),
+    (&rules::PAIRS_RANGE, |rig| {
+        refused(rig.number(VNA_IOC_SET_PAIRS, 0), Errno::EINVAL);
+        refused(rig.number(VNA_IOC_SET_PAIRS, 257), Errno::EINVAL);
+        refused(rig.number(VNA_IOC_SET_PAIRS, 0x1_0001), Errno::EINVAL);
+        rig.number(VNA_IOC_SET_PAIRS, 256).unwrap();
+        rig.number(VNA_IOC_SET_USEPAIRS, 3).unwrap();
+        refused(rig.number(VNA_IOC_SET_PAIRS, 2), Errno::EINVAL);
+        assert_eq!(rig.number(VNA_IOC_GET_PAIRS, 0), Ok(256));
+        assert_eq!(rig.number(VNA_IOC_GET_USEPAIRS, 0), Ok(3));
+    }),
+    (&rules::PAIRS_STILL, |rig| {
+        rig.init(0, 256, PLACE).unwrap();
+        refused(rig.number(VNA_IOC_SET_PAIRS, 2), Errno::EBUSY);
+        rig.number(VNA_IOC_RING_KICK, 0).unwrap();
+        rig.number(VNA_IOC_RING_RESET, 0).unwrap();
+        rig.number(VNA_IOC_SET_PAIRS, 2).unwrap();
+    }),
+    (&rules::PAIRS_USED, |rig| {
+        refused(rig.number(VNA_IOC_SET_USEPAIRS, 0), Errno::EINVAL);
+        refused(rig.number(VNA_IOC_SET_USEPAIRS, 2), Errno::EINVAL);
+    }),
+    (&rules::PAIRS_START, |rig| {
+        rig.number(VNA_IOC_SET_PAIRS, 2).unwrap();
+        rig.number(VNA_IOC_SET_USEPAIRS, 2).unwrap();
+        rig.features(VERSION_1).unwrap();
+    }),
     (&rules::POLL_RINGS, |rig| {
         let mut poll = vioc_intr_poll_mq::new_zeroed();
         refused(rig.call(VNA_IOC_INTR_POLL_MQ, &mut poll), Errno::EINVAL);

@@ -14,6 +14,8 @@ use devices_host::tap::{Offloads as TapOffloads, Tap};
 use vm_memory::{Bytes, GuestAddress};
 use zvmm::hypervisor::bhyve::abi::VIONA_PROMISC_ALL;
 
+use super::lanes::Lanes;
+
 /// The other end of a link. Every frame has a virtio-net header of 12 bytes before it.
 #[derive(Debug)]
 pub enum Wire {
@@ -24,18 +26,18 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// A ring's own end of it. Of what comes it takes frames to `mac`, to groups and to all, or, at that level of `promisc`,
+    /// The end of the ring of this pair. Of what comes it takes frames to `mac`, to groups and to all, or, at that level of `promisc`,
     /// every one: as a VNIC hands them over.
     ///
     /// # Errors
     /// When the process has no descriptors left.
-    pub fn end(&self, mac: [u8; 6], promisc: &Arc<AtomicI32>) -> io::Result<WireEnd> {
+    pub fn end(&self, mac: [u8; 6], promisc: &Arc<AtomicI32>, lanes: &Arc<Lanes>, pair: u16) -> io::Result<WireEnd> {
         let buffer = VectorBuffer::with_capacity(64);
         let (fd, tap) = match self {
             Self::Tap(tap) => (tap.as_fd().try_clone_to_owned()?, Some(tap.try_clone()?)),
             Self::Socket(socket) => (socket.try_clone()?, None),
         };
-        Ok(WireEnd { fd, tap, buffer, mac, promisc: promisc.clone() })
+        Ok(WireEnd { fd, tap, buffer, mac, promisc: promisc.clone(), lanes: lanes.clone(), pair })
     }
 }
 
@@ -46,6 +48,8 @@ pub struct WireEnd {
     buffer: VectorBuffer,
     mac: [u8; 6],
     promisc: Arc<AtomicI32>,
+    lanes: Arc<Lanes>,
+    pair: u16,
 }
 
 impl WireEnd {
@@ -57,14 +61,61 @@ impl WireEnd {
     /// Loses what has come so far: a network keeps nothing for a ring that does not run.
     pub fn drain(&self) {
         let Ok(fd) = self.fd.try_clone() else { return };
-        let mut frame = vec![0; 0x1_1000];
+        let mut frame = vec![0; LONGEST_BYTES];
         let mut file = File::from(fd);
         while file.read(&mut frame).is_ok_and(|len| len > 0) {}
+    }
+
+    /// The next frame for this pair of several, behind its header: of others that come by, each goes where it belongs.
+    fn next_of_pair(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(frame) = self.lanes.next(self.pair) {
+                return Ok(Some(frame));
+            }
+            let mut frame = vec![0; LONGEST_BYTES];
+            match File::from(self.fd.try_clone()?).read(&mut frame) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+                Ok(len) => frame.truncate(len),
+            }
+            let Some(to) = frame.get(HEADER_BYTES..).and_then(|bytes| bytes.first_chunk()) else { continue };
+            if !self.is_for_the_guest(*to) {
+                continue;
+            }
+            match self.lanes.of(&frame[HEADER_BYTES..]) {
+                pair if pair == self.pair => return Ok(Some(frame)),
+                pair => self.lanes.hand(pair, frame),
+            }
+        }
     }
 
     fn is_for_the_guest(&self, to: [u8; 6]) -> bool {
         to[0] & 1 != 0 || to == self.mac || self.promisc.load(Ordering::Relaxed) == VIONA_PROMISC_ALL
     }
+}
+
+/// Room for the longest frame there is, and its header.
+const LONGEST_BYTES: usize = 0x1_1000;
+
+/// Puts a frame, behind its header, where a received one goes.
+fn deliver(
+    mem: &GuestRam,
+    frame: &[u8],
+    header: &mut Header,
+    into: &[GuestRange],
+    spill: &mut [u8],
+) -> Result<Received, NetError> {
+    let Some((first, mut rest)) = frame.split_first_chunk() else { return Ok(Received::WouldBlock) };
+    *header = *first;
+    let len_bytes = rest.len();
+    for range in into {
+        let (here, behind) = rest.split_at(rest.len().min(range.len as usize));
+        mem.write_slice(here, GuestAddress(range.addr)).map_err(|_| NetError::Memory)?;
+        rest = behind;
+    }
+    let kept = rest.len().min(spill.len());
+    spill[..kept].copy_from_slice(&rest[..kept]);
+    Ok(Received::Frame { len_bytes })
 }
 
 fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
@@ -109,6 +160,13 @@ impl NetBackend<GuestRam> for WireEnd {
         into: &[GuestRange],
         spill: &mut [u8],
     ) -> Result<Received, NetError> {
+        if self.lanes.used() > 1 {
+            return match self.next_of_pair() {
+                Ok(Some(frame)) => deliver(mem, &frame, header, into, spill),
+                Ok(None) => Ok(Received::WouldBlock),
+                Err(error) => Err(NetError::Host(error.raw_os_error().unwrap_or(libc::EIO))),
+            };
+        }
         loop {
             let len = match self.buffer.read_frame(self.fd.as_fd(), mem, header, host_ranges(into), spill) {
                 Ok(len) => len,

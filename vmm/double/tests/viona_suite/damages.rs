@@ -63,6 +63,56 @@ const DAMAGES: &[(&str, &str)] = &[
     ("value=2:VNA_IOC_RING_KICK:1", "viona-ring-index"),
 ];
 
+/// The same of a card with two pairs.
+const OF_PAIRS: &[(&str, &str)] = &[
+    ("drop:VNA_IOC_SET_PAIRS:1", "viona-pairs-used"),
+    ("drop:VNA_IOC_SET_PAIRS:3", "viona-ring-index"),
+    ("drop:VNA_IOC_SET_USEPAIRS:1", "viona-poll-rings"),
+    ("drop:VNA_IOC_SET_USEPAIRS:2", "viona-pairs-start"),
+    ("late:VNA_IOC_SET_USEPAIRS:2", "viona-pairs-range"),
+    ("drop:VNA_IOC_RING_RESET:4", "viona-pairs-still"),
+    ("value=0:VNA_IOC_SET_PAIRS:2", "viona-pairs-range"),
+    ("value=1:VNA_IOC_SET_PAIRS:1", "viona-pairs-used"),
+    ("value=257:VNA_IOC_SET_PAIRS:1", "viona-pairs-range"),
+    ("value=3:VNA_IOC_SET_USEPAIRS:1", "viona-pairs-used"),
+    ("value=0:VNA_IOC_SET_USEPAIRS:1", "viona-pairs-used"),
+    ("kind:VNA_IOC_SET_PAIRS:1", "viona-argument"),
+    ("kind:VNA_IOC_SET_USEPAIRS:1", "viona-argument"),
+    ("bytes=0+0200:VNA_IOC_INTR_POLL_MQ:5+", "viona-interrupt-taken"),
+    ("bytes=0+0600:VNA_IOC_INTR_POLL_MQ:5", "viona-poll-rings"),
+    ("bytes=0+0400:VNA_IOC_RING_INIT_MODERN:4", "viona-ring-index"),
+    ("drop:VNA_IOC_RING_RESET:3", "viona-ring-fresh"),
+];
+
+/// A life with three drivers: one that uses both pairs, one that knows of one, and one that begins as the first did.
+fn live_with_pairs(mutations: Vec<Mutation>) -> Vec<&'static str> {
+    let host = host(Config { patience: Duration::from_millis(50), ..Config::default() }, mutations);
+    let life = catch_unwind(AssertUnwindSafe(|| {
+        let (_hypervisor, vm) = host.vm();
+        let Ok(mut card) = Card::with_pairs(&vm, &*host.sys, 2) else { return };
+        host.far.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let all = card.offered() & !(1 << 24) | VERSION_1;
+        for features in [all, all & !MQ, all] {
+            card.drive(features);
+            if features & MQ != 0 {
+                card.command(&[4, 0, 2, 0]);
+                for pair in [0, 1] {
+                    card.send_by(pair, &frame(OTHER, 1));
+                    let _ = host.far.recv(&mut [0; 100]);
+                }
+                for _ in 0..10 {
+                    std::thread::sleep(Duration::from_millis(6));
+                    card.step();
+                }
+            }
+            card.reset();
+        }
+    }));
+    drop(life);
+    host.process.end();
+    host.broken()
+}
+
 /// A life with all that a card does: two drivers, messages, a pause, another place of the doorbells.
 fn live(mutations: Vec<Mutation>) -> Vec<&'static str> {
     let host = host(Config { patience: Duration::from_millis(50), ..Config::default() }, mutations);
@@ -104,13 +154,15 @@ fn live(mutations: Vec<Mutation>) -> Vec<&'static str> {
 #[test]
 fn a_whole_life_breaks_no_rule() {
     assert_eq!(live(Vec::new()), [""; 0]);
+    assert_eq!(live_with_pairs(Vec::new()), [""; 0]);
 }
 
 #[test]
 fn every_damage_is_noticed_by_its_rule() {
     let mut unseen = Vec::new();
-    for (damage, rule) in DAMAGES {
-        let broken = live(vec![damage.parse().unwrap()]);
+    let of_one = DAMAGES.iter().map(|case| (live as fn(_) -> _, case));
+    for (live, (damage, rule)) in of_one.chain(OF_PAIRS.iter().map(|case| (live_with_pairs as fn(_) -> _, case))) {
+        let broken: Vec<&str> = live(vec![damage.parse().unwrap()]);
         if !broken.contains(rule) {
             unseen.push(format!("{damage}: {broken:?} in place of {rule}"));
         }

@@ -3,6 +3,8 @@
 #![cfg(target_os = "linux")]
 
 mod damages;
+mod failures;
+mod pairs;
 mod rig;
 
 use devices::virtio::VirtioDevice as _;
@@ -265,6 +267,31 @@ fn a_kernel_that_cannot_watch_doorbells_is_kicked() {
         card.drive(all(&card));
         for content in 0..250 {
             card.send(&frame(OTHER, content));
+            sent(&host.far);
+        }
+        card.reset();
+    }
+    assert_eq!(host.broken(), [""; 0]);
+}
+
+/// As the double's `--record` has it: a kernel that watches no doorbell, so that its rules ask for none.
+#[test]
+fn a_recorded_machine_is_kicked_as_often_as_its_guest_rings() {
+    use zvmm::hypervisor::{Hypervisor, VmSpec};
+    use zvmm_double::record::{Record, Recording};
+    let host = host(Config { notify_mmio: false, ..Config::default() }, Vec::new());
+    let config = zvmm::hypervisor::bhyve::BhyveConfig { name: "guest".to_owned(), reservoir: false };
+    {
+        let inner = zvmm::hypervisor::bhyve::BhyveHypervisor::open(host.sys.clone(), config).unwrap();
+        let recording = Recording::new(Box::new(inner), Record::new(Vec::new()));
+        let ram = vec![(0, 16 << 20)];
+        let vm =
+            recording.create_vm(&VmSpec { name: "guest".to_owned(), ram, ram_options: Default::default() }).unwrap();
+        let mut card = Card::with_pairs(&*vm, &*host.sys, 2).unwrap();
+        card.drive(all(&card));
+        assert_eq!(card.command(&[4, 0, 2, 0]), 0);
+        for content in 0..250 {
+            card.send_by(u16::from(content) % 2, &frame(OTHER, content));
             sent(&host.far);
         }
         card.reset();

@@ -11,19 +11,20 @@ use devices::virtio::net::{NetConfig, NetDevice};
 use devices::virtio::pci::{Doorbell, Doorbells, QueueMessages};
 use devices::virtio::testing::{Buf, DriverQueue, RecordingInterrupt};
 use devices::virtio::{QueueState, VirtioDevice, VirtioWorker};
-use devices::wake::WakeCounter;
+use devices::wake::{Wake, WakeCounter};
 use devices_host::poll::{PollFd, poll};
 use devices_host::sys::{Link, Sys};
 use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor, BhyveVm};
 use zvmm::hypervisor::{HypervisorError, Vm, VmSpec};
 use zvmm_double::viona::{Config, Viona, Wire};
-use zvmm_double::{DoubleSys, Host, Mutating, Mutation, Zone, bhyve};
+use zvmm_double::{DoubleSys, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve};
 
 pub const MAC: [u8; 6] = [2, 8, 0x20, 1, 2, 3];
 pub const OTHER: [u8; 6] = [2, 8, 0x20, 9, 9, 9];
 pub const VERSION_1: u64 = 1 << 32;
 pub const CTRL_VQ: u64 = 1 << 17;
 pub const MRG_RXBUF: u64 = 1 << 15;
+pub const MQ: u64 = 1 << 22;
 pub const RX: u16 = 0;
 pub const TX: u16 = 1;
 pub const CONTROL: u16 = 2;
@@ -43,6 +44,13 @@ pub struct Host1 {
 
 /// A kernel with one link, `net0`, whose calls are damaged so.
 pub fn host(config: Config, mutations: Vec<Mutation>) -> Host1 {
+    let mut host = failing(config, &[]);
+    host.sys = Mutating::new(host.process.clone(), mutations);
+    host
+}
+
+/// The same, whose calls fail so.
+pub fn failing(config: Config, injections: &[&str]) -> Host1 {
     let queues = Viona::with(config);
     let host = Host::new(vec![bhyve::Vmm::new(), queues.clone()]);
     let (near, far) = UnixDatagram::pair().unwrap();
@@ -51,7 +59,8 @@ pub fn host(config: Config, mutations: Vec<Mutation>) -> Host1 {
     host.add_link("net0", Link { id: 7, mac: MAC, mtu: 9000 });
     queues.connect("net0", Wire::Socket(near.into()));
     let process = DoubleSys::new(&host, Zone::bhyve(1));
-    let sys = Mutating::new(process.clone(), mutations);
+    let injections: Vec<Injection> = injections.iter().map(|text| text.parse().unwrap()).collect();
+    let sys = Injecting::new(process.clone(), injections);
     Host1 { process, sys, far }
 }
 
@@ -87,13 +96,19 @@ pub struct Card {
     descriptor: i32,
     pub queues: Vec<DriverQueue>,
     features: u64,
+    pairs: u16,
 }
 
 impl Card {
     /// Attached to the link, with no driver.
-    pub fn new(vm: &BhyveVm, sys: &dyn Sys) -> Result<Self, HypervisorError> {
+    pub fn new(vm: &dyn Vm, sys: &dyn Sys) -> Result<Self, HypervisorError> {
+        Self::with_pairs(vm, sys, 1)
+    }
+
+    /// The same with so many queue pairs.
+    pub fn with_pairs(vm: &dyn Vm, sys: &dyn Sys, pairs: u16) -> Result<Self, HypervisorError> {
         let link = sys.link("net0").map_err(|errno| HypervisorError::Unavailable(errno.to_string()))?;
-        let nic = vm.attach_link("net0", &link)?;
+        let nic = vm.attach_link("net0", &link, pairs)?;
         let config = NetConfig {
             mac: link.mac,
             mtu: nic.mtu,
@@ -102,8 +117,10 @@ impl Card {
             speed_mbits: None,
             duplex: None,
         };
-        let device = KernelNet::new(NetDevice::new(config), &*nic.queues);
-        let carried = Carried::new(nic.queues, device.data_queues(), Arc::new(WakeCounter::default()));
+        let wake = Arc::new(WakeCounter::default());
+        let receivers = (0..pairs).map(|_| wake.clone() as Arc<dyn Wake>).collect();
+        let device = KernelNet::new(NetDevice::new(config).with_pairs(receivers), &*nic.queues);
+        let carried = Carried::new(nic.queues, device.data_queues(), wake);
         let worker = device.worker(carried.clone(), &[]);
         Ok(Self {
             mem: vm.ram().clone(),
@@ -114,7 +131,13 @@ impl Card {
             descriptor: nic.descriptor,
             queues: Vec::new(),
             features: 0,
+            pairs,
         })
+    }
+
+    /// The control queue.
+    fn control(&self) -> u16 {
+        2 * self.pairs
     }
 
     /// DRIVER_OK of a driver with these of the offered features: every queue starts, and each has a doorbell.
@@ -132,7 +155,10 @@ impl Card {
     pub fn start(&mut self, states: &[(u16, QueueState)]) {
         let activation = self.interrupt.activation(self.features);
         let has_control = self.features & CTRL_VQ != 0;
-        for (queue, state) in states.iter().filter(|(queue, _)| *queue != CONTROL || has_control) {
+        let rings = if self.features & MQ == 0 { 2 } else { self.control() };
+        let control = self.control();
+        let has = |queue: u16| queue < rings || queue == control && has_control;
+        for (queue, state) in states.iter().filter(|(queue, _)| has(*queue)) {
             self.worker.start(&self.mem, *queue, *state, &activation);
         }
         self.step();
@@ -141,7 +167,7 @@ impl Card {
     /// Where BAR and driver put the doorbells now.
     pub fn ring_at(&self, notify: Option<u64>) {
         let legacy = self.features & VERSION_1 == 0;
-        for queue in 0..3u16 {
+        for queue in 0..=self.control() {
             let at = notify.map(|notify| match legacy {
                 true => Doorbell::Pio { port: 0xc010, datamatch: queue },
                 false => Doorbell::Mmio { address: notify + 4 * u64::from(queue), len: 2 },
@@ -179,10 +205,35 @@ impl Card {
 
     /// Sends a frame from the guest.
     pub fn send(&mut self, frame: &[u8]) {
+        self.send_by(0, frame);
+    }
+
+    /// The same by another pair.
+    pub fn send_by(&mut self, pair: u16, frame: &[u8]) {
         let header = vec![0; self.header_bytes()];
-        self.queues[usize::from(TX)].post(&[Buf::Read([&header, frame].concat())]);
-        self.queues[usize::from(TX)].publish();
-        self.kick(TX);
+        let queue = &mut self.queues[usize::from(2 * pair + TX)];
+        queue.post(&[Buf::Read([&header, frame].concat())]);
+        queue.publish();
+        self.kick(2 * pair + TX);
+    }
+
+    /// Has the guest offer a buffer to a pair.
+    pub fn offer(&mut self, pair: u16) {
+        let queue = &mut self.queues[usize::from(2 * pair)];
+        queue.post(&[Buf::Write(2048)]);
+        queue.publish();
+        self.kick(2 * pair);
+    }
+
+    /// Waits until so many of the buffers of a pair have a frame; how many have by then.
+    pub fn received_by(&mut self, pair: u16, count: usize) -> usize {
+        let until = Instant::now() + if count > 0 { PATIENCE } else { Duration::from_millis(30) };
+        let mut used = 0;
+        while Instant::now() < until && (used < count || count == 0) {
+            used += self.queues[usize::from(2 * pair)].used().len();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        used
     }
 
     fn header_bytes(&self) -> usize {
@@ -208,11 +259,12 @@ impl Card {
 
     /// A command on the control queue; its answer.
     pub fn command(&mut self, bytes: &[u8]) -> u8 {
-        let queue = &mut self.queues[usize::from(CONTROL)];
+        let control = usize::from(self.control());
+        let queue = &mut self.queues[control];
         let posted = queue.post(&[Buf::Read(bytes.to_vec()), Buf::Write(1)]);
         queue.publish();
         self.step();
-        let queue = &mut self.queues[usize::from(CONTROL)];
+        let queue = &mut self.queues[control];
         assert_eq!(queue.used().len(), 1);
         queue.read(posted.buffers[1])[0]
     }
@@ -221,7 +273,7 @@ impl Card {
     pub fn pause(&mut self) -> Vec<(u16, QueueState)> {
         self.worker.begin_stop(&self.mem);
         assert!(self.worker.poll_stopped(&self.mem, false));
-        (0..3)
+        (0..=self.control())
             .filter_map(|queue| Some((queue, VirtioWorker::<GuestRam>::take_state(&mut self.worker, queue)?)))
             .collect()
     }
@@ -231,7 +283,7 @@ impl Card {
         self.ring_at(None);
         self.worker.begin_stop(&self.mem);
         assert!(self.worker.poll_stopped(&self.mem, true));
-        for queue in 0..3 {
+        for queue in 0..=self.control() {
             VirtioWorker::<GuestRam>::take_state(&mut self.worker, queue);
         }
         VirtioWorker::<GuestRam>::forget_driver(&mut self.worker);
@@ -245,6 +297,17 @@ impl Card {
 /// A frame to `to` with something in it.
 pub fn frame(to: [u8; 6], content: u8) -> Vec<u8> {
     [&to[..], &OTHER, &[0x88, 0xb5], &[content; 60]].concat()
+}
+
+/// A frame to the card of a flow that goes to this of two pairs.
+pub fn flow(pair: u16, content: u8) -> Vec<u8> {
+    let mut frame = frame(MAC, content);
+    frame[11] = if (flow_of(&frame) % 2) == pair { frame[11] } else { frame[11] ^ 1 };
+    frame
+}
+
+fn flow_of(frame: &[u8]) -> u16 {
+    frame[..12].iter().map(|byte| u16::from(*byte)).sum()
 }
 
 /// A frame as the wire has it.

@@ -128,8 +128,8 @@ impl Vm for BhyveVm {
         None
     }
 
-    fn attach_link(&self, name: &str, link: &Link) -> Result<KernelNic, HypervisorError> {
-        viona::attach(&self.fd, name, link)
+    fn attach_link(&self, name: &str, link: &Link, pairs: u16) -> Result<KernelNic, HypervisorError> {
+        viona::attach(&self.fd, name, link, pairs)
     }
 
     fn has_hpet(&self) -> bool {

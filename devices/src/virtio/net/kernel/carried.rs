@@ -29,6 +29,12 @@ struct State {
     hooked: Option<Window>,
 }
 
+impl State {
+    fn is_live(&self) -> bool {
+        self.rings.iter().any(|ring| ring.live)
+    }
+}
+
 #[derive(Clone, Copy, Default)]
 struct Ring {
     /// Initialised: the kernel takes messages for it.
@@ -88,6 +94,11 @@ impl Carried {
         self.update_window(&mut state);
     }
 
+    /// Whether a ring is initialised.
+    pub(super) fn is_live(&self) -> bool {
+        self.state().is_live()
+    }
+
     /// Whether an interrupt may wait for somebody to look: of an initialised ring without a message.
     pub(super) fn must_poll(&self) -> bool {
         self.state().rings.iter().any(|ring| ring.live && ring.message.is_none())
@@ -103,7 +114,7 @@ impl Carried {
     }
 
     fn update_window(&self, state: &mut State) {
-        let wanted = state.window.filter(|_| state.rings.iter().any(|ring| ring.live));
+        let wanted = state.window.filter(|_| state.is_live());
         if state.hooked != wanted {
             state.hooked = wanted;
             self.queues.notify_window(wanted);

@@ -14,6 +14,7 @@ const OURS: u64 = feature::MAC
     | feature::MTU
     | feature::CTRL_VQ
     | feature::CTRL_RX
+    | feature::MQ
     | feature::GUEST_ANNOUNCE
     | feature::SPEED_DUPLEX;
 

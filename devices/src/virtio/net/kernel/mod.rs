@@ -62,11 +62,20 @@ pub trait KernelQueues: Send + Sync {
     /// Feature bits of virtio-net and of its rings that it carries.
     fn features(&self) -> u64;
 
-    /// A driver has settled its features. All rings are reset.
+    /// A driver has settled its features: `VIRTIO_NET_F_MQ` among them where it knows of the further pairs. All rings are
+    /// reset. One pair is in use after that.
     ///
     /// # Errors
     /// What the kernel says.
     fn accept(&self, features: u64) -> Result<(), KernelError>;
+
+    /// Gives received frames to the first `pairs` queue pairs from now on, those of one flow to one of them, and to the other
+    /// pairs none (virtio 1.3 §5.1.6.5.6). Of a card with several, whose driver has settled `VIRTIO_NET_F_MQ`; 1 to as many
+    /// as it has. May come while rings run.
+    ///
+    /// # Errors
+    /// What the kernel says; it is as before then.
+    fn use_pairs(&self, pairs: u16) -> Result<(), KernelError>;
 
     /// Initialises a ring that is reset, at the indices that `ring` has. Sizes and alignments are as the standard asks, and
     /// all of it lies in guest memory: kernels trust that. It has no message after that.
@@ -106,4 +115,10 @@ pub trait KernelQueues: Send + Sync {
 
     /// Which frames the queues get.
     fn set_promiscuity(&self, promiscuity: Promiscuity);
+
+    /// What a call that gives no answer has met since this was asked last, where the rings cannot go on after that: the link
+    /// is down then until a driver begins anew. Asked often, and after every call of [`set_msi`](Self::set_msi).
+    fn failure(&self) -> Option<String> {
+        None
+    }
 }

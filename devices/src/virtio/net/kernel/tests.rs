@@ -19,6 +19,8 @@ struct Fake {
     calls: Mutex<Vec<String>>,
     /// What the next initialisation says.
     answer: Mutex<Option<KernelError>>,
+    /// What a call without an answer has met.
+    failure: Mutex<Option<String>>,
     /// Interrupts that wait, a bit each.
     waiting: AtomicU64,
 }
@@ -41,6 +43,11 @@ impl KernelQueues for Fake {
     fn accept(&self, features: u64) -> Result<(), KernelError> {
         self.note(format!("accept {features:#x}"));
         Ok(())
+    }
+
+    fn use_pairs(&self, pairs: u16) -> Result<(), KernelError> {
+        self.note(format!("use {pairs}"));
+        self.answer.lock().unwrap().take().map_or(Ok(()), Err)
     }
 
     fn init(&self, queue: u16, ring: &QueueState, legacy: bool) -> Result<(), KernelError> {
@@ -88,6 +95,10 @@ impl KernelQueues for Fake {
     fn set_promiscuity(&self, promiscuity: Promiscuity) {
         self.note(format!("{promiscuity:?}"));
     }
+
+    fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap().take()
+    }
 }
 
 struct Rig {
@@ -101,13 +112,18 @@ struct Rig {
 }
 
 fn rig() -> Rig {
+    rig_with(1)
+}
+
+fn rig_with(pairs: u16) -> Rig {
     let config =
         NetConfig { mac: [2; 6], mtu: None, offloads: true, queue_size: SIZE, speed_mbits: None, duplex: None };
     let (kernel, wake) = (Arc::new(Fake::default()), Arc::new(WakeCounter::default()));
-    let device = KernelNet::new(NetDevice::new(config), &*kernel);
+    let receivers = (0..pairs).map(|_| wake.clone() as Arc<dyn crate::wake::Wake>).collect();
+    let device = KernelNet::new(NetDevice::new(config).with_pairs(receivers), &*kernel);
     let carried = Carried::new(kernel.clone(), device.data_queues(), wake.clone());
     let worker = device.worker(carried.clone(), &[]);
-    Rig { mem: guest_ram(0x40_0000), kernel, wake, device, carried, worker, interrupt: RecordingInterrupt::new() }
+    Rig { mem: guest_ram(0x80_0000), kernel, wake, device, carried, worker, interrupt: RecordingInterrupt::new() }
 }
 
 impl Rig {
@@ -124,7 +140,7 @@ impl Rig {
     }
 
     fn states(&self) -> Vec<(u16, QueueState)> {
-        (0..3u16)
+        (0..=self.device.data_queues())
             .map(|queue| (queue, DriverQueue::new(&self.mem, u64::from(1 + queue) << 20, SIZE, VERSION_1).state()))
             .collect()
     }
@@ -265,6 +281,82 @@ fn a_kernel_that_fails_is_a_link_that_is_down_until_a_driver_begins_anew() {
     assert!(rig.device.card().is_up());
     rig.start(&rig.states());
     assert!(rig.kernel.take().contains(&"init 1 at 0 0".to_owned()));
+}
+
+/// Has the driver use so many pairs; the card's answer.
+fn use_pairs(rig: &mut Rig, pairs: u16) -> u8 {
+    let at = u64::from(1 + rig.device.data_queues()) << 20;
+    let state = DriverQueue::new(&rig.mem, at, SIZE, VERSION_1).state();
+    let interrupt = rig.interrupt.activation(rig.device.features() | VERSION_1);
+    rig.worker.start(&rig.mem, rig.device.data_queues(), state, &interrupt);
+    let mut control = DriverQueue::new(&rig.mem, at, SIZE, VERSION_1);
+    let command = [&[4, 0], &pairs.to_le_bytes()[..]].concat();
+    let posted = control.post(&[crate::virtio::testing::Buf::Read(command), crate::virtio::testing::Buf::Write(1)]);
+    control.publish();
+    rig.worker.step(&rig.mem);
+    assert_eq!(control.used().len(), 1);
+    control.read(posted.buffers[1])[0]
+}
+
+#[test]
+fn the_kernel_hears_how_many_pairs_a_driver_uses_and_what_it_refuses_the_driver_hears() {
+    let mut rig = rig_with(2);
+    assert_eq!(rig.device.features() & 1 << 22, 1 << 22);
+    rig.start(&rig.states());
+    let inits = |calls: Vec<String>| calls.into_iter().filter(|call| call.starts_with("init")).collect::<Vec<_>>();
+    assert_eq!(inits(rig.kernel.take()), ["init 0 at 0 0", "init 1 at 0 0", "init 2 at 0 0", "init 3 at 0 0"]);
+    assert_eq!((use_pairs(&mut rig, 2), rig.device.card().pairs_in_use()), (0, 2));
+    // Interrupts first, as those of a pair that goes out of use could not be asked for any more.
+    assert_eq!(rig.kernel.take(), ["poll", "use 2"]);
+    *rig.kernel.answer.lock().unwrap() = Some(KernelError::Failed("no".to_owned()));
+    assert_eq!((use_pairs(&mut rig, 1), rig.device.card().pairs_in_use()), (1, 2));
+    assert!(rig.device.card().is_up());
+    // Rings that begin anew go on with what the driver has asked for, and another driver's do not.
+    let states = rig.stop(false);
+    rig.kernel.take();
+    rig.start(&states);
+    let calls = rig.kernel.take();
+    assert_eq!(calls[1..3], ["use 2", "init 0 at 7 5"], "{calls:?}");
+    rig.stop(true);
+    VirtioWorker::<GuestRam>::forget_driver(&mut rig.worker);
+    rig.kernel.take();
+    rig.start(&rig.states());
+    let calls = rig.kernel.take();
+    assert_eq!(calls[1], "init 0 at 0 0", "{calls:?}");
+    // While the link is down there is nobody to tell.
+    rig.device.card().set_link(false);
+    rig.worker.step(&rig.mem);
+    rig.kernel.take();
+    assert_eq!(use_pairs(&mut rig, 2), 0);
+    assert!(!rig.kernel.take().contains(&"use 2".to_owned()));
+    rig.device.card().set_link(true);
+    rig.worker.step(&rig.mem);
+    assert!(rig.kernel.take().contains(&"use 2".to_owned()));
+}
+
+#[test]
+fn a_call_that_failed_without_an_answer_ends_the_link_until_a_driver_begins_anew() {
+    let mut rig = rig();
+    let fails = |rig: &Rig| *rig.kernel.failure.lock().unwrap() = Some("gone".to_owned());
+    rig.start(&rig.states());
+    fails(&rig);
+    rig.kernel.take();
+    rig.worker.step(&rig.mem);
+    assert!(!rig.device.card().is_up());
+    assert_eq!(rig.interrupt.take_config_changes(), 1);
+    let calls = rig.kernel.take();
+    assert!(calls.contains(&"reset 0".to_owned()) && calls.contains(&"reset 1".to_owned()), "{calls:?}");
+    assert!(!rig.worker.step(&rig.mem).want_readable, "no ring, so nothing to look for");
+    // What is met after that, and on the way out, is nothing new.
+    fails(&rig);
+    rig.worker.step(&rig.mem);
+    assert_eq!(rig.interrupt.take_config_changes(), 0);
+    fails(&rig);
+    rig.stop(true);
+    VirtioWorker::<GuestRam>::forget_driver(&mut rig.worker);
+    rig.start(&rig.states());
+    rig.worker.step(&rig.mem);
+    assert!(rig.device.card().is_up());
 }
 
 #[test]

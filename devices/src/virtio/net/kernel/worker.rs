@@ -25,7 +25,7 @@ pub struct KernelWorker {
     carried: Arc<Carried>,
     card: NetDevice,
     /// Runs the control queue, and knows what the driver has set there. It has no data queue.
-    control: NetWorker<NoFrames>,
+    control: NetWorker<Pairs>,
     control_index: u16,
     indices: Vec<u16>,
     max_sizes: Vec<u16>,
@@ -38,6 +38,8 @@ pub struct KernelWorker {
     always_promiscuous: bool,
     /// The kernel failed this driver.
     failed: bool,
+    /// How many drivers it failed.
+    failures: u64,
     stopping: bool,
 }
 
@@ -47,8 +49,8 @@ impl KernelWorker {
         let of = |index: u16| counters.get(usize::from(index)).cloned().unwrap_or_default();
         let control_index = device.data_queues();
         let mut worker = Self {
+            control: card.rx_worker(Pairs(carried.clone()), of(0), of(control_index)),
             carried,
-            control: card.rx_worker(NoFrames, of(0), of(control_index)),
             control_index,
             indices: (0..=control_index).collect(),
             max_sizes: card.queue_max_sizes().to_vec(),
@@ -59,6 +61,7 @@ impl KernelWorker {
             promiscuity: Promiscuity::Own,
             always_promiscuous: device.is_promiscuous(),
             failed: false,
+            failures: 0,
             stopping: false,
         };
         worker.expect_nothing_of_others();
@@ -97,7 +100,7 @@ impl KernelWorker {
             return;
         }
         let queues = self.carried.queues();
-        let begun = if self.running.is_empty() { queues.accept(activation.features) } else { Ok(()) };
+        let begun = if self.running.is_empty() { self.accept(activation.features) } else { Ok(()) };
         match begun.and_then(|()| queues.init(queue, &state, activation.legacy)) {
             Ok(()) => {
                 self.running.push((queue, state));
@@ -111,13 +114,38 @@ impl KernelWorker {
         }
     }
 
+    /// Has the kernel begin with what the driver has settled and set.
+    fn accept(&self, features: u64) -> Result<(), KernelError> {
+        let queues = self.carried.queues();
+        queues.accept(features)?;
+        match self.card.pairs_in_use() {
+            1 => Ok(()),
+            pairs => queues.use_pairs(pairs),
+        }
+    }
+
     /// The kernel failed: the driver sees its link go down.
     fn fail(&mut self, activation: &WorkerActivation, reason: &str) {
-        log::error!("virtio-net: {reason}: the guest's link is down until its driver begins anew");
+        self.failures = self.failures.saturating_add(1);
+        // A driver can begin as often as it likes: 1, 2, 4, 8 … are enough for the log.
+        if self.failures.is_power_of_two() {
+            let count = self.failures;
+            log::error!("virtio-net: {reason}: the guest's link is down until its driver begins anew (time {count})");
+        }
         self.failed = true;
         if self.card.set_carrier(false) {
             activation.interrupt.config_changed();
         }
+    }
+
+    /// Ends the link where a call without an answer has failed; whether it did.
+    fn follow_failure(&mut self) -> bool {
+        let Some(reason) = self.carried.queues().failure() else { return false };
+        match self.activation.clone().filter(|_| !self.failed) {
+            Some(activation) => self.fail(&activation, &reason),
+            None => return false,
+        }
+        true
     }
 
     /// Stops every ring, in the order reset, or with its place kept.
@@ -151,6 +179,19 @@ impl KernelWorker {
             for (queue, state) in std::mem::take(&mut self.halted) {
                 self.run_ring(mem, queue, state);
             }
+        }
+    }
+
+    /// Interrupts the guest for rings that have no message of their own.
+    fn pass_interrupts(&self) {
+        if (self.carried.take_look() || self.carried.must_poll())
+            && let Some(activation) = &self.activation
+        {
+            self.carried.queues().poll(&mut |queue| {
+                if self.is_running(queue) {
+                    activation.interrupt.queue_used(queue);
+                }
+            });
         }
     }
 
@@ -188,25 +229,19 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
         if self.stopping {
             return Step::default();
         }
+        // First: a pair that goes out of use now cannot be asked any more.
+        self.pass_interrupts();
         let again = self.control.step(mem).again;
         self.follow_filter();
+        self.follow_failure();
         self.follow_link(mem);
         for queue in self.carried.take_kicks() {
             if self.is_running(queue) {
                 self.carried.queues().kick(queue);
             }
         }
-        let must_poll = self.carried.must_poll();
-        if (self.carried.take_look() || must_poll)
-            && let Some(activation) = &self.activation
-        {
-            self.carried.queues().poll(&mut |queue| {
-                if self.is_running(queue) {
-                    activation.interrupt.queue_used(queue);
-                }
-            });
-        }
-        Step { again, want_readable: must_poll, ..Step::default() }
+        let again = again || self.follow_failure();
+        Step { again, want_readable: self.carried.must_poll(), ..Step::default() }
     }
 
     fn begin_stop(&mut self, mem: &M) {
@@ -239,6 +274,8 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
         self.expect_nothing_of_others();
         self.follow_filter();
         self.activation = None;
+        // What was met on the way out is no matter of the next driver's.
+        self.carried.queues().failure();
         if std::mem::take(&mut self.failed) {
             self.card.set_carrier(true);
         }
@@ -269,10 +306,18 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
     }
 }
 
-/// The link of a worker that has no frame to move.
-struct NoFrames;
+/// The link of a worker that has no frame to move, as far as the control queue has to do with it: queue pairs in use.
+struct Pairs(Arc<Carried>);
 
-impl<M> NetBackend<M> for NoFrames {
+impl<M> NetBackend<M> for Pairs {
+    fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
+        // A kernel without a ring is told when the next one begins.
+        if !self.0.is_live() {
+            return Ok(());
+        }
+        self.0.queues().use_pairs(pairs).map_err(|_| NetError::Unsupported)
+    }
+
     fn send(&mut self, _mem: &M, _header: &Header, _frame: &[GuestRange]) -> Result<Sent, NetError> {
         Ok(Sent::Done)
     }

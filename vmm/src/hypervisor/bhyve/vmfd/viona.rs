@@ -83,6 +83,21 @@ impl VionaFd {
         self.value(commands::VNA_IOC_SET_PROMISC, mode.cast_unsigned() as usize)
     }
 
+    /// Pairs of queues that there are rings for.
+    pub fn pairs(&self) -> CallResult<i32> {
+        pass_value(&self.0, commands::VNA_IOC_GET_PAIRS, 0)
+    }
+
+    /// Has rings for so many pairs, of which none is initialised; not for fewer than are in use.
+    pub fn set_pairs(&self, pairs: u16) -> CallResult<()> {
+        self.value(commands::VNA_IOC_SET_PAIRS, pairs.into())
+    }
+
+    /// Gives received frames to the first so many pairs.
+    pub fn set_used_pairs(&self, pairs: u16) -> CallResult<()> {
+        self.value(commands::VNA_IOC_SET_USEPAIRS, pairs.into())
+    }
+
     /// Initialises a ring of a legacy driver.
     pub fn init_legacy(&self, index: u16, size: u16, address: u64) -> CallResult<()> {
         let mut ring = abi::vioc_ring_init::new_zeroed();
@@ -133,7 +148,7 @@ impl VionaFd {
         pass(&self.0, commands::VNA_IOC_RING_SET_MSI, &mut message).map(drop)
     }
 
-    /// A bit for each of the first `rings` rings whose interrupt waits.
+    /// A bit for each of the first `rings` rings whose interrupt waits: at most those of the pairs in use.
     pub fn pending(&self, rings: u16) -> CallResult<[u32; 16]> {
         let mut poll = abi::vioc_intr_poll_mq::new_zeroed();
         poll.vipm_nrings = rings;
