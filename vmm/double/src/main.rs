@@ -64,7 +64,7 @@ mod double {
     use zvmm_double::links::Links;
     use zvmm_double::privileges::OfProcess;
     use zvmm_double::record::{Record, Recording};
-    use zvmm_double::viona::{Viona, Wire};
+    use zvmm_double::viona::{self, Viona, Wire};
     use zvmm_double::zvol::{VolumeSpec, Zvols};
     use zvmm_double::{
         DoubleSys, Driver, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve, bhyvectl, illumos_kvm,
@@ -177,7 +177,7 @@ mod double {
     }
 
     /// The driver of the kernel's network queues, with these links.
-    fn viona(host: &Host, driver: &Viona, links: &[(String, Link)]) -> Result<(), String> {
+    fn connect(host: &Host, driver: &Viona, links: &[(String, Link)]) -> Result<(), String> {
         for (name, link) in links {
             host.add_link(name, *link);
             driver.connect(name, Wire::Tap(Tap::open(name).map_err(|error| format!("--link: {error}"))?));
@@ -262,7 +262,9 @@ mod double {
                 return USAGE.into();
             }
         };
-        let (links, queues) = (Links::new(), Viona::new());
+        // What is recorded rings where it is seen: a kernel that watched doorbells would miss them.
+        let kernel = viona::Config { notify_mmio: record.is_none(), ..viona::Config::default() };
+        let (links, queues) = (Links::new(), Viona::with(kernel));
         let drivers = vec![driver, zvols as Arc<dyn Driver>, queues.clone()];
         let host = Host::new([drivers, links.drivers()].concat());
         match links.add_taps(&host) {
@@ -272,7 +274,7 @@ mod double {
                 return USAGE.into();
             }
         }
-        if let Err(error) = viona(&host, &queues, &options.links) {
+        if let Err(error) = connect(&host, &queues, &options.links) {
             eprintln!("zvmm-double: {error}");
             return USAGE.into();
         }

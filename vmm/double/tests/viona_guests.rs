@@ -86,6 +86,52 @@ fn the_zones_command_line_has_its_interface_in_the_kernel() {
     assert_eq!(calls(&counts, "VNA_IOC_CREATE"), 1);
 }
 
+#[test]
+fn a_driver_that_knows_of_one_pair_has_it_on_a_card_with_several() {
+    let Some(guests) = guests() else { return };
+    let counts = tempfile::NamedTempFile::new().expect("a temporary file");
+    let run = |own: [&str; 2], net: &str| {
+        let run = Run::new("bhyve", &guests, "virtio").own("--link", LINK).own(own[0], own[1]);
+        run.args(["--net", net, "--cmdline", &talks()]).after(tap::enter).run()
+    };
+    run(["--calls", &counts.path().display().to_string()], "viona=tap0,queues=16").passed(&["net arp", "net"]);
+    // All of them when the card is made, and the one that its driver knows.
+    assert_eq!(calls(&counts, "VNA_IOC_SET_PAIRS"), 2);
+    let old = run(["--inject", "VNA_IOC_GET_PAIRS:1+:ENOTTY"], "viona=tap0,queues=2");
+    let line = "zvmm: net0: link tap0: 2 queue pairs are not possible: viona has one (it lacks VNA_IOC_GET_PAIRS): use a \
+                newer platform, or queues=1";
+    assert_eq!(old.errors.trim_end(), line, "{old:?}");
+    assert!(old.status.is_some_and(|status| status != 0 && status != 70), "{old:?}");
+    refused(
+        &run(["--zone", "brand"], "viona=tap0,queues=17"),
+        2,
+        "zvmm: net0: 17 queue pairs are not possible; an interface has 1 to 16",
+    );
+}
+
+#[test]
+fn what_a_guest_with_an_interface_in_the_kernel_does_is_recorded() {
+    let Some(guests) = guests() else { return };
+    let (counts, record) = (tempfile::NamedTempFile::new(), tempfile::NamedTempFile::new());
+    let (counts, record) = (counts.expect("a temporary file"), record.expect("a temporary file"));
+    let outcome = Run::new("bhyve", &guests, "virtio")
+        .own("--link", LINK)
+        .own("--calls", &counts.path().display().to_string())
+        .own("--record", &record.path().display().to_string())
+        .args(["--net", "viona=tap0,queues=2", "--cmdline", &talks()])
+        .after(tap::enter)
+        .run();
+    outcome.passed(&["net arp", "net"]);
+    // Every doorbell comes out of the guest, and its chain is in the record.
+    assert_eq!(calls(&counts, "VNA_IOC_SET_NOTIFY_MMIO"), 0);
+    let kicks = calls(&counts, "VNA_IOC_RING_KICK");
+    // Where the kernel sees them there are at most four.
+    assert!(kicks > 4, "{kicks}");
+    let record = std::fs::read_to_string(record.path()).expect("a record");
+    let chains = record.lines().filter(|line| line.starts_with("chain ")).count();
+    assert!(chains >= 6, "{chains} chains in {record}");
+}
+
 #[track_caller]
 fn refused(outcome: &Outcome, status: i32, line: &str) {
     assert_eq!((outcome.status, outcome.errors.trim_end()), (Some(status), line), "{outcome:?}");
