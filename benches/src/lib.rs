@@ -1,5 +1,16 @@
 //! Benches of the hot paths, and the floors they are measured against.
 
 #[cfg(target_os = "linux")]
+pub mod calls;
+#[cfg(target_os = "linux")]
+pub mod counted;
+#[cfg(target_os = "linux")]
 pub mod disk;
+pub mod figures;
+#[cfg(target_os = "linux")]
+pub mod instructions;
 pub mod null;
+#[cfg(target_os = "linux")]
+pub mod ring;
+#[cfg(target_os = "linux")]
+pub mod threads;

@@ -2,6 +2,7 @@
 
 mod boot;
 mod disk;
+mod loads;
 mod memory;
 mod start;
 mod syscalls;

@@ -6,18 +6,19 @@
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::collections::BTreeMap;
     use std::path::Path;
-    use std::process::{Command, ExitCode};
+    use std::process::ExitCode;
 
-    use benches::disk::{CountedRun, main_counted};
+    use benches::calls::{Calls, Trace, difference, list};
+    use benches::counted::{CountedRun, main_counted};
+    use benches::disk;
 
     const REQUESTS: u64 = 2000;
 
     /// Runs requests and prints what the parent needs to know.
     fn run(told: &CountedRun) {
-        let mut stack = told.stack().expect("a stack");
-        let done = stack.run_count(told.requests).requests;
+        let mut stack = disk::counted_stack(told).expect("a stack");
+        let done = stack.run_count(told.count).requests;
         let (counters, rounds, worker) = (stack.counters(), stack.rounds(), stack.worker_thread);
         let pool = threads_named("disk0-q0-");
         let (wakeups, interrupts) = (counters.wakeups, counters.interrupts_sent);
@@ -33,65 +34,31 @@ mod linux {
     }
 
     /// What one run came to.
-    #[derive(Default)]
     struct Counts {
         requests: f64,
         rounds: f64,
         wakeups: f64,
         interrupts: f64,
-        worker: BTreeMap<String, f64>,
-        pool: BTreeMap<String, f64>,
+        worker: Calls,
+        pool: Calls,
     }
 
     fn count(engine: &str, depth: usize, requests: u64, path: &Path) -> Option<Counts> {
-        let trace = path.with_extension("strace");
-        let told = CountedRun { side: engine.to_owned(), depth, requests, path: path.to_owned() };
-        let output = told.under(Command::new("strace").args(["-f", "-qq", "-o"]).arg(&trace)).ok()?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let (numbers, pool) = said.trim().split_once(" [")?;
+        let told = CountedRun { side: engine.to_owned(), depth, count: requests, path: path.to_owned() };
+        let trace = Trace::of_run(&told)?;
+        let (numbers, pool) = trace.said.trim().split_once(" [")?;
         let [worker, requests, rounds, wakeups, interrupts] =
             numbers.split(' ').map(|word| word.parse::<f64>().ok()).collect::<Option<Vec<_>>>()?[..]
         else {
             return None;
         };
         let pool: Vec<i32> = pool.trim_end_matches(']').split(", ").filter_map(|id| id.parse().ok()).collect();
-        let mut counts = Counts { requests, rounds, wakeups, interrupts, ..Counts::default() };
-        let text = std::fs::read_to_string(&trace).ok()?;
-        let _ = std::fs::remove_file(&trace);
-        for line in text.lines() {
-            let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
-            let call = call.trim_start();
-            if call.starts_with(['<', '+', '-']) {
-                continue;
-            }
-            let (Ok(thread), Some((name, _))) = (thread.parse::<i32>(), call.split_once('(')) else { continue };
-            let whose = if f64::from(thread) == worker {
-                &mut counts.worker
-            } else if pool.contains(&thread) {
-                &mut counts.pool
-            } else {
-                continue;
-            };
-            *whose.entry(name.to_owned()).or_default() += 1.0;
-        }
-        Some(counts)
-    }
-
-    fn difference(long: &BTreeMap<String, f64>, short: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-        let mut left = long.clone();
-        for (name, count) in short {
-            *left.entry(name.clone()).or_default() -= count;
-        }
-        left
-    }
-
-    fn list(calls: &BTreeMap<String, f64>, requests: f64) -> String {
-        let each = calls.iter().map(|(name, count)| (name, count / requests)).filter(|(_, each)| *each >= 0.005);
-        let words: Vec<String> = each.map(|(name, each)| format!("{name} {each:.2}")).collect();
-        if words.is_empty() { "–".to_owned() } else { words.join(", ") }
+        let (worker, pool) = (trace.of_thread(worker as i32), trace.of_threads(&pool));
+        Some(Counts { requests, rounds, wakeups, interrupts, worker, pool })
     }
 
     fn measure(path: &Path) -> Option<bool> {
+        disk::prepare_counted(path).ok()?;
         println!(
             "| engine, depth | rounds | wake-ups | batches shown | worker's calls | bound | of them | its threads' calls |"
         );

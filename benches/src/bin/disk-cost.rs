@@ -9,9 +9,12 @@
 #[cfg(target_os = "linux")]
 mod linux {
     use std::path::Path;
-    use std::process::{Command, ExitCode};
+    use std::process::ExitCode;
 
-    use benches::disk::{self, CountedRun, Figure, Raw, main_counted};
+    use benches::counted::{CountedRun, main_counted};
+    use benches::disk::{self, Raw};
+    use benches::figures::Figure;
+    use benches::instructions::{Counted, of_run};
     use benches::null::NullQueue;
 
     /// Requests of the short run; the long one has twice as many.
@@ -37,7 +40,7 @@ mod linux {
     }
 
     fn run(told: &CountedRun) {
-        let (depth, requests) = (told.depth as u64, told.requests);
+        let (depth, requests) = (told.depth as u64, told.count);
         match &told.side[..] {
             "null-split" | "null-packed" | "null-measured" | "null-limited" => {
                 let mut queue = match &told.side[..] {
@@ -53,61 +56,28 @@ mod linux {
             }
             "raw" => {
                 let file = disk::open(&told.path, false).expect("the file opens");
-                let mut raw = Raw::new(file, &told.load()).expect("io_uring");
+                let mut raw = Raw::new(file, &disk::counted_load(told)).expect("io_uring");
                 disk_cost_measured(&mut || drop(raw.run_count(requests).expect("reads")));
             }
-            _ => drop(told.stack().expect("a stack").run_count(requests)),
+            _ => drop(disk::counted_stack(told).expect("a stack").run_count(requests)),
         }
     }
 
-    /// Instructions of a run: of the worker's whole thread, or of the part that is measured.
-    fn instructions(side: &str, depth: usize, requests: u64, path: &Path) -> Option<f64> {
-        let folder = path.with_extension("callgrind");
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir(&folder).ok()?;
-        let mut valgrind = Command::new("valgrind");
-        // Fair, or a thread that waits for another keeps it from running for a while.
-        valgrind.args(["--tool=callgrind", "--fair-sched=yes", "--separate-threads=yes"]);
-        valgrind.arg(format!("--callgrind-out-file={}", folder.join("out").display()));
-        if !is_stack(side) {
-            valgrind.args(["--collect-atstart=no", "--toggle-collect=disk_cost_measured*"]);
-        }
-        let told = CountedRun { side: side.to_owned(), depth, requests, path: path.to_owned() };
-        let output = told.under(&mut valgrind).ok()?;
-        if !output.status.success() {
-            eprintln!("disk-cost: {side}: {}", String::from_utf8_lossy(&output.stderr));
-            return None;
-        }
-        let threads = std::fs::read_dir(&folder).ok()?.flatten();
-        let counts: Vec<f64> = threads.filter_map(|file| of_thread(&file.path(), is_stack(side))).collect();
-        let _ = std::fs::remove_dir_all(&folder);
-        // One worker: two threads that look like it would be none that is known.
-        (!is_stack(side) || counts.len() == 1).then(|| counts.iter().sum())
-    }
-
-    fn is_stack(side: &str) -> bool {
-        side == "io_uring" || side == "threads"
-    }
-
-    /// The sum of a thread's file, where it is wanted.
-    fn of_thread(file: &Path, worker_only: bool) -> Option<f64> {
-        let text = std::fs::read_to_string(file).ok()?;
-        if worker_only
-            && !text.contains("devices::virtio::blk::worker::BlkWorker<B> as devices::virtio::VirtioWorker<M>>::step")
-        {
-            return None;
-        }
-        let total =
-            text.lines().find_map(|line| line.strip_prefix("totals:").or_else(|| line.strip_prefix("summary:")));
-        total?.trim().parse().ok()
-    }
+    /// What only the worker's thread calls.
+    const STEP: &str = "devices::virtio::blk::worker::BlkWorker<B> as devices::virtio::VirtioWorker<M>>::step";
 
     fn cost(side: &str, depth: usize, path: &Path) -> Option<f64> {
-        let [short, long] = [REQUESTS, 2 * REQUESTS].map(|requests| instructions(side, depth, requests, path));
+        let counted = match side {
+            "io_uring" | "threads" => Counted::Threads(STEP, 1),
+            _ => Counted::Function("disk_cost_measured"),
+        };
+        let [short, long] = [REQUESTS, 2 * REQUESTS]
+            .map(|count| of_run(&CountedRun { side: side.to_owned(), depth, count, path: path.to_owned() }, counted));
         Some((long? - short?) / REQUESTS as f64)
     }
 
     fn measure(path: &Path) -> Option<bool> {
+        disk::prepare_counted(path).ok()?;
         println!("| user instructions a request | depth 1 | depth 32 |\n|---|---|---|");
         let mut costs = Vec::new();
         for (side, name) in SIDES {

@@ -16,10 +16,9 @@ mod linux {
     use std::sync::Once;
     use std::time::Duration;
 
-    use benches::disk::{
-        self, Daemon, EngineShape, Figure, Load, Raw, Stack, Times, eventfd_round_trip_us, median, on_worker_cpu,
-        spread,
-    };
+    use benches::disk::{self, Daemon, EngineShape, Load, Raw, Stack, Times};
+    use benches::figures::{Figure, median, spread};
+    use benches::threads::{become_realtime, eventfd_round_trip_us, on_worker_cpu, own_cpu_ns, thread_cpu_ns};
     use clap::Parser;
     use devices_host::engine::Kind;
     use zvmm::config::DiskConfig;
@@ -117,12 +116,6 @@ mod linux {
         loads
     }
 
-    /// CPU time of the calling thread.
-    fn own_cpu_ns() -> io::Result<u64> {
-        // SAFETY: takes nothing.
-        disk::thread_cpu_ns(unsafe { libc::gettid() })
-    }
-
     /// The daemon on the load's file; `None` where there is none, which was said once for all loads.
     fn start_daemon(options: &Options, load: &Load, halt_poll: Duration) -> io::Result<Option<Daemon>> {
         static SAID: Once = Once::new();
@@ -166,9 +159,9 @@ mod linux {
                     }
                     _ => {
                         let stack = &mut stacks[at - 1];
-                        let before = disk::thread_cpu_ns(stack.worker_thread)?;
+                        let before = thread_cpu_ns(stack.worker_thread)?;
                         let times = stack.run(time);
-                        (times, disk::thread_cpu_ns(stack.worker_thread)? - before)
+                        (times, thread_cpu_ns(stack.worker_thread)? - before)
                     }
                 };
                 if round > 0 {
@@ -277,7 +270,7 @@ mod linux {
     fn run(options: &Options) -> io::Result<bool> {
         disk::prepare_file(&options.file, options.mib << 20)?;
         if options.realtime {
-            disk::become_realtime()?;
+            become_realtime()?;
         }
         println!(
             "| load | engine | plain loop, 1000/s | zvmm, 1000/s | ratio | loop's CPU, µs | worker's CPU, µs | submit + return, µs | ÷ daemon |"

@@ -20,7 +20,8 @@ use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use super::guest::Guest;
-use super::{Driver, Load, Times, on_worker_cpu};
+use super::{Driver, Load, Times};
+use crate::threads::on_worker_cpu;
 
 /// A running daemon with its driver.
 pub struct Daemon {

@@ -3,7 +3,7 @@
 //! As Linux's, it posts each request as an indirect table (header, data pages, status) and asks for interrupts by event
 //! index; unlike the driver of the tests it checks nothing but the status byte.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use devices::GuestRam;
 use devices::virtio::QueueState;
@@ -11,27 +11,22 @@ use devices::virtio::queue::{Descriptor, F_EVENT_IDX, F_INDIRECT_DESC};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::Load;
+use crate::ring::{DriverRing, SIZE, put};
 
 /// Where everything lies: rings and requests below 4 GiB, data above, in two regions as large guests have them.
-const DESC: u64 = 0x1000;
-const AVAIL: u64 = 0x8000;
-const USED: u64 = 0xa000;
+const RING: u64 = 0x1000;
 const HEADERS: u64 = 0x10000;
 const STATUS: u64 = 0x20000;
 const TABLES: u64 = 0x40000;
 const DATA: u64 = 1 << 32;
 
-/// The size of the ring, as Linux gets it by default.
-const SIZE: u16 = 256;
 /// No status the device writes.
 const PENDING: u8 = 0xff;
 
 /// The driver of one queue.
 pub struct Driver {
     mem: GuestRam,
-    next_avail: u16,
-    published: u16,
-    last_used: u16,
+    ring: DriverRing,
 }
 
 impl Driver {
@@ -54,72 +49,45 @@ impl Driver {
     pub fn new(mem: GuestRam, load: &Load) -> Self {
         let Load { depth, bytes, piece_bytes, .. } = *load;
         assert!(depth <= usize::from(SIZE));
-        let put = |addr: u64, desc: Descriptor| {
-            mem.write_slice(&desc.to_bytes(), GuestAddress(addr)).expect("guest memory");
-        };
+        let mut ring = DriverRing::new(mem.clone(), RING);
         for slot in 0..depth as u64 {
             let (header, status) = (HEADERS + 16 * slot, STATUS + slot);
             // The header's first word is VIRTIO_BLK_T_IN (virtio 1.3 §5.2.6), which is zero, as fresh memory is.
             let pieces = pieces(load);
             let table = TABLES + slot * table_bytes(load);
             let link = |n: u64| (n + 1) as u16;
-            put(table, Descriptor { addr: header, len: 16, flags: Descriptor::NEXT, next: link(0) });
+            put(&mem, table, Descriptor { addr: header, len: 16, flags: Descriptor::NEXT, next: link(0) });
             for piece in 0..pieces {
                 let addr = DATA + slot * bytes as u64 + piece * piece_bytes as u64;
                 let flags = Descriptor::NEXT | Descriptor::WRITE;
                 let len = piece_bytes as u32;
-                put(table + 16 * (piece + 1), Descriptor { addr, len, flags, next: link(piece + 1) });
+                put(&mem, table + 16 * (piece + 1), Descriptor { addr, len, flags, next: link(piece + 1) });
             }
             let last = Descriptor { addr: status, len: 1, flags: Descriptor::WRITE, next: 0 };
-            put(table + 16 * (pieces + 1), last);
+            put(&mem, table + 16 * (pieces + 1), last);
             let len = table_bytes(load) as u32;
-            put(DESC + 16 * slot, Descriptor { addr: table, len, flags: Descriptor::INDIRECT, next: 0 });
+            ring.describe(slot as u16, Descriptor { addr: table, len, flags: Descriptor::INDIRECT, next: 0 });
         }
-        Self { mem, next_avail: 0, published: 0, last_used: 0 }
+        Self { mem, ring }
     }
 
     /// What the device is told about the queue.
     #[must_use]
     pub fn state(&self) -> QueueState {
-        QueueState {
-            size: SIZE,
-            desc_table: DESC,
-            avail_ring: AVAIL,
-            used_ring: USED,
-            next_avail: self.next_avail,
-            next_used: self.last_used,
-        }
+        self.ring.state()
     }
 
-    /// Starts over after a reset of the device: nothing is in flight.
-    pub fn reset(&mut self) {
-        (self.next_avail, self.published, self.last_used) = (0, 0, 0);
-        for addr in [AVAIL + 2, USED + 2, USED + 4 + 8 * u64::from(SIZE), AVAIL + 4 + 2 * u64::from(SIZE)] {
-            self.store(addr, 0, Ordering::SeqCst);
-        }
+    /// Its ring.
+    pub fn ring(&mut self) -> &mut DriverRing {
+        &mut self.ring
     }
 
-    /// Posts request `slot` for a disk offset, to be seen after [`publish`](Self::publish).
+    /// Posts request `slot` for a disk offset, to be seen when the ring is published.
     pub fn post(&mut self, slot: u16, offset_bytes: u64) {
-        let slot64 = u64::from(slot);
-        let sector = offset_bytes / 512;
+        let (slot64, sector) = (u64::from(slot), offset_bytes / 512);
         self.mem.store(sector, GuestAddress(HEADERS + 16 * slot64 + 8), Ordering::Relaxed).expect("a header");
         self.mem.store(PENDING, GuestAddress(STATUS + slot64), Ordering::Relaxed).expect("a status");
-        self.store(AVAIL + 4 + 2 * u64::from(self.next_avail % SIZE), slot, Ordering::Relaxed);
-        self.next_avail = self.next_avail.wrapping_add(1);
-    }
-
-    /// Shows what was posted; whether the device wants a kick for it (virtio 1.3 §2.7.10).
-    pub fn publish(&mut self) -> bool {
-        let (old, new) = (self.published, self.next_avail);
-        if old == new {
-            return false;
-        }
-        self.store(AVAIL + 2, new, Ordering::Release);
-        self.published = new;
-        fence(Ordering::SeqCst);
-        let event = self.load(USED + 4 + 8 * u64::from(SIZE), Ordering::Relaxed);
-        new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        self.ring.post(slot);
     }
 
     /// Takes the requests that have completed.
@@ -127,16 +95,12 @@ impl Driver {
     /// # Panics
     /// When one failed.
     pub fn collect(&mut self, mut done: impl FnMut(u16)) {
-        let index = self.load(USED + 2, Ordering::Acquire);
-        while self.last_used != index {
-            let at = USED + 4 + 8 * u64::from(self.last_used % SIZE);
-            let slot = self.mem.load::<u32>(GuestAddress(at), Ordering::Relaxed).expect("a used element") as u16;
-            let status: u8 =
-                self.mem.load(GuestAddress(STATUS + u64::from(slot)), Ordering::Relaxed).expect("a status");
+        let Self { mem, ring } = self;
+        ring.collect(|slot, _| {
+            let status: u8 = mem.load(GuestAddress(STATUS + u64::from(slot)), Ordering::Relaxed).expect("a status");
             assert_eq!(status, 0, "request {slot} failed");
-            self.last_used = self.last_used.wrapping_add(1);
             done(slot);
-        }
+        });
     }
 
     /// What request `slot` has read; `into` is as long as every request.
@@ -146,27 +110,6 @@ impl Driver {
     pub fn data(&self, slot: u16, into: &mut [u8]) {
         let at = DATA + u64::from(slot) * into.len() as u64;
         self.mem.read_slice(into, GuestAddress(at)).expect("data");
-    }
-
-    /// Asks for an interrupt with the next completion; `false` where there is one already, and none may come.
-    pub fn wait_for_interrupt(&mut self) -> bool {
-        self.store(AVAIL + 4 + 2 * u64::from(SIZE), self.last_used, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        !self.has_used()
-    }
-
-    /// Whether there is something to [`collect`](Self::collect).
-    #[must_use]
-    pub fn has_used(&self) -> bool {
-        self.load(USED + 2, Ordering::Relaxed) != self.last_used
-    }
-
-    fn store(&self, addr: u64, value: u16, order: Ordering) {
-        self.mem.store(value, GuestAddress(addr), order).expect("a ring");
-    }
-
-    fn load(&self, addr: u64, order: Ordering) -> u16 {
-        self.mem.load(GuestAddress(addr), order).expect("a ring")
     }
 }
 

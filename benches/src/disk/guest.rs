@@ -107,7 +107,7 @@ impl Guest {
                     self.driver.post(slot, self.offsets.take());
                     in_flight += 1;
                 }
-                if self.driver.publish() {
+                if self.driver.ring().publish() {
                     self.kick.wake();
                 }
             }
@@ -118,9 +118,7 @@ impl Guest {
             self.driver.collect(|slot| free.push(slot));
             let done = free.len() - before;
             if done == 0 {
-                if self.driver.wait_for_interrupt() {
-                    self.wait();
-                }
+                self.driver.ring().wait(&self.interrupt, self.halt_poll);
                 continue;
             }
             in_flight -= done;
@@ -138,28 +136,14 @@ impl Guest {
         for slot in 0..self.depth as u16 {
             self.driver.post(slot, self.offsets.take());
         }
-        if self.driver.publish() {
+        if self.driver.ring().publish() {
             self.kick.wake();
         }
     }
 
     /// Starts over after a reset of the device.
     pub fn reset(&mut self) {
-        self.driver.reset();
+        self.driver.ring().reset();
         self.interrupt.clear();
-    }
-
-    /// Until there is something to collect, or an interrupt for what was collected before it came.
-    fn wait(&self) {
-        if !self.halt_poll.is_zero() {
-            let end = Instant::now() + self.halt_poll;
-            while Instant::now() < end {
-                if self.driver.has_used() {
-                    return;
-                }
-                std::hint::spin_loop();
-            }
-        }
-        self.interrupt.wait();
     }
 }

@@ -3,18 +3,16 @@
 mod counted;
 mod daemon;
 mod driver;
-mod figures;
 mod guest;
 mod raw;
 mod stack;
 
-pub use counted::{CountedRun, main_counted};
+pub use counted::{counted_load, counted_stack, prepare_counted};
 pub use daemon::Daemon;
 pub use driver::Driver;
-pub use figures::{Figure, median, spread};
 pub use guest::Times;
 pub use raw::Raw;
-pub use stack::{EngineShape, Stack, eventfd_round_trip_us, on_worker_cpu};
+pub use stack::{EngineShape, Stack};
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -122,44 +120,4 @@ pub fn set_cached(path: &Path, cached: bool) -> io::Result<()> {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
-}
-
-/// Runs the calling thread ahead of everything that is not real-time, it and the threads it starts from now on.
-///
-/// # Errors
-/// When the system does not permit it.
-pub fn become_realtime() -> io::Result<()> {
-    // By field, as musl's has more of them.
-    // SAFETY: all bits zero are valid parameters.
-    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    parameters.sched_priority = 10;
-    // SAFETY: the parameters live through the call.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// CPU time of a thread of this process, nanoseconds.
-///
-/// # Errors
-/// When there is no such thread, or the kernel does not say.
-pub fn thread_cpu_ns(thread: i32) -> io::Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat"))?;
-    text.split_whitespace().next().and_then(|ns| ns.parse().ok()).ok_or_else(|| io::Error::other("no CPU time"))
-}
-
-/// The thread of this process whose name begins so.
-///
-/// # Errors
-/// When there is none.
-pub fn thread_named(name: &str) -> io::Result<i32> {
-    for entry in std::fs::read_dir("/proc/self/task")? {
-        let path = entry?.path();
-        if std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
-            let id = path.file_name().and_then(|id| id.to_str()).and_then(|id| id.parse().ok());
-            return id.ok_or_else(|| io::Error::other("a thread without a number"));
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("no thread `{name}`")))
 }

@@ -11,7 +11,6 @@ use devices::park::Parked;
 use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, RequestToken, SECTOR_BYTES};
 use devices::virtio::counters::{QueueCounters, QueueCountersSnapshot};
 use devices::virtio::{Activation, NeedsReset, QueueRunner, VirtioInterrupt};
-use devices::wake::Wake;
 use devices_host::Event;
 use devices_host::clock::monotonic_ns;
 use devices_host::disk::{Cache, Disk, DiskOptions};
@@ -22,11 +21,8 @@ use zvmm::machine::{EngineDisk, disk_round_bytes};
 use zvmm::worker::{DeviceWorkers, Rings, WorkerSpec};
 
 use super::guest::Guest;
-use super::{Driver, Load, Times, thread_named};
-
-/// The CPU of the driver, and the one of the worker and of everything it is compared with.
-const DRIVER_CPU: usize = 0;
-const WORKER_CPU: usize = 1;
+use super::{Driver, Load, Times};
+use crate::threads::{DRIVER_CPU, Sleeper, WORKER_CPU, next_number, wait_for_thread};
 
 /// How a stack is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,15 +136,12 @@ impl Stack {
         while self.counters.chains.get() == chains {
             std::hint::spin_loop();
         }
-        let waiter = Arc::new(Waiter(Event::new().expect("an event")));
+        let sleeper = Sleeper::new().expect("an event");
         let token = Parked::new();
         let start = Instant::now();
         self.workers.reset(token.clone());
         let call = start.elapsed();
-        token.wake_on_complete(waiter.clone());
-        while !token.is_complete() {
-            waiter.0.wait();
-        }
+        sleeper.wait_for(&token);
         let parked = start.elapsed();
         self.guest.reset();
         self.activate();
@@ -185,24 +178,6 @@ impl Drop for Stack {
     }
 }
 
-fn next_number() -> u64 {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    NUMBER.fetch_add(1, Ordering::Relaxed)
-}
-
-/// A thread names itself when it runs first.
-fn wait_for_thread(name: &str) -> io::Result<i32> {
-    let end = Instant::now() + Duration::from_secs(5);
-    loop {
-        match thread_named(name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            result => return result,
-        }
-    }
-}
-
 /// An interrupt as KVM takes it: one write to an eventfd.
 struct Interrupt {
     event: Arc<Event>,
@@ -220,53 +195,6 @@ impl VirtioInterrupt for Interrupt {
     fn needs_reset(&self, why: &NeedsReset) {
         panic!("the device refused its driver: {}", why.reason);
     }
-}
-
-struct Waiter(Event);
-
-impl Wake for Waiter {
-    fn wake(&self) {
-        self.0.wake();
-    }
-}
-
-/// One wake-up each way between two threads on the CPUs of driver and worker, by the same calls: µs a round trip, median.
-///
-/// # Errors
-/// When the system has no thread or event left.
-pub fn eventfd_round_trip_us(rounds: usize) -> io::Result<f64> {
-    let (there, back) = (Arc::new(Event::new()?), Arc::new(Event::new()?));
-    bind_current(&[WORKER_CPU])?;
-    let other = {
-        let (there, back) = (there.clone(), back.clone());
-        std::thread::spawn(move || {
-            for _ in 0..rounds {
-                there.wait();
-                back.wake();
-            }
-        })
-    };
-    bind_current(&[DRIVER_CPU])?;
-    let mut times: Vec<f64> = Vec::with_capacity(rounds);
-    for _ in 0..rounds {
-        let start = Instant::now();
-        there.wake();
-        back.wait();
-        times.push(start.elapsed().as_nanos() as f64 / 1e3);
-    }
-    other.join().map_err(|_| io::Error::other("a thread panicked"))?;
-    Ok(super::median(&times))
-}
-
-/// Runs `work` on the worker's CPU: what the worker is compared with has its place.
-///
-/// # Errors
-/// When there is no such CPU.
-pub fn on_worker_cpu<T>(work: impl FnOnce() -> T) -> io::Result<T> {
-    bind_current(&[WORKER_CPU])?;
-    let result = work();
-    bind_current(&[DRIVER_CPU])?;
-    Ok(result)
 }
 
 /// What the worker has spent on requests.

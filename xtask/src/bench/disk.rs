@@ -1,11 +1,10 @@
 //! `cargo xtask bench disk`: reads of a disk by a stock guest under zvmm and under qemu, in turn, in one boot of the outer
 //! machine.
 
-use std::collections::BTreeMap;
+use anyhow::ensure;
 
-use anyhow::{Context as _, ensure};
-
-use crate::lab::job::{Job, Outcome, Run, Sample, Step};
+use super::loads::{self, Figure, Part, Values, is_beyond, name_of};
+use crate::lab::job::{Job, Outcome, Run};
 use crate::lab::kernel::Which;
 use crate::lab::scenarios::Script;
 use crate::lab::vmm::Vmm;
@@ -41,29 +40,6 @@ const LOAD_S: u64 = 90;
 /// Exits an operation, by load.
 const EXIT_LIMITS: [(&str, f64); 3] = [("rr1", 1.7), ("rr32", 0.11), ("sr4", 1.05)];
 
-/// One figure of a load.
-struct Figure {
-    name: &'static str,
-    of: fn(&Reads) -> Option<f64>,
-    digits: usize,
-}
-
-/// What a load did between two readings of the counters.
-struct Reads<'a> {
-    operations: f64,
-    time_us: f64,
-    before: &'a Sample,
-    after: &'a Sample,
-}
-
-impl Reads<'_> {
-    /// How much one of KVM's counters grew in an operation.
-    fn counter(&self, name: &str) -> Option<f64> {
-        let grown = self.after.kvm.get(name)?.checked_sub(*self.before.kvm.get(name)?)?;
-        Some(grown as f64 / self.operations)
-    }
-}
-
 const EXITS: usize = 0;
 const MMIO_EXITS: usize = 1;
 const CPU: usize = 2;
@@ -72,19 +48,12 @@ const IOPS: usize = 3;
 const FIGURES: [Figure; 7] = [
     Figure { name: "exits/op", of: |r| r.counter("exits"), digits: 3 },
     Figure { name: "MMIO exits to user space/op", of: |r| r.counter("mmio_exits"), digits: 3 },
-    Figure {
-        name: "host CPU µs/op",
-        of: |r| Some(r.after.cpu_ms.checked_sub(r.before.cpu_ms)? as f64 * 1e3 / r.operations),
-        digits: 0,
-    },
-    Figure { name: "operations/s", of: |r| Some(r.operations / r.time_us * 1e6), digits: 0 },
+    Figure { name: "host CPU µs/op", of: |p| p.cpu_us(), digits: 0 },
+    Figure { name: "operations/s", of: |p| p.rate(), digits: 0 },
     Figure { name: "irq injections/op", of: |r| r.counter("irq_injections"), digits: 3 },
     Figure { name: "KVM-emulated instructions/op", of: |r| r.counter("insn_emulation"), digits: 3 },
     Figure { name: "HLT exits/op", of: |r| r.counter("halt_exits"), digits: 3 },
 ];
-
-/// Values by load, side and figure.
-type Values = BTreeMap<(usize, usize, usize), Vec<f64>>;
 
 /// Runs the rounds and prints a table a load: median (least to most) of each VMM.
 ///
@@ -102,19 +71,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     let report = lab.run("bench-disk", (OUTER_CPUS, OUTER_MEMORY_MIB), &Job { runs }, false)?;
-    let mut values = Values::new();
+    let mut values = Values::default();
     for side in 0..SIDES.len() {
         for round in 0..options.rounds {
-            let name = name_of(side, round);
-            let found = report.outcomes.iter().find(|outcome| outcome.name == name);
-            let outcome = found.filter(|outcome| outcome.failure.is_none());
-            let why = || found.and_then(|outcome| outcome.failure.clone()).unwrap_or_else(|| "not run".to_owned());
-            let outcome = outcome.with_context(|| format!("{name}: {}; log: {}", why(), report.log.display()))?;
+            let outcome = loads::outcome_of(&report, &name_of_run(side, round))?;
             take(&mut values, side, outcome, &options.loads)?;
         }
     }
     for (load, text) in options.loads.iter().enumerate() {
-        print_table(text, load, &values);
+        values.print(text, load, &SIDES.map(|(name, ..)| name), &FIGURES);
     }
     let beyond = beyond_limits(&values, &options.loads);
     beyond.iter().for_each(|line| println!("beyond its limit: {line}"));
@@ -122,18 +87,13 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn name_of(side: usize, round: usize) -> String {
+fn name_of_run(side: usize, round: usize) -> String {
     format!("{}-{round}", SIDES[side].0.replace(' ', "-"))
-}
-
-/// A load's name, without how many operations it is.
-fn name_of_load(load: &str) -> &str {
-    load.split_once(':').map_or(load, |(name, _)| name)
 }
 
 fn reads(side: usize, round: usize, loads: &[String]) -> Run {
     let (_, vmm, io_uring) = SIDES[side];
-    let mut script = Script::new()
+    let script = Script::new()
         .kernel(Which::Stable, true)
         .before(MAKE_IMAGE)
         .with(|machine| {
@@ -143,82 +103,28 @@ fn reads(side: usize, round: usize, loads: &[String]) -> Run {
         .limit(90 + LOAD_S * loads.len() as u64)
         .ready()
         .send(&format!("lab-peer load /dev/vda {}; echo LOADS-\"\"DONE\n", loads.join(" ")));
-    for load in loads {
-        let name = name_of_load(load);
-        script = script
-            .expect(&format!("GO {name}\n"), 30)
-            .sample(&format!("{name} before"))
-            .step(Step::Send { text: "\n".to_owned() })
-            .expect(&format!("END {name}\n"), LOAD_S)
-            .sample(&format!("{name} after"));
-    }
-    script.expect("LOADS-DONE\n", 30).power_off().finish(&name_of(side, round), vmm)
-}
-
-/// The time a load took, from the line that the guest printed when all were over.
-fn time_us(outcome: &Outcome, load: &str) -> Option<(f64, f64)> {
-    let start = format!("LOAD {} ", name_of_load(load));
-    let rest = outcome.lines.iter().find_map(|(_, line)| line.strip_prefix(&start))?;
-    let words: Vec<&str> = rest.split(' ').collect();
-    let [operations, "reads", "in", time, "us"] = words[..] else { return None };
-    Some((operations.parse().ok()?, time.parse().ok()?))
+    loads::with_counters(script, loads, LOAD_S)
+        .expect("LOADS-DONE\n", 30)
+        .power_off()
+        .finish(&name_of_run(side, round), vmm)
 }
 
 fn take(values: &mut Values, side: usize, outcome: &Outcome, loads: &[String]) -> anyhow::Result<()> {
     for (at, load) in loads.iter().enumerate() {
-        let name = name_of_load(load);
-        let missing = || format!("{}: nothing was measured of {name}", outcome.name);
-        let (operations, time_us) = time_us(outcome, load).with_context(missing)?;
-        let sample = |when| outcome.samples.get(&format!("{name} {when}"));
-        let (before, after) = sample("before").zip(sample("after")).with_context(missing)?;
-        let reads = Reads { operations, time_us, before, after };
-        for (figure, Figure { of, .. }) in FIGURES.iter().enumerate() {
-            if let Some(value) = of(&reads) {
-                values.entry((at, side, figure)).or_default().push(value);
-            }
-        }
+        values.add_all((at, side), &FIGURES, &Part::of(outcome, name_of(load))?);
     }
     Ok(())
-}
-
-fn sorted(values: &Values, key: (usize, usize, usize)) -> Vec<f64> {
-    let mut values = values.get(&key).cloned().unwrap_or_default();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn median(values: &Values, key: (usize, usize, usize)) -> f64 {
-    let values = sorted(values, key);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn print_table(title: &str, load: usize, values: &Values) {
-    println!("\n| {title} | {} |", SIDES.map(|(name, ..)| name).join(" | "));
-    println!("|---|{}", "---|".repeat(SIDES.len()));
-    for (figure, Figure { name, digits, .. }) in FIGURES.iter().enumerate() {
-        let cells: Vec<String> = (0..SIDES.len())
-            .map(|side| match &sorted(values, (load, side, figure))[..] {
-                [] => "–".to_owned(),
-                all @ [least, .., most] => {
-                    format!("{:.digits$} ({least:.digits$}–{most:.digits$})", all[all.len() / 2])
-                }
-                [one] => format!("{one:.digits$}"),
-            })
-            .collect();
-        println!("| {name} | {} |", cells.join(" | "));
-    }
 }
 
 /// What is beyond its limit, a line each.
 fn beyond_limits(values: &Values, loads: &[String]) -> Vec<String> {
     let mut lines = Vec::new();
     for (load, text) in loads.iter().enumerate() {
-        let name = name_of_load(text);
+        let name = name_of(text);
         for (side, (who, ..)) in SIDES.iter().enumerate().filter(|(side, _)| *side != CONTROL) {
-            let of = |side, figure| median(values, (load, side, figure));
+            let of = |side, figure| values.median((load, side, figure));
             let mut at_most = |figure: usize, value: f64, limit: f64| {
-                // Written so that a figure nobody measured is beyond its limit, too.
-                if !matches!(value.partial_cmp(&limit), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
+                if is_beyond(value, limit) {
                     lines.push(format!("{who}: {name}: {}: {value:.3}, limit {limit:.3}", FIGURES[figure].name));
                 }
             };
@@ -237,6 +143,7 @@ fn beyond_limits(values: &Values, loads: &[String]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::job::{Sample, Step};
 
     fn outcome(exits: u64, mmio_exits: u64, cpu_ms: u64, time_us: u64) -> Outcome {
         let mut outcome = Outcome::default();
@@ -252,7 +159,7 @@ mod tests {
 
     fn beyond(ours: &Outcome) -> usize {
         let loads = ["rr1:1000".to_owned()];
-        let mut values = Values::new();
+        let mut values = Values::default();
         for side in 0..SIDES.len() {
             let control = outcome(2000, 0, 800, 800_000);
             take(&mut values, side, if side == CONTROL { &control } else { ours }, &loads).unwrap();
@@ -271,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_load_that_says_nothing_is_an_error() {
-        let mut values = Values::new();
+        let mut values = Values::default();
         assert!(take(&mut values, 0, &Outcome::default(), &["rr1:1000".to_owned()]).is_err());
         assert_eq!(beyond_limits(&values, &["rr1:1000".to_owned()]).len(), 8);
     }

@@ -10,7 +10,7 @@ pub mod job;
 pub mod kernel;
 pub mod kvm_tests;
 pub mod matrix;
-mod outer;
+pub mod outer;
 pub mod place;
 mod power;
 pub mod scenarios;

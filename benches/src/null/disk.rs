@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use devices::GuestRam;
-use devices::legacy::clock::Clock;
 use devices::virtio::VirtioWorker as _;
 use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, BlkStats, BlkWorker, RequestToken};
 use devices::virtio::limit::{Meters, Rate, Throttle};
 use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED};
 use devices::virtio::testing::{Buf, DriverQueue, RecordingInterrupt, guest_ram};
+
+use super::HostClock;
 
 /// `VIRTIO_F_VERSION_1` and `VIRTIO_BLK_F_FLUSH`.
 const FEATURES: u64 = 1 << 32 | 1 << 9 | F_INDIRECT_DESC | F_EVENT_IDX;
@@ -28,18 +29,6 @@ impl<M: ?Sized> BlkBackend<M> for NullDisk {
     fn cancel_all(&mut self) {}
     fn in_flight(&self) -> usize {
         self.0.len()
-    }
-}
-
-/// The machine's clock.
-struct HostClock;
-
-impl Clock for HostClock {
-    fn realtime(&self) -> (i64, u32) {
-        devices_host::clock::realtime()
-    }
-    fn monotonic_ns(&self) -> u64 {
-        devices_host::clock::monotonic_ns()
     }
 }
 
