@@ -234,12 +234,17 @@ impl<'a> Vectors<'a> {
     /// `WouldBlock` where nothing is there; what the system says. `InvalidInput` beyond 1024 vectors, because a frame
     /// cannot come in two calls.
     pub fn read(&mut self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let moved = self.read_whole(file)?;
+        self.advance(moved);
+        Ok(moved)
+    }
+
+    /// As [`read`](Self::read), of what nobody asks for the rest of.
+    fn read_whole(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
         let (vectors, count) = self.only_call()?;
         // SAFETY: as in `read_exact_at`.
         let moved = crate::retry(|| unsafe { libc::readv(file.as_raw_fd(), vectors, count) })?;
-        let moved = usize::try_from(moved).unwrap_or(0);
-        self.advance(moved);
-        Ok(moved)
+        Ok(usize::try_from(moved).unwrap_or(0))
     }
 
     /// One write of guest memory. How many bytes went.
@@ -247,12 +252,17 @@ impl<'a> Vectors<'a> {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn write(&mut self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let moved = self.write_whole(file)?;
+        self.advance(moved);
+        Ok(moved)
+    }
+
+    /// As [`write`](Self::write), of what nobody sends the rest of.
+    fn write_whole(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
         let (vectors, count) = self.only_call()?;
         // SAFETY: as in `write_all_at`.
         let moved = crate::retry(|| unsafe { libc::writev(file.as_raw_fd(), vectors, count) })?;
-        let moved = usize::try_from(moved).unwrap_or(0);
-        self.advance(moved);
-        Ok(moved)
+        Ok(usize::try_from(moved).unwrap_or(0))
     }
 
     /// Where the memory lies in this process: address and length of each piece, in order. It may be used while the guest
@@ -381,7 +391,7 @@ impl VectorBuffer {
         // The pointer is only read through: `write` hands it to writev.
         self.vectors.push(libc::iovec { iov_base: header.as_ptr().cast_mut().cast(), iov_len: header.len() });
         let len_bytes = header.len() + self.extend(mem, ranges)?;
-        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData }.write(file)?)
+        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData }.write_whole(file)?)
     }
 
     /// Reads one frame in one call: `header` first, then guest memory, and what does not fit there into `spill`. How
@@ -403,7 +413,7 @@ impl VectorBuffer {
         if !spill.is_empty() {
             self.vectors.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
         }
-        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData }.read(file)?)
+        Ok(Vectors { vectors: &mut self.vectors, len_bytes, _memory: PhantomData }.read_whole(file)?)
     }
 }
 

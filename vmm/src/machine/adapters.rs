@@ -292,6 +292,10 @@ impl NetBackend<GuestRam> for TapLink {
         }
     }
 
+    fn tells_of_every_frame(&self) -> bool {
+        true
+    }
+
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
         let Offloads { csum, tso4, tso6, ecn } = offloads;
         let set = self.tap.set_offloads(TapOffloads { csum, tso4, tso6, ecn });

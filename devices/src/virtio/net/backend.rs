@@ -98,6 +98,12 @@ pub trait NetBackend<M: ?Sized>: Send {
         spill: &mut [u8],
     ) -> Result<Received, NetError>;
 
+    /// Whether who waits for the link hears of every frame, also where several have come: then a frame that nobody asked for
+    /// before the wait is not lost. Not so for a link that has taken frames from the host that it has not given yet.
+    fn tells_of_every_frame(&self) -> bool {
+        false
+    }
+
     /// Says what received frames may look like from now on. Called when a driver takes over the receive queue, and when
     /// it changes its mind (`VIRTIO_NET_F_CTRL_GUEST_OFFLOADS`). After an error frames may look as before, or as asked.
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError>;
@@ -124,6 +130,10 @@ impl<M: ?Sized, B: NetBackend<M> + ?Sized> NetBackend<M> for Box<B> {
         spill: &mut [u8],
     ) -> Result<Received, NetError> {
         (**self).receive(mem, header, into, spill)
+    }
+
+    fn tells_of_every_frame(&self) -> bool {
+        (**self).tells_of_every_frame()
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {

@@ -12,6 +12,7 @@ mod device;
 mod filter;
 mod header;
 pub mod kernel;
+mod lately;
 mod link;
 #[cfg(test)]
 mod proptests;

@@ -3,7 +3,9 @@
 //! Buffers are popped ahead of the frames and held, because a link gives up a frame's size only together with the
 //! frame. Held chains are unpopped when the queue stops. Frames go straight into guest memory where the held buffers
 //! take any frame there can be; else they come by way of a buffer of our own, where one frame that does not fit yet
-//! can wait for the driver to post more.
+//! can wait for the driver to post more. The link is given as many of the held buffers as frames have taken lately: what
+//! of a longer one is left over comes by way of our own buffer, too. To list buffers for the longest frame there is costs
+//! more than a small frame does.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,12 +15,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Received};
 use super::filter::{Filter, HEAD_BYTES};
 use super::header::{ETHERTYPE, Framing, GUEST_OFFLOADS, MAX_FRAME_BYTES, offloads, set_num_buffers};
+use super::lately::{Alone, Lately};
 use super::responder::{AnswersState, Station};
 use super::settings::Settings;
-use super::tx::Round;
+use super::tx::{ROUND_BYTES, ROUND_FRAMES, Round};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::limit::Throttle;
-use crate::virtio::queue::{Chain, ChainError, GuestRange};
+use crate::virtio::queue::{Chain, ChainError, GuestRange, Near};
 use crate::virtio::worker::WorkerQueue;
 
 pub(super) struct Rx {
@@ -43,6 +46,8 @@ pub(super) struct Rx {
     waiting: Option<Frame>,
     /// Guest ranges of the frame being received, kept for their allocation.
     ranges: Vec<GuestRange>,
+    lately: Lately,
+    alone: Alone,
     /// Where the answers of the card's own responder come from, where it has one.
     station: Option<Arc<Station>>,
     pub throttle: Throttle,
@@ -85,6 +90,8 @@ impl Rx {
             bounce: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
             waiting: None,
             ranges: Vec::with_capacity(MAX_FRAME_RANGES),
+            lately: Lately::new(),
+            alone: Alone::default(),
             station,
             throttle: Throttle::default(),
         }
@@ -172,15 +179,16 @@ impl Rx {
         self.station.as_ref().map_or(saved.is_none(), |station| station.restore(saved))
     }
 
-    /// One round: up to a ring of frames.
+    /// One round: a few dozen frames.
     pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Round {
         if !self.queue.is_live() || !self.is_in_use {
             return Round::default();
         }
-        self.queue.disable_kicks(mem);
+        let near = &self.queue.near(mem);
+        self.queue.disable_kicks(near);
         self.throttle.begin_step();
-        let stop = self.receive_frames(mem, backend);
-        self.queue.publish(mem);
+        let stop = self.receive_frames(near, backend);
+        self.queue.publish(near);
         match stop {
             Stop::Budget => Round { again: true, ..Round::default() },
             Stop::Empty => {
@@ -188,7 +196,7 @@ impl Rx {
                 Round { want_link: true, ..Round::default() }
             }
             Stop::Starved => {
-                let again = self.queue.enable_kicks(mem);
+                let again = self.queue.enable_kicks(near);
                 if !again {
                     self.throttle.rest();
                 }
@@ -200,7 +208,7 @@ impl Rx {
             }
             Stop::Broken => {
                 // Buffers may well be waiting; to come back for them at once would be to spin.
-                self.queue.enable_kicks(mem);
+                self.queue.enable_kicks(near);
                 Round::default()
             }
         }
@@ -231,16 +239,24 @@ impl Rx {
         Round { again: true, ..Round::default() }
     }
 
-    fn receive_frames<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) -> Stop {
+    fn receive_frames<M: GuestMemory, B: NetBackend<M>>(&mut self, near: &Near<'_, M>, backend: &mut B) -> Stop {
+        let mem = near.memory();
         // One a round: a guest that asks on and on does not keep its own frames from arriving.
         let mut may_answer = true;
-        for _ in 0..self.queue.size() {
-            self.gather(mem);
+        let (mut came, mut came_bytes) = (0u32, 0u64);
+        for _ in 0..self.queue.size().min(ROUND_FRAMES) {
+            if came_bytes >= ROUND_BYTES {
+                break;
+            }
+            self.gather(near);
             if let Some(frame) = self.waiting {
-                if !self.deliver_bounced(mem, frame) {
+                if !self.deliver_bounced(near, frame) {
                     return Stop::Starved;
                 }
                 continue;
+            }
+            if came == 1 && backend.tells_of_every_frame() && self.alone.is_all() {
+                return Stop::Empty;
             }
             if self.held.is_empty() {
                 return Stop::Starved;
@@ -249,9 +265,9 @@ impl Rx {
                 return Stop::Held { until_ns };
             }
             // Without mergeable buffers a frame has one chain, and what does not fit is lost either way.
-            let room = self.lay_out();
-            let mut direct = !self.framing.mergeable || room >= MAX_FRAME_BYTES;
-            let capacity = if direct { room } else { self.bounce.len() };
+            let (mut direct, capacity) = self.capacity();
+            let room = if direct { self.lay_out(self.lately.longest_bytes()) } else { 0 };
+            let capacity = capacity.min(room.saturating_add(self.bounce.len()));
             let into = if direct { self.ranges.as_slice() } else { &[] };
             let mut header = [0; HEADER_BYTES];
             let answer =
@@ -262,13 +278,22 @@ impl Rx {
             } else {
                 match backend.receive(mem, &mut header, into, &mut self.bounce) {
                     Ok(Received::Frame { len_bytes }) => len_bytes,
-                    Ok(Received::WouldBlock) => return Stop::Empty,
+                    Ok(Received::WouldBlock) => {
+                        self.alone.was_all(came);
+                        return Stop::Empty;
+                    }
                     Err(_) => {
                         self.queue.counters().errors.count();
                         return Stop::Broken;
                     }
                 }
             };
+            self.lately.came(len_bytes);
+            came = came.wrapping_add(1);
+            came_bytes = came_bytes.saturating_add(len_bytes as u64);
+            if came == 2 {
+                self.alone.was_not_all();
+            }
             if !self.filter.is_open() && !self.filter.passes(&self.head(mem, direct, len_bytes)) {
                 // No buffer was used for it: the next frame lands where it did.
                 self.queue.counters().filtered.count();
@@ -282,14 +307,15 @@ impl Rx {
                 self.queue.counters().dropped.count();
                 if !fits && !self.framing.mergeable {
                     // The next frame gets the next buffer: one that is too small must not stay in everybody's way.
-                    self.use_first(mem, 0);
+                    self.use_first(near, 0);
                 }
                 continue;
             }
             let frame = Frame { header, len_bytes };
             if direct {
-                self.finish(mem, frame);
-            } else if !self.deliver_bounced(mem, frame) {
+                self.deliver_rest(mem, room, len_bytes.min(capacity));
+                self.finish(near, frame);
+            } else if !self.deliver_bounced(near, frame) {
                 return Stop::Starved;
             }
         }
@@ -298,60 +324,84 @@ impl Rx {
 
     /// Pops buffers until they take any frame, or one of them without mergeable buffers. The first one has room for a
     /// header.
-    fn gather<M: GuestMemory>(&mut self, mem: &M) {
-        self.hold_enough(mem);
+    fn gather<M: GuestMemory>(&mut self, near: &Near<'_, M>) {
+        self.hold_enough(near);
         // §5.1.6.3.1: a buffer holds at least the header. One that does not goes back, or it would be lost; only from
         // the front, because a chain that is unpopped may have none behind it that was pushed.
         while self.held.front().is_some_and(|chain| chain.writable_bytes() < self.framing.header_bytes as u64) {
             self.queue.counters().malformed.count();
-            self.use_first(mem, 0);
-            self.hold_enough(mem);
+            self.use_first(near, 0);
+            self.hold_enough(near);
         }
         self.peak_bytes = self.peak_bytes.max(self.held_bytes);
     }
 
-    fn hold_enough<M: GuestMemory>(&mut self, mem: &M) {
+    fn hold_enough<M: GuestMemory>(&mut self, near: &Near<'_, M>) {
         let wanted = self.framing.bytes_of(MAX_FRAME_BYTES);
         loop {
             let enough = if self.framing.mergeable { self.held_bytes >= wanted } else { !self.held.is_empty() };
             if enough {
                 break;
             }
-            let Some(chain) = self.queue.pop(mem) else { break };
+            let Some(chain) = self.queue.pop(near) else { break };
             self.held_bytes = self.held_bytes.saturating_add(chain.writable_bytes());
             self.held.push_back(chain);
         }
     }
 
     /// Returns the oldest held chain with up to `bytes` bytes written; how many they were.
-    fn use_first<M: GuestMemory>(&mut self, mem: &M, bytes: u64) -> u64 {
+    fn use_first<M: GuestMemory>(&mut self, near: &Near<'_, M>, bytes: u64) -> u64 {
         let Some(chain) = self.held.pop_front() else { return 0 };
         let room = chain.writable_bytes();
         self.held_bytes = self.held_bytes.saturating_sub(room);
         let used = bytes.min(room);
-        self.queue.push(mem, chain, used);
+        self.queue.push(near, chain, used);
         used
     }
 
-    /// Lists the guest ranges of the next frame, behind its header. Returns the bytes they take.
-    fn lay_out(&mut self) -> usize {
+    /// Whether the next frame goes straight into the held buffers, and how long it may be.
+    fn capacity(&self) -> (bool, usize) {
+        let held_bytes = match self.held.front() {
+            Some(first) if !self.framing.mergeable => first.writable_bytes(),
+            _ => self.held_bytes,
+        };
+        let room = usize::try_from(held_bytes.saturating_sub(self.framing.header_bytes as u64)).unwrap_or(usize::MAX);
+        if self.framing.mergeable && room < MAX_FRAME_BYTES { (false, self.bounce.len()) } else { (true, room) }
+    }
+
+    /// Lists the guest ranges that the next frame begins in, behind its header, until they take `wanted` bytes. Returns the
+    /// bytes they take.
+    fn lay_out(&mut self, wanted: usize) -> usize {
         self.ranges.clear();
         let mut skip = self.framing.header_bytes as u64;
         let mut room = 0usize;
+        // A small frame has one buffer, which is one piece.
+        if let Some([GuestRange { addr, len }, ..]) = self.held.front().map(Chain::writable)
+            && let Some(len @ 1..) = len.checked_sub(self.framing.header_bytes as u32)
+            && len as usize >= wanted
+        {
+            self.ranges.push(GuestRange { addr: addr.saturating_add(skip), len });
+            return len as usize;
+        }
         let chains = if self.framing.mergeable { self.held.len() } else { 1 };
-        for range in self.held.iter().take(chains).flat_map(Chain::writable) {
-            let len = u64::from(range.len);
-            let cut = skip.min(len);
-            skip = skip.saturating_sub(cut);
-            if cut == len {
-                continue;
+        for chain in self.held.iter().take(chains) {
+            for range in chain.writable() {
+                let len = u64::from(range.len);
+                let cut = skip.min(len);
+                skip = skip.saturating_sub(cut);
+                if cut == len {
+                    continue;
+                }
+                if self.ranges.len() == MAX_FRAME_RANGES {
+                    return room;
+                }
+                let len = range.len.saturating_sub(u32::try_from(cut).unwrap_or(u32::MAX));
+                self.ranges.push(GuestRange { addr: range.addr.saturating_add(cut), len });
+                room = room.saturating_add(len as usize);
+                if room >= wanted {
+                    return room;
+                }
             }
-            if self.ranges.len() == MAX_FRAME_RANGES {
-                break;
-            }
-            let len = range.len.saturating_sub(u32::try_from(cut).unwrap_or(u32::MAX));
-            self.ranges.push(GuestRange { addr: range.addr.saturating_add(cut), len });
-            room = room.saturating_add(len as usize);
         }
         room
     }
@@ -423,7 +473,7 @@ impl Rx {
     }
 
     /// Copies the frame in `bounce` to the driver. `false` where it has to wait for more buffers.
-    fn deliver_bounced<M: GuestMemory>(&mut self, mem: &M, frame: Frame) -> bool {
+    fn deliver_bounced<M: GuestMemory>(&mut self, near: &Near<'_, M>, frame: Frame) -> bool {
         let needed = self.framing.bytes_of(frame.len_bytes);
         if needed > self.held_bytes {
             if needed > self.peak_bytes || self.queue.is_exhausted() {
@@ -438,32 +488,45 @@ impl Rx {
         }
         self.waiting = None;
         let data = self.bounce.get(..frame.len_bytes).unwrap_or_default();
-        match write_across(mem, &self.held, self.framing.header_bytes as u64, data) {
-            Ok(()) => self.finish(mem, frame),
+        match write_across(near.memory(), &self.held, self.framing.header_bytes as u64, data) {
+            Ok(()) => self.finish(near, frame),
             Err(_) => self.queue.counters().dropped.count(),
         }
         true
     }
 
+    /// Copies what of a frame of `len_bytes` did not go into the `room` bytes that the link was given.
+    fn deliver_rest<M: GuestMemory>(&mut self, mem: &M, room: usize, len_bytes: usize) {
+        let Some(rest) = len_bytes.checked_sub(room).and_then(|rest| self.bounce.get(..rest)) else { return };
+        if !rest.is_empty() {
+            let at = self.framing.bytes_of(room);
+            let written = write_across(mem, &self.held, at, rest);
+            debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
+        }
+    }
+
     /// Writes the header of a frame that is in place, and returns the chains it spans.
-    fn finish<M: GuestMemory>(&mut self, mem: &M, frame: Frame) {
+    fn finish<M: GuestMemory>(&mut self, near: &Near<'_, M>, frame: Frame) {
+        let Some(first) = self.held.front() else { return };
         let total = self.framing.bytes_of(frame.len_bytes);
-        let mut spanned = 0u64;
-        let mut buffers = 0u16;
-        for chain in &self.held {
-            if spanned >= total {
-                break;
+        let (mut spanned, mut buffers) = (first.writable_bytes(), 1u16);
+        if spanned < total {
+            for chain in self.held.iter().skip(1) {
+                spanned = spanned.saturating_add(chain.writable_bytes());
+                buffers = buffers.saturating_add(1);
+                if spanned >= total {
+                    break;
+                }
             }
-            spanned = spanned.saturating_add(chain.writable_bytes());
-            buffers = buffers.saturating_add(1);
         }
         let mut header = frame.header;
         set_num_buffers(&mut header, buffers);
-        let written = write_across(mem, &self.held, 0, header.get(..self.framing.header_bytes).unwrap_or_default());
+        // It has room for it.
+        let written = first.writer(near.memory()).write(header.get(..self.framing.header_bytes).unwrap_or_default());
         debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
         let mut left = total;
         for _ in 0..buffers {
-            left = left.saturating_sub(self.use_first(mem, left));
+            left = left.saturating_sub(self.use_first(near, left));
         }
         self.queue.counters().bytes_to_guest.add(frame.len_bytes as u64);
     }

@@ -1,5 +1,7 @@
+mod alone;
 mod control;
 mod filter;
+mod lengths;
 mod limits;
 mod link;
 mod mtu;

@@ -8,8 +8,13 @@ use super::header::{Framing, MAX_FRAME_BYTES, for_the_link};
 use super::responder::{Ear, Heard, Sight};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::limit::Throttle;
-use crate::virtio::queue::{Chain, GuestRange};
+use crate::virtio::queue::{Chain, GuestRange, Near};
 use crate::virtio::worker::WorkerQueue;
+
+/// The most frames a round moves, and the bytes after which it moves no more: then the driver is shown what there is. With all
+/// of a long ring in one round the driver sleeps while the worker works, and the worker while the driver does.
+pub(super) const ROUND_FRAMES: u16 = 64;
+pub(super) const ROUND_BYTES: u64 = 256 << 10;
 
 pub(super) struct Tx {
     pub queue: WorkerQueue,
@@ -64,15 +69,19 @@ impl Tx {
         self.framing = framing;
     }
 
-    /// One round: up to a ring of frames, which are lost where the link is not `up`.
+    /// One round: a few dozen frames, which are lost where the link is not `up`.
     pub fn step<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, up: bool) -> Round {
         if !self.queue.is_live() || self.blocked.is_some() && is_planted(Defect::StalledForGood) {
             return Round::default();
         }
-        self.queue.disable_kicks(mem);
+        let near = &self.queue.near(mem);
+        self.queue.disable_kicks(near);
         self.throttle.begin_step();
-        let (mut drained, mut blocked, mut wake_at_ns) = (false, false, None);
-        for _ in 0..self.queue.size() {
+        let (mut drained, mut blocked, mut wake_at_ns, mut round_bytes) = (false, false, None, 0u64);
+        for _ in 0..self.queue.size().min(ROUND_FRAMES) {
+            if round_bytes >= ROUND_BYTES {
+                break;
+            }
             let waiting = self.blocked.take();
             if waiting.is_none() {
                 wake_at_ns = self.throttle.wait_until();
@@ -80,7 +89,7 @@ impl Tx {
                     break;
                 }
             }
-            let Some(chain) = waiting.or_else(|| self.queue.pop(mem)) else {
+            let Some(chain) = waiting.or_else(|| self.queue.pop(near)) else {
                 drained = true;
                 break;
             };
@@ -101,14 +110,15 @@ impl Tx {
                 }
             }
             self.throttle.charge(sent_bytes);
-            self.queue.push(mem, chain, 0);
+            round_bytes = round_bytes.saturating_add(sent_bytes);
+            self.queue.push(near, chain, 0);
         }
-        self.queue.publish(mem);
+        self.queue.publish(near);
         if let Some(at_ns) = wake_at_ns {
-            return self.held_back(mem, at_ns);
+            return self.held_back(near, at_ns);
         }
         if drained {
-            let again = self.queue.enable_kicks(mem);
+            let again = self.queue.enable_kicks(near);
             if !again {
                 self.throttle.rest();
             }
@@ -119,13 +129,13 @@ impl Tx {
     }
 
     /// A limit holds the queue back: until it is over a kick would be in vain. One that holds no frame back wakes nobody.
-    fn held_back<M: GuestMemory>(&mut self, mem: &M, at_ns: u64) -> Round {
-        if !self.queue.enable_kicks(mem) {
+    fn held_back<M: GuestMemory>(&mut self, near: &Near<'_, M>, at_ns: u64) -> Round {
+        if !self.queue.enable_kicks(near) {
             self.throttle.rest();
             return Round::default();
         }
         self.queue.counters().throttled.count();
-        self.queue.disable_kicks(mem);
+        self.queue.disable_kicks(near);
         Round { wake_at_ns: Some(at_ns), ..Round::default() }
     }
 

@@ -21,7 +21,7 @@ use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation
 /// Runs a receive queue, the first one with the control queue, a transmit queue, or those of a pair of a
 /// [`NetDevice`](super::NetDevice).
 ///
-/// A step moves at most a ring of frames in each direction. What the link refuses is dropped and counted, what it cannot take
+/// A step moves a few dozen frames in each direction at most. What the link refuses is dropped and counted, what it cannot take
 /// now waits in the ring; one received frame can wait for buffers, and is part of the worker's saved state. While the link is
 /// [down](super::NetDevice::set_link) frames of both directions are taken and dropped.
 pub struct NetWorker<B> {

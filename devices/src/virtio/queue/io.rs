@@ -3,7 +3,7 @@
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::chain::{Chain, GuestRange};
-use super::mem::load_pair;
+use super::mem::{load_pair, slice};
 
 /// Why a chain could not be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,7 +162,24 @@ stream!(Writer);
 
 impl<M: GuestMemory + ?Sized> Reader<'_, M> {
     /// Copies out exactly `buf.len()` bytes.
+    #[inline]
     pub fn read(&mut self, buf: &mut [u8]) -> Result<(), ChainError> {
+        // What headers are: in one range, and that in one region.
+        if let Some(GuestRange { addr, len }) =
+            u32::try_from(buf.len()).ok().and_then(|len| self.cursor.take_whole(len))
+        {
+            return match slice(self.mem, addr, len as usize) {
+                Some(slice) => {
+                    slice.copy_to(buf);
+                    Ok(())
+                }
+                None => self.mem.read_slice(buf, GuestAddress(addr)).map_err(|_| ChainError::Memory { addr }),
+            };
+        }
+        self.read_pieces(buf)
+    }
+
+    fn read_pieces(&mut self, buf: &mut [u8]) -> Result<(), ChainError> {
         let (mem, mut rest) = (self.mem, buf);
         let wanted = rest.len() as u64;
         self.cursor.take_exact(wanted, |piece| {
@@ -194,7 +211,23 @@ impl<M: GuestMemory + ?Sized> Reader<'_, M> {
 
 impl<M: GuestMemory + ?Sized> Writer<'_, M> {
     /// Copies in all of `buf`.
+    #[inline]
     pub fn write(&mut self, buf: &[u8]) -> Result<(), ChainError> {
+        if let Some(GuestRange { addr, len }) =
+            u32::try_from(buf.len()).ok().and_then(|len| self.cursor.take_whole(len))
+        {
+            return match slice(self.mem, addr, len as usize) {
+                Some(slice) => {
+                    slice.copy_from(buf);
+                    Ok(())
+                }
+                None => self.mem.write_slice(buf, GuestAddress(addr)).map_err(|_| ChainError::Memory { addr }),
+            };
+        }
+        self.write_pieces(buf)
+    }
+
+    fn write_pieces(&mut self, buf: &[u8]) -> Result<(), ChainError> {
         let (mem, mut rest) = (self.mem, buf);
         let wanted = rest.len() as u64;
         self.cursor.take_exact(wanted, |piece| {

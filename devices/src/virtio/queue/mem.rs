@@ -120,7 +120,11 @@ pub(super) type Marks<M> = <<<M as GuestMemory>::PhysicalMemory as GuestMemoryBa
 ///
 /// A machine has two or three regions: asking each in turn takes a third of the instructions of a binary search.
 #[inline(always)]
-fn slice<M: GuestMemory + ?Sized>(mem: &M, addr: u64, len: usize) -> Option<VolatileSlice<'_, BS<'_, Marks<M>>>> {
+pub(super) fn slice<M: GuestMemory + ?Sized>(
+    mem: &M,
+    addr: u64,
+    len: usize,
+) -> Option<VolatileSlice<'_, BS<'_, Marks<M>>>> {
     mem.physical_memory()?.iter().find_map(|region| {
         let offset = addr.checked_sub(region.start_addr().0)?;
         region.get_slice(MemoryRegionAddress(offset), len).ok()

@@ -366,6 +366,14 @@ impl Split {
             body.slots = 1;
             return self.walk_indirect(mem, first, self.parser.sum(), body);
         }
+        if first.flags & Descriptor::NEXT == 0 {
+            // One buffer alone, as network cards have them: there is nothing to walk.
+            let table = Table { addr: self.ring.desc_table(), entries: self.ring.size().into(), first: head.into() };
+            let mut sum = self.parser.sum();
+            self.visit(mem, table, (head, first), &mut sum, body)?;
+            body.slots = 1;
+            return sum.close(body);
+        }
         self.walk_ring(mem, head, first, body)
     }
 
