@@ -4,6 +4,7 @@ mod boot;
 mod disk;
 mod loads;
 mod memory;
+mod net;
 mod start;
 mod syscalls;
 mod zone;
@@ -30,6 +31,8 @@ enum Bench {
     Boot(boot::Options),
     /// A stock guest's reads of a disk under zvmm and qemu in turn: exits, CPU time and operations a second
     Disk(disk::Options),
+    /// A stock guest's TCP with its host under zvmm and qemu in turn: exits, CPU time, round trips and MiB a second
+    Net(net::Options),
     /// An idle stock guest of the kvm brand's example under zvmm and under qemu in turn: memory, CPU time and wake-ups
     Zone(zone::Options),
 }
@@ -43,6 +46,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         Bench::Start(options) => start::run(&options),
         Bench::Boot(options) => boot::run(&options),
         Bench::Disk(options) => disk::run(&options),
+        Bench::Net(options) => net::run(&options),
         Bench::Zone(options) => zone::run(&options),
     }
 }

@@ -6,6 +6,8 @@
 //! * `lab-peer clock`: says the real time in seconds for each line it reads.
 //! * `lab-peer avx CPUS ROUNDS`: checks that AVX registers outlive exits.
 //! * `lab-peer load DEVICE PHASE...`: reads a block device for the storage figures, each phase when a line comes in.
+//! * `lab-peer flow ADDRESS PHASE...`: TCP for the network figures, each phase when a line comes in.
+//! * `lab-peer flow-serve ADDRESS`: the other side of it, for one connection.
 //! * `lab-peer resets DEVICE COUNT`: resets a virtio disk under load; no acknowledged write may be lost.
 //! * `lab-peer journal write|check STREAM FOLDER SEQUENCE`: writes records for good and says so, or looks for them.
 //! * `lab-peer frames INTERFACE MAC VLAN COUNT`: sends COUNT frames to an address, with a VLAN's tag unless VLAN is 0.
@@ -15,6 +17,8 @@
 
 #[path = "lab-peer/avx.rs"]
 mod avx;
+#[path = "lab-peer/flow.rs"]
+mod flow;
 #[path = "lab-peer/frames.rs"]
 mod frames;
 #[path = "lab-peer/journal.rs"]
@@ -55,6 +59,8 @@ fn main() -> anyhow::Result<()> {
             let vlan = vlan.parse().context("VLAN is no number")?;
             return frames::send(interface, to, vlan, count.parse().context("COUNT is no number")?);
         }
+        ["flow", address, ..] => return flow::run(address, &arguments[2..]),
+        ["flow-serve", address] => return flow::serve(address),
         ["load", device, ..] => return load::run(device.as_ref(), &arguments[2..]),
         ["no-sync", program, rest @ ..] => return no_sync::run(program, rest),
         _ => {}
