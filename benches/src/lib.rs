@@ -9,6 +9,8 @@ pub mod disk;
 pub mod figures;
 #[cfg(target_os = "linux")]
 pub mod instructions;
+#[cfg(target_os = "linux")]
+pub mod net;
 pub mod null;
 #[cfg(target_os = "linux")]
 pub mod ring;

@@ -31,9 +31,9 @@ use devices_host::ram::{Pages, RamOptions};
 use firmware::acpi::build_acpi;
 use firmware::smbios::{SmbiosConfig, SystemInfo, build_smbios};
 
-#[doc(hidden)]
-pub use self::adapters::EngineDisk;
 use self::adapters::PowerEvents;
+#[doc(hidden)]
+pub use self::adapters::{EngineDisk, TapLink};
 use self::chipset::Chipset;
 pub use self::disk::round_bytes as disk_round_bytes;
 use self::image::KernelImage;
