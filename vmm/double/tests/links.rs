@@ -67,6 +67,28 @@ fn a_frame_in_more_pieces_than_a_call_takes_is_one_frame_still() {
     }
 }
 
+/// As a card that checks its source hands them over.
+#[test]
+fn a_frame_whose_addresses_were_looked_at_goes_with_those() {
+    for device in BOTH {
+        let rig = Rig::new(device);
+        let mut end = rig.open().unwrap().end();
+        let sent = frame(1200, 9);
+        // What the guest makes of the addresses meanwhile is not sent.
+        rig.ram.write_slice(&frame(1200, 9)[12..], GuestAddress(0x2000)).unwrap();
+        let addresses = sent[..12].try_into().unwrap();
+        for pieces in [1, 31, 32, 33, 500] {
+            let rest = ranges(0x2000, 1188, pieces);
+            assert_eq!(end.backend.send_from(&rig.ram, &[0; HEADER_BYTES], &addresses, &rest), Ok(Sent::Done));
+            assert_eq!(rig.arrived(), Some(sent.clone()), "{device:?}, {pieces} pieces");
+        }
+        assert_eq!(end.backend.send_from(&rig.ram, &[0; HEADER_BYTES], &addresses, &[]), Err(NetError::Host(34)));
+        assert_eq!(rig.arrived(), None);
+        drop(end);
+        rig.assert_kept();
+    }
+}
+
 #[test]
 fn frames_that_are_none_or_too_long_are_lost_and_those_behind_them_go() {
     for device in BOTH {
@@ -289,7 +311,7 @@ fn every_call_may_fail_and_nothing_is_left_behind() {
             every(device, call, 1);
         }
     }
-    for moment in 1..=8 {
+    for moment in 1..=9 {
         every(FrameDevice::Dlpi, "putmsg", moment);
         every(FrameDevice::Dlpi, "getmsg", moment);
         every(FrameDevice::Dlpi, "poll", moment);
@@ -304,7 +326,7 @@ fn every_call_may_fail_and_nothing_is_left_behind() {
         [(FrameDevice::Vnd, "VND_IOC_FRAMEIO_WRITE"), (FrameDevice::Dlpi, "putmsg"), (FrameDevice::Dlpi, "getmsg")]
     {
         let rig = Rig::new(device);
-        let after = if device == FrameDevice::Vnd { 1 } else { 8 };
+        let after = if device == FrameDevice::Vnd { 1 } else { 9 };
         let injection: Injection = format!("{call}:{after}x3:EINTR").parse().unwrap();
         let sys = Injecting::new(rig.process.clone(), vec![injection]);
         assert_eq!(rig.live(&(sys as Arc<dyn Sys>)), Ok(()), "{call}");
@@ -348,13 +370,14 @@ fn the_double_notices_what_is_wrong_with_a_call() {
         ("drop:DLIOCRAW:1", "dlpi-raw-first"),
         ("kind:DLIOCRAW:1", "dlpi-command"),
         ("bytes=4+06000000:putmsg:2", "dlpi-bind-mode"),
-        ("bytes=4+01000000:putmsg:4", "dlpi-level"),
+        ("bytes=4+01000000:putmsg:5", "dlpi-level"),
         ("bytes=4+02000000:putmsg:3", "dlpi-rx-only-first"),
-        ("bytes=4+ff000000:putmsg:7", "dlpi-notes"),
+        ("bytes=4+02000000:putmsg:4", "dlpi-fixups-first"),
+        ("bytes=4+ff000000:putmsg:8", "dlpi-notes"),
         ("drop:fcntl:1", "dlpi-nonblocking"),
-        ("resize=-60:putmsg:8", "dlpi-ethernet"),
+        ("resize=-60:putmsg:9", "dlpi-ethernet"),
         ("resize=-300:getmsg:1", "dlpi-control-room"),
-        ("value=100:getmsg:8", "dlpi-read-room"),
+        ("value=100:getmsg:9", "dlpi-read-room"),
         ("drop:close:1", "sys-leak-handle"),
     ];
     let cases =
@@ -375,15 +398,24 @@ fn the_other_end_notices_frames_that_are_lost_doubled_or_cut() {
         (FrameDevice::Vnd, "drop:VND_IOC_FRAMEIO_WRITE:1"),
         (FrameDevice::Vnd, "duplicate:VND_IOC_FRAMEIO_WRITE:1"),
         (FrameDevice::Vnd, "drop:VND_IOC_FRAMEIO_READ:1"),
-        (FrameDevice::Dlpi, "drop:putmsg:8"),
-        (FrameDevice::Dlpi, "duplicate:putmsg:8"),
-        (FrameDevice::Dlpi, "late:putmsg:8"),
-        (FrameDevice::Dlpi, "bytes=14+ff:putmsg:8"),
+        (FrameDevice::Dlpi, "drop:putmsg:9"),
+        (FrameDevice::Dlpi, "duplicate:putmsg:9"),
+        (FrameDevice::Dlpi, "late:putmsg:9"),
+        (FrameDevice::Dlpi, "bytes=14+ff:putmsg:9"),
     ] {
         let rig = Rig::new(device);
         let sys = Mutating::new(rig.process.clone(), vec![mutation.parse().unwrap()]);
         assert!(rig.live(&(sys as Arc<dyn Sys>)).is_err(), "{device:?} {mutation}");
     }
+}
+
+#[test]
+fn a_link_of_an_old_kernel_is_used_as_it_is() {
+    let rig = Rig::new(FrameDevice::Dlpi);
+    rig.links.set_old(NAME);
+    let sys: Arc<dyn Sys> = rig.process.clone();
+    assert_eq!(rig.live(&sys), Ok(()));
+    rig.assert_kept();
 }
 
 #[test]

@@ -122,6 +122,16 @@ impl<M: ?Sized, B: NetBackend<M> + ?Sized> NetBackend<M> for Box<B> {
         (**self).send(mem, header, frame)
     }
 
+    fn send_from(
+        &mut self,
+        mem: &M,
+        header: &Header,
+        addresses: &Addresses,
+        rest: &[GuestRange],
+    ) -> Result<Sent, NetError> {
+        (**self).send_from(mem, header, addresses, rest)
+    }
+
     fn receive(
         &mut self,
         mem: &M,
@@ -138,5 +148,9 @@ impl<M: ?Sized, B: NetBackend<M> + ?Sized> NetBackend<M> for Box<B> {
 
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
         (**self).set_offloads(offloads)
+    }
+
+    fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
+        (**self).set_pairs(pairs)
     }
 }

@@ -44,6 +44,7 @@ struct State {
     raw: bool,
     bound: bool,
     levels: Vec<u32>,
+    wants_fixups: bool,
     answers: VecDeque<Vec<u8>>,
     /// What is left of a frame that did not fit.
     rest: Vec<u8>,
@@ -152,9 +153,18 @@ impl DlpiNode {
                 let Some(more) = Self::structure::<dl_promiscon_req_t>(call, state, bytes) else { return };
                 match more.dl_level {
                     DL_PROMISC_RX_ONLY => {}
+                    DL_PROMISC_FIXUPS => {
+                        state.wants_fixups = true;
+                        if self.wire.is_old() {
+                            return state.refuse(primitive, DL_NOTSUPPORTED, Errno(0));
+                        }
+                    }
                     DL_PROMISC_SAP | DL_PROMISC_MULTI => {
                         if !state.levels.contains(&DL_PROMISC_RX_ONLY) {
                             note(&rules::RX_ONLY_FIRST);
+                        }
+                        if !state.wants_fixups {
+                            note(&rules::FIXUPS_FIRST);
                         }
                     }
                     level => {

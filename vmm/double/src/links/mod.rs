@@ -117,6 +117,13 @@ impl Links {
         }
     }
 
+    /// Has the link be one of a kernel from before 2018, which does not know `DL_PROMISC_FIXUPS`.
+    pub fn set_old(&self, name: &str) {
+        if let Some(wire) = self.wire(name).ok().flatten() {
+            wire.set_old();
+        }
+    }
+
     /// Has the link take no more frames, or take them again. Its devices poll writable as ever.
     pub fn set_full(&self, name: &str, full: bool) {
         if let Some(wire) = self.wire(name).ok().flatten() {

@@ -43,6 +43,7 @@ pub mod dlpi {
         BIND_ONCE = "dlpi-bind-once", "illumos io/dld/dld_proto.c", "a stream is bound once";
         BIND_MODE = "dlpi-bind-mode", "illumos lib/libdlpi/common/libdlpi.c", "a stream is bound to SAP 0, connectionless";
         RX_ONLY_FIRST = "dlpi-rx-only-first", "illumos sys/dlpi.h", "a stream asks not to hear itself before it asks to hear more";
+        FIXUPS_FIRST = "dlpi-fixups-first", "illumos sys/dlpi.h", "a stream asks for frames with their checksums before it asks to hear more";
         LEVEL = "dlpi-level", "illumos sys/dlpi.h", "a stream hears every protocol and every group, and nobody else's frames";
         READY = "dlpi-ready", "illumos io/dld/dld_str.c", "frames go once the stream is raw, bound and hears all that is for it";
         WHOLE = "dlpi-whole", "illumos lib/libdlpi/common/libdlpi.c", "a frame of a raw stream is a message without a control part";

@@ -122,7 +122,7 @@ impl Rig {
         let handle = self.node();
         self.raw(handle);
         self.request(handle, &bind(), DL_BIND_ACK);
-        for level in [DL_PROMISC_RX_ONLY, DL_PROMISC_SAP, DL_PROMISC_MULTI] {
+        for level in [DL_PROMISC_RX_ONLY, DL_PROMISC_FIXUPS, DL_PROMISC_SAP, DL_PROMISC_MULTI] {
             self.level(handle, level, DL_OK_ACK);
         }
         self.sys.set_nonblocking(handle).unwrap();
@@ -363,7 +363,16 @@ fn every_rule_of_a_stream_is_noticed_when_it_is_broken() {
             rig.raw(handle);
             rig.request(handle, &dl_bind_req_t { dl_sap: 0x800, ..bind() }, DL_ERROR_ACK);
         }),
-        (&rules::RX_ONLY_FIRST, |rig| rig.level(rig.node(), DL_PROMISC_SAP, DL_OK_ACK)),
+        (&rules::RX_ONLY_FIRST, |rig| {
+            let handle = rig.node();
+            rig.level(handle, DL_PROMISC_FIXUPS, DL_OK_ACK);
+            rig.level(handle, DL_PROMISC_SAP, DL_OK_ACK);
+        }),
+        (&rules::FIXUPS_FIRST, |rig| {
+            let handle = rig.node();
+            rig.level(handle, DL_PROMISC_RX_ONLY, DL_OK_ACK);
+            rig.level(handle, DL_PROMISC_SAP, DL_OK_ACK);
+        }),
         (&rules::LEVEL, |rig| rig.level(rig.node(), 1, DL_ERROR_ACK)),
         (&rules::READY, |rig| {
             let handle = rig.node();

@@ -41,6 +41,7 @@ pub(super) struct Wire {
     gone: AtomicBool,
     full: AtomicBool,
     carrier: AtomicBool,
+    old: AtomicBool,
     owner: Mutex<Option<(Owner, usize)>>,
     /// A frame that a reader had no room for.
     held: Mutex<Option<Vec<u8>>>,
@@ -60,6 +61,7 @@ impl Wire {
             gone: AtomicBool::new(false),
             full: AtomicBool::new(false),
             carrier: AtomicBool::new(true),
+            old: AtomicBool::new(false),
             owner: Mutex::default(),
             held: Mutex::default(),
             watchers: Mutex::default(),
@@ -125,6 +127,15 @@ impl Wire {
 
     pub(super) fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::Release);
+    }
+
+    /// It is of a kernel that has not learned to finish frames.
+    pub(super) fn set_old(&self) {
+        self.old.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_old(&self) -> bool {
+        self.old.load(Ordering::Acquire)
     }
 
     pub(super) fn set_carrier(&self, up: bool) {

@@ -38,6 +38,9 @@ pub const DL_PROMISC_SAP: u32 = 0x02;
 pub const DL_PROMISC_MULTI: u32 = 0x03;
 /// Not those that the stream sends itself.
 pub const DL_PROMISC_RX_ONLY: u32 = 0x04;
+/// Those of other links of the host with their checksums and in segments, too, which senders leave to a card (`sys/dlpi.h` and
+/// `io/dls/dls.c` since 2018; to older kernels it is `DL_NOTSUPPORTED`).
+pub const DL_PROMISC_FIXUPS: u32 = 0x05;
 
 pub const DL_NOTE_LINK_DOWN: u32 = 0x0008;
 pub const DL_NOTE_LINK_UP: u32 = 0x0010;

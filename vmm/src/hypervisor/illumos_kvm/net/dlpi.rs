@@ -148,10 +148,14 @@ impl Stream {
             dl_xidtest_flg: 0,
         };
         request(&handle, &bind, false, DL_BIND_ACK).map_err(|refusal| failed("DL_BIND_REQ", refusal))?;
-        // First that nothing comes back, then what shall come.
-        for dl_level in [DL_PROMISC_RX_ONLY, DL_PROMISC_SAP, DL_PROMISC_MULTI] {
+        // First that nothing comes back and nothing comes unfinished, then what shall come.
+        for dl_level in [DL_PROMISC_RX_ONLY, DL_PROMISC_FIXUPS, DL_PROMISC_SAP, DL_PROMISC_MULTI] {
             let more = dl_promiscon_req_t { dl_primitive: DL_PROMISCON_REQ, dl_level };
-            request(&handle, &more, false, DL_OK_ACK).map_err(|refusal| failed("DL_PROMISCON_REQ", refusal))?;
+            match request(&handle, &more, false, DL_OK_ACK) {
+                // A kernel that does not know it leaves nothing unfinished.
+                Err(Refusal::Driver(DL_NOTSUPPORTED, _)) if dl_level == DL_PROMISC_FIXUPS => {}
+                answer => drop(answer.map_err(|refusal| failed("DL_PROMISCON_REQ", refusal))?),
+            }
         }
         sys.set_nonblocking(handle.raw()).map_err(|error| failed("fcntl", Refusal::Call(error)))?;
         let longest_frame_bytes = (info.dl_max_sdu as usize).saturating_add(LONGEST_HEADER_BYTES);

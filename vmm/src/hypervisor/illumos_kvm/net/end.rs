@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use devices::GuestRam;
-use devices::virtio::net::{Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
+use devices::virtio::net::{Addresses, Header, MAX_FRAME_RANGES, NetBackend, NetError, Offloads, Received, Sent};
 use devices::virtio::queue::GuestRange;
 use devices_host::iovec::{GuestRange as HostRange, VectorBuffer};
 use devices_host::sys::Errno;
@@ -70,21 +70,37 @@ impl End {
         }
     }
 
-    fn send_frame(&mut self, mem: &GuestRam, frame: &[GuestRange]) -> Result<(), Verdict> {
+    /// Sends the frame that begins with `start`, as far as the link takes it now.
+    fn send_start(&mut self, mem: &GuestRam, start: &[u8], frame: &[GuestRange]) -> Result<Sent, NetError> {
+        self.follow();
+        let verdict = match self.send_frame(mem, start, frame) {
+            Ok(()) => {
+                self.ready.set_full(false);
+                return Ok(Sent::Done);
+            }
+            Err(verdict) => verdict,
+        };
+        self.judge(verdict)?;
+        self.ready.set_full(matches!(*self.port, Port::Vnd(_)));
+        Ok(Sent::WouldBlock)
+    }
+
+    fn send_frame(&mut self, mem: &GuestRam, start: &[u8], frame: &[GuestRange]) -> Result<(), Verdict> {
         let direct = match &*self.port {
             Port::Vnd(_) => {
                 let pieces =
                     self.pieces.fill(mem, frame.iter().map(host_range)).map_err(|_| Verdict::Lost(Errno::EFAULT))?;
-                let fits = pieces.pieces().len() <= FrameVectors::MOST;
+                let first = (!start.is_empty()).then_some((start.as_ptr().cast_mut(), start.len()));
+                let fits = pieces.pieces().len() + usize::from(first.is_some()) <= FrameVectors::MOST;
                 if fits {
-                    self.vectors.list(pieces.pieces());
+                    self.vectors.list(first.into_iter().chain(pieces.pieces()));
                 }
                 fits
             }
             Port::Dlpi(_) => false,
         };
         if !direct {
-            let len_bytes = gather(mem, frame, &mut self.bounce)?;
+            let len_bytes = gather(mem, start, frame, &mut self.bounce)?;
             let frame = &mut self.bounce[..len_bytes];
             match &*self.port {
                 Port::Dlpi(stream) => return stream.send(frame),
@@ -92,7 +108,8 @@ impl End {
             }
         }
         match &*self.port {
-            // SAFETY: every vector is a piece of guest memory, which is mapped while `mem` lives, or of the bounce buffer.
+            // SAFETY: every vector is a piece of guest memory, which is mapped while `mem` lives, of the bounce buffer, or
+            // `start`, and all are read only.
             Port::Vnd(device) => unsafe { device.send(&mut self.vectors) },
             Port::Dlpi(_) => Err(Verdict::Lost(Errno::EINVAL)),
         }
@@ -166,9 +183,10 @@ fn host_range(range: &GuestRange) -> HostRange {
     HostRange { address: range.addr, len: range.len }
 }
 
-/// Copies a frame into `buffer`; its length in bytes.
-fn gather(mem: &GuestRam, frame: &[GuestRange], buffer: &mut [u8]) -> Result<usize, Verdict> {
-    let mut len_bytes = 0usize;
+/// Copies a frame that begins with `start` into `buffer`; its length in bytes.
+fn gather(mem: &GuestRam, start: &[u8], frame: &[GuestRange], buffer: &mut [u8]) -> Result<usize, Verdict> {
+    let mut len_bytes = start.len();
+    buffer.get_mut(..len_bytes).ok_or(Verdict::Lost(Errno::ERANGE))?.copy_from_slice(start);
     for range in frame {
         let end = len_bytes.saturating_add(range.len as usize);
         let place = buffer.get_mut(len_bytes..end).ok_or(Verdict::Lost(Errno::ERANGE))?;
@@ -180,17 +198,17 @@ fn gather(mem: &GuestRam, frame: &[GuestRange], buffer: &mut [u8]) -> Result<usi
 
 impl NetBackend<GuestRam> for End {
     fn send(&mut self, mem: &GuestRam, _header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError> {
-        self.follow();
-        let verdict = match self.send_frame(mem, frame) {
-            Ok(()) => {
-                self.ready.set_full(false);
-                return Ok(Sent::Done);
-            }
-            Err(verdict) => verdict,
-        };
-        self.judge(verdict)?;
-        self.ready.set_full(matches!(*self.port, Port::Vnd(_)));
-        Ok(Sent::WouldBlock)
+        self.send_start(mem, &[], frame)
+    }
+
+    fn send_from(
+        &mut self,
+        mem: &GuestRam,
+        _header: &Header,
+        addresses: &Addresses,
+        rest: &[GuestRange],
+    ) -> Result<Sent, NetError> {
+        self.send_start(mem, addresses, rest)
     }
 
     fn receive(
