@@ -80,6 +80,8 @@ pub struct Offloads {
     pub tso6: bool,
     /// Large segments with ECN.
     pub ecn: bool,
+    /// UDP datagrams in one segment, over IPv4 and IPv6. Kernels before Linux 6.2 know none.
+    pub uso: bool,
 }
 
 /// What has become of a TAP device's interface.
@@ -213,6 +215,14 @@ impl Tap {
     /// When the process has no descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
         self.device.try_clone().map(Self::of)
+    }
+
+    /// Whether it takes UDP datagrams in segments, and gives them so to who can finish them. Received frames come with nothing
+    /// left unfinished after this.
+    pub fn has_udp_segments(&self) -> bool {
+        let asked = Offloads { csum: true, uso: true, ..Offloads::default() };
+        let has = self.set_offloads(asked).is_ok();
+        self.set_offloads(Offloads::default()).is_ok() && has
     }
 
     /// Says what received frames may look like from now on.

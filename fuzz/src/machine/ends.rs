@@ -165,8 +165,9 @@ impl NetBackend<Ram> for End {
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
         let _quiet = resources::Quiet::begin();
         let broken = self.inner.open().broken;
-        let Offloads { csum, tso4, tso6, ecn } = offloads;
+        let Offloads { csum, tso4, tso6, ecn, uso } = offloads;
         let bits = u64::from(csum) << 1 | u64::from(tso4) << 7 | u64::from(tso6) << 8 | u64::from(ecn) << 9;
+        let bits = bits | u64::from(uso) << 54 | u64::from(uso) << 55;
         let oracles = &mut *self.oracles.open();
         if let Device::Net(net) = &mut oracles.device {
             net.told_offloads(oracles.rings.flying_mut(CONTROL), bits, !broken);

@@ -203,7 +203,7 @@ impl Vmm {
                     speed_mbits: shape.disk.discard.is_some().then_some(10_000),
                     duplex: None,
                 };
-                let device = NetDevice::new(config);
+                let device = NetDevice::new(config).with_udp_segments();
                 let workers: Workers = if shape.disk.queues == 1 {
                     vec![Box::new(device.worker(end.clone(), card.clone()))]
                 } else {

@@ -297,8 +297,8 @@ impl NetBackend<GuestRam> for TapLink {
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
-        let Offloads { csum, tso4, tso6, ecn } = offloads;
-        let set = self.tap.set_offloads(TapOffloads { csum, tso4, tso6, ecn });
+        let Offloads { csum, tso4, tso6, ecn, uso } = offloads;
+        let set = self.tap.set_offloads(TapOffloads { csum, tso4, tso6, ecn, uso });
         set.map_err(|error| NetError::Host(error.raw_os_error().unwrap_or(libc::EIO)))
     }
 

@@ -227,7 +227,11 @@ impl Builder<'_> {
     pub fn net(&mut self, config: &NetConfig, (taps, mac): (Vec<Tap>, Mac), slot: Slot) -> Result<(), DeviceError> {
         let host = |what| move |source| DeviceError::Host { id: config.id.clone(), what, source };
         let rx_wakes: Vec<Arc<Event>> = taps.iter().map(|_| event(&config.id)).collect::<Result<_, _>>()?;
-        let device = card(config, mac, &rx_wakes, true, None)?;
+        let mut device = card(config, mac, &rx_wakes, true, None)?;
+        // All of them are of one interface.
+        if taps.first().is_some_and(Tap::has_udp_segments) {
+            device = device.with_udp_segments();
+        }
         let again = |tap: &Tap| tap.try_clone().map_err(host("cannot open its TAP device twice"));
         let (to_guest, from_guest) = throttles(config);
         let control = Arc::new(QueueCounters::default());

@@ -181,13 +181,15 @@ impl Device {
     }
 
     pub(crate) fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        let Offloads { csum, tso4, tso6, ecn } = offloads;
+        let Offloads { csum, tso4, tso6, ecn, uso } = offloads;
         let flags = [
             (csum, libc::TUN_F_CSUM),
             (csum && tso4, libc::TUN_F_TSO4),
             (csum && tso6, libc::TUN_F_TSO6),
             // The kernel takes ECN only together with a segmentation it applies to.
             (csum && ecn && (tso4 || tso6), libc::TUN_F_TSO_ECN),
+            // And those of UDP together only.
+            (csum && uso, libc::TUN_F_USO4 | libc::TUN_F_USO6),
         ];
         let flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
         // SAFETY: takes a number.

@@ -28,6 +28,8 @@ pub struct Offloads {
     pub tso6: bool,
     /// Large segments with ECN (`VIRTIO_NET_F_GUEST_ECN`).
     pub ecn: bool,
+    /// UDP datagrams in one segment, over IPv4 and IPv6 (`VIRTIO_NET_F_GUEST_USO4` and `_USO6`): links leave both or none.
+    pub uso: bool,
 }
 
 /// What became of a frame given to [`NetBackend::send`].

@@ -39,6 +39,9 @@ pub(super) mod feature {
     pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const MQ: u64 = 1 << 22;
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
+    pub const GUEST_USO4: u64 = 1 << 54;
+    pub const GUEST_USO6: u64 = 1 << 55;
+    pub const HOST_USO: u64 = 1 << 56;
     pub const SPEED_DUPLEX: u64 = 1 << 63;
 }
 
@@ -106,6 +109,7 @@ pub struct NetDevice {
     settings: Arc<Settings>,
     station: Option<Arc<Station>>,
     checks_source: bool,
+    udp_segments: bool,
 }
 
 impl NetDevice {
@@ -114,7 +118,7 @@ impl NetDevice {
         let (size, mac) = (config.queue_size, config.mac);
         let (link, settings) = (Arc::new(Link::new(mac)), Arc::new(Settings::new(mac, Vec::new())));
         let queue_sizes = vec![size, size, size.min(CONTROL_QUEUE_SIZE)];
-        Self { config, queue_sizes, link, settings, station: None, checks_source: false }
+        Self { config, queue_sizes, link, settings, station: None, checks_source: false, udp_segments: false }
     }
 
     /// The card, with a queue pair for each of `receivers`, which wake the workers of their receive queues: 1 to
@@ -137,6 +141,14 @@ impl NetDevice {
     #[must_use]
     pub fn with_checked_source(self) -> Self {
         Self { checks_source: true, ..self }
+    }
+
+    /// The card, on a link that takes UDP datagrams in segments and gives them so: where it has
+    /// [offloads](NetConfig::offloads), this one is offered, too (`VIRTIO_NET_F_HOST_USO`, `_GUEST_USO4` and `_GUEST_USO6`,
+    /// which drivers of the modern interface see).
+    #[must_use]
+    pub fn with_udp_segments(self) -> Self {
+        Self { udp_segments: true, ..self }
     }
 
     /// Queue pairs there are.
@@ -305,6 +317,9 @@ impl VirtioDevice for NetDevice {
             features |= feature::CSUM | feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_ECN;
             features |= feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_ECN;
             features |= feature::CTRL_GUEST_OFFLOADS;
+            if self.udp_segments {
+                features |= feature::HOST_USO | feature::GUEST_USO4 | feature::GUEST_USO6;
+            }
         }
         if self.speed_and_duplex().is_some() {
             features |= feature::SPEED_DUPLEX;

@@ -16,6 +16,8 @@ const FLAG_DATA_VALID: u8 = 2;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
+/// `VIRTIO_NET_HDR_GSO_UDP_L4`: datagrams of UDP, over either IP.
+const GSO_UDP_L4: u8 = 5;
 /// `VIRTIO_NET_HDR_GSO_ECN`, a flag beside the type.
 const GSO_ECN: u8 = 0x80;
 
@@ -72,31 +74,37 @@ impl Framing {
             }
             *flags = 0;
         }
+        let ecn = *gso_type & GSO_ECN != 0;
         let accepted = match *gso_type & !GSO_ECN {
             GSO_NONE => {
                 *gso_type = GSO_NONE;
                 return true;
             }
-            GSO_TCPV4 => self.offloads.tso4,
-            GSO_TCPV6 => self.offloads.tso6,
+            GSO_TCPV4 => self.offloads.tso4 && (!ecn || self.offloads.ecn),
+            GSO_TCPV6 => self.offloads.tso6 && (!ecn || self.offloads.ecn),
+            GSO_UDP_L4 => self.offloads.uso && !ecn,
             _ => false,
         };
-        let complete = *flags & FLAG_NEEDS_CSUM != 0 && *gso_size != [0, 0];
-        accepted && complete && (*gso_type & GSO_ECN == 0 || self.offloads.ecn)
+        accepted && *flags & FLAG_NEEDS_CSUM != 0 && *gso_size != [0, 0]
     }
 }
 
 /// Feature bits of what received frames may leave unfinished: those that `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET` knows
 /// (virtio 1.3 §5.1.6.5.8.1) as far as they are offered.
-pub(super) const GUEST_OFFLOADS: u64 =
-    feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_ECN;
+pub(super) const GUEST_OFFLOADS: u64 = feature::GUEST_CSUM
+    | feature::GUEST_TSO4
+    | feature::GUEST_TSO6
+    | feature::GUEST_ECN
+    | feature::GUEST_USO4
+    | feature::GUEST_USO6;
 
 /// What such bits come to. §5.1.3.1: the segmentation features require the checksum one, and ECN one of them.
 pub(super) fn offloads(bits: u64) -> Offloads {
     let has = |bit| bits & bit != 0;
     let csum = has(feature::GUEST_CSUM);
     let (tso4, tso6) = (csum && has(feature::GUEST_TSO4), csum && has(feature::GUEST_TSO6));
-    Offloads { csum, tso4, tso6, ecn: (tso4 || tso6) && has(feature::GUEST_ECN) }
+    let uso = csum && has(feature::GUEST_USO4) && has(feature::GUEST_USO6);
+    Offloads { csum, tso4, tso6, ecn: (tso4 || tso6) && has(feature::GUEST_ECN), uso }
 }
 
 /// Bytes of an Ethernet header: two addresses and the type of the payload.

@@ -18,7 +18,7 @@ const CTRL_VLAN: u64 = 1 << 19;
 const CTRL_RX_EXTRA: u64 = 1 << 20;
 const CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
 /// Checksums, segments of both versions of IP, and of congested ones.
-const OFFLOADS: u64 = 1 << 1 | 1 << 7 | 1 << 8 | 1 << 9;
+const OFFLOADS: u64 = 1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 54 | 1 << 55;
 const GUEST_ANNOUNCE: u64 = 1 << 21;
 const CTRL_MAC_ADDR: u64 = 1 << 23;
 /// Addresses of one kind that are told apart; who names more gets all of them.

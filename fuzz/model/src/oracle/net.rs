@@ -26,6 +26,8 @@ const F_GUEST_ECN: u64 = 1 << 9;
 pub const MTU: u32 = 1500;
 const F_GUEST_TSO4: u64 = 1 << 7;
 const F_GUEST_TSO6: u64 = 1 << 8;
+/// Links leave UDP segments of both families or none.
+const F_GUEST_USO: u64 = 1 << 54 | 1 << 55;
 const F_MRG_RXBUF: u64 = 1 << 15;
 
 /// How far the sending of a buffer is.
@@ -181,6 +183,7 @@ impl Net {
             0 => return csum || frame.flags & 1 == 0,
             1 => has(F_GUEST_TSO4),
             4 => has(F_GUEST_TSO6),
+            5 => return csum && frame.flags & 1 != 0 && frame.gso == 5 && offloads & F_GUEST_USO == F_GUEST_USO,
             _ => false,
         };
         segment && csum && frame.flags & 1 != 0 && (frame.gso & 0x80 == 0 || has(F_GUEST_ECN))
@@ -211,7 +214,8 @@ impl Net {
         let csum = chosen & F_GUEST_CSUM;
         let segments = if csum == 0 { 0 } else { chosen & (F_GUEST_TSO4 | F_GUEST_TSO6) };
         let ecn = if segments == 0 { 0 } else { chosen & F_GUEST_ECN };
-        if !self.card.lost && bits != csum | segments | ecn {
+        let udp = if csum != 0 && chosen & F_GUEST_USO == F_GUEST_USO { F_GUEST_USO } else { 0 };
+        if !self.card.lost && bits != csum | segments | ecn | udp {
             finding!("spec", "the link is told offloads {bits:#x} of {chosen:#x}");
         }
     }

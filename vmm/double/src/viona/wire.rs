@@ -179,9 +179,9 @@ impl NetBackend<GuestRam> for WireEnd {
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
-        let Offloads { csum, tso4, tso6, ecn } = offloads;
+        let Offloads { csum, tso4, tso6, ecn, uso } = offloads;
         let Some(tap) = &self.tap else { return Ok(()) };
-        tap.set_offloads(TapOffloads { csum, tso4, tso6, ecn })
+        tap.set_offloads(TapOffloads { csum, tso4, tso6, ecn, uso })
             .map_err(|error| NetError::Host(error.raw_os_error().unwrap_or(libc::EIO)))
     }
 }

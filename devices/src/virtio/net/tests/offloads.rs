@@ -10,6 +10,9 @@ const GUEST_ECN: u64 = 1 << 9;
 const HOST_TSO4: u64 = 1 << 11;
 const HOST_TSO6: u64 = 1 << 12;
 const HOST_ECN: u64 = 1 << 13;
+const GUEST_USO4: u64 = 1 << 54;
+const GUEST_USO6: u64 = 1 << 55;
+const HOST_USO: u64 = 1 << 56;
 const RSC_INFO: u8 = 4;
 const ECN: u8 = 0x80;
 
@@ -36,8 +39,8 @@ fn flags_nobody_negotiated_do_not_reach_the_driver() {
 
 #[test]
 fn no_segment_comes_without_its_checksum_to_complete_or_without_its_size() {
-    let features = V1 | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6;
-    for gso_type in [1, 4] {
+    let features = V1 | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_USO4 | GUEST_USO6;
+    for gso_type in [1, 4, 5] {
         assert!(delivered(features, header(1, gso_type)).is_some());
         for flags in [0, 2] {
             assert_eq!(delivered(features, header(flags, gso_type)), None, "no NEEDS_CSUM, type {gso_type}");
@@ -51,15 +54,21 @@ fn no_segment_comes_without_its_checksum_to_complete_or_without_its_size() {
 #[test]
 fn each_kind_of_segment_comes_only_to_a_driver_that_accepted_it() {
     for (features, accepted) in [
-        (0, [false; 6]),
-        (GUEST_CSUM, [false; 6]),
-        (GUEST_CSUM | GUEST_TSO4, [true, false, false, false, false, false]),
-        (GUEST_CSUM | GUEST_TSO6, [false, true, false, false, false, false]),
-        (GUEST_CSUM | GUEST_TSO4 | GUEST_ECN, [true, false, true, false, false, false]),
-        (GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN, [true, true, true, true, false, false]),
+        (0, [false; 7]),
+        (GUEST_CSUM, [false; 7]),
+        (GUEST_CSUM | GUEST_TSO4, [true, false, false, false, false, false, false]),
+        (GUEST_CSUM | GUEST_TSO6, [false, true, false, false, false, false, false]),
+        (GUEST_CSUM | GUEST_TSO4 | GUEST_ECN, [true, false, true, false, false, false, false]),
+        (GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN, [true, true, true, true, false, false, false]),
+        (GUEST_CSUM | GUEST_USO4 | GUEST_USO6, [false, false, false, false, false, true, false]),
+        // The header does not say which IP carries the datagrams.
+        (GUEST_CSUM | GUEST_USO4, [false; 7]),
+        (GUEST_CSUM | GUEST_USO6, [false; 7]),
+        (GUEST_USO4 | GUEST_USO6, [false; 7]),
+        (EVERY_OFFLOAD, [true, true, true, true, false, true, false]),
     ] {
-        // TCP over IPv4 and IPv6, both with ECN, UDP fragments, UDP segments.
-        for (gso_type, accepted) in [1, 4, 1 | ECN, 4 | ECN, 3, 5].into_iter().zip(accepted) {
+        // TCP over IPv4 and IPv6, both with ECN, UDP fragments, UDP segments, and these with what only TCP has.
+        for (gso_type, accepted) in [1, 4, 1 | ECN, 4 | ECN, 3, 5, 5 | ECN].into_iter().zip(accepted) {
             let found = delivered(V1 | features, header(1, gso_type));
             assert_eq!(found.map(|header| header[1]), accepted.then_some(gso_type), "{features:#x} {gso_type:#x}");
         }
@@ -136,8 +145,11 @@ fn a_legacy_driver_may_have_its_header_and_its_frame_in_any_descriptors() {
 #[test]
 fn no_offload_is_offered_without_the_one_it_needs() {
     for offloads in [false, true] {
-        let features = NetDevice::new(NetConfig { offloads, ..config() }).features();
+        let features = NetDevice::new(NetConfig { offloads, ..config() }).with_udp_segments().features();
         for (feature, needs) in [
+            (GUEST_USO4, GUEST_CSUM),
+            (GUEST_USO6, GUEST_CSUM),
+            (HOST_USO, CSUM),
             (GUEST_TSO4, GUEST_CSUM),
             (GUEST_TSO6, GUEST_CSUM),
             (GUEST_ECN, GUEST_TSO4 | GUEST_TSO6),
@@ -153,7 +165,8 @@ fn no_offload_is_offered_without_the_one_it_needs() {
 
 #[test]
 fn features_nothing_here_stands_behind_are_never_offered() {
-    // Hashes, coalescing, USO, GUEST_HDRLEN, RSS, RSC_EXT, STANDBY, and SPEED_DUPLEX where neither was given.
+    // Hashes, coalescing, USO where the link has none, GUEST_HDRLEN, RSS, RSC_EXT, STANDBY, and SPEED_DUPLEX where neither was
+    // given.
     let others = 50..=63;
     // UFO both ways.
     let udp = [10, 14];
@@ -161,6 +174,14 @@ fn features_nothing_here_stands_behind_are_never_offered() {
     for bit in udp.into_iter().chain(others) {
         assert_eq!(features & 1 << bit, 0, "bit {bit}");
     }
+}
+
+#[test]
+fn udp_segments_are_offered_where_the_link_has_them_and_nowhere_else() {
+    let all = HOST_USO | GUEST_USO4 | GUEST_USO6;
+    let plain = NetDevice::new(config());
+    assert_eq!(plain.features() & all, 0);
+    assert_eq!(plain.clone().with_udp_segments().features(), plain.features() | all);
 }
 
 #[test]
@@ -175,7 +196,9 @@ fn no_control_feature_is_offered_without_its_queue() {
     assert_ne!(device.features() & 1 << 16, 0);
 }
 
-const EVERY_OFFLOAD: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
+const EVERY_OFFLOAD: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6;
+/// Frames of as many kinds as [`kinds_delivered`] has.
+const KINDS: usize = 6;
 
 fn choose(rig: &mut Rig, bits: u64) -> u8 {
     rig.command(&[[5, 0].as_slice(), &bits.to_le_bytes()].concat())
@@ -183,14 +206,14 @@ fn choose(rig: &mut Rig, bits: u64) -> u8 {
 
 /// How many of one frame of each kind reach the driver: complete, to be completed, and segments.
 fn kinds_delivered(rig: &mut Rig) -> usize {
-    let posted = rig.post_rx(&[200; 5]);
-    for header in [header(0, 0), header(1, 0), header(1, 1), header(1, 4), header(1, 0x81)] {
+    let posted = rig.post_rx(&[200; KINDS]);
+    for header in [header(0, 0), header(1, 0), header(1, 1), header(1, 4), header(1, 0x81), header(1, 5)] {
         rig.link.arrive(header, &frame(60));
     }
     rig.step();
     let delivered = rig.received(&posted).len();
     // The buffers that are left get frames that every driver takes.
-    for _ in delivered..5 {
+    for _ in delivered..KINDS {
         rig.link.arrive(header(0, 0), &frame(60));
     }
     rig.step();
@@ -202,20 +225,22 @@ fn kinds_delivered(rig: &mut Rig) -> usize {
 fn a_driver_chooses_among_the_offloads_it_accepted_as_often_as_it_likes() {
     let mut rig = rig(ALL | EVERY_OFFLOAD);
     for (bits, offloads, delivered) in [
-        (EVERY_OFFLOAD, [true; 4], 5),
-        (0, [false; 4], 1),
-        (GUEST_CSUM, [true, false, false, false], 2),
-        (GUEST_CSUM | GUEST_TSO4, [true, true, false, false], 3),
-        (GUEST_CSUM | GUEST_TSO6, [true, false, true, false], 3),
-        (GUEST_CSUM | GUEST_TSO4 | GUEST_ECN, [true, true, false, true], 4),
+        (EVERY_OFFLOAD, [true; 5], KINDS),
+        (0, [false; 5], 1),
+        (GUEST_CSUM, [true, false, false, false, false], 2),
+        (GUEST_CSUM | GUEST_TSO4, [true, true, false, false, false], 3),
+        (GUEST_CSUM | GUEST_TSO6, [true, false, true, false, false], 3),
+        (GUEST_CSUM | GUEST_TSO4 | GUEST_ECN, [true, true, false, true, false], 4),
+        (GUEST_CSUM | GUEST_USO4 | GUEST_USO6, [true, false, false, false, true], 3),
+        (GUEST_CSUM | GUEST_USO6, [true, false, false, false, false], 2),
         // §5.1.3.1: nothing without what it needs.
-        (GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN, [false; 4], 1),
-        (GUEST_CSUM | GUEST_ECN, [true, false, false, false], 2),
-        (EVERY_OFFLOAD, [true; 4], 5),
+        (GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6, [false; 5], 1),
+        (GUEST_CSUM | GUEST_ECN, [true, false, false, false, false], 2),
+        (EVERY_OFFLOAD, [true; 5], KINDS),
     ] {
         assert_eq!(choose(&mut rig, bits), OK, "{bits:#x}");
-        let [csum, tso4, tso6, ecn] = offloads;
-        assert_eq!(rig.link.offloads(), Offloads { csum, tso4, tso6, ecn }, "{bits:#x}");
+        let [csum, tso4, tso6, ecn, uso] = offloads;
+        assert_eq!(rig.link.offloads(), Offloads { csum, tso4, tso6, ecn, uso }, "{bits:#x}");
         assert_eq!(kinds_delivered(&mut rig), delivered, "{bits:#x}");
     }
 }
@@ -238,7 +263,7 @@ fn a_link_that_refuses_an_offload_is_the_drivers_to_hear_of() {
     rig.link.set_broken(true);
     assert_eq!(choose(&mut rig, 0), ERR);
     rig.link.set_broken(false);
-    assert_eq!(kinds_delivered(&mut rig), 5, "frames are admitted as before");
+    assert_eq!(kinds_delivered(&mut rig), KINDS, "frames are admitted as before");
 }
 
 #[test]
@@ -253,7 +278,7 @@ fn a_choice_of_offloads_survives_a_pause_and_ends_with_its_driver() {
     assert_eq!(rig.link.offloads(), Offloads { csum: true, ..Offloads::default() });
     assert_eq!(rig.worker.save(), saved);
     rig.restart();
-    assert_eq!(rig.link.offloads(), Offloads { csum: true, tso4: true, tso6: true, ecn: true });
+    assert_eq!(rig.link.offloads(), Offloads { csum: true, tso4: true, tso6: true, ecn: true, uso: true });
 }
 
 #[test]
