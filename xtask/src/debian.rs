@@ -120,7 +120,7 @@ pub fn program_path(root: &Path, program: &str) -> anyhow::Result<PathBuf> {
 /// The library search path of an unpacked set, as the dynamic linker wants it.
 #[must_use]
 pub fn library_path(root: &Path) -> String {
-    let folders = ["", "/pulseaudio", "/ceph"].map(|folder| format!("usr/lib/x86_64-linux-gnu{folder}"));
+    let folders = ["", "/pulseaudio", "/ceph", "/systemd"].map(|folder| format!("usr/lib/x86_64-linux-gnu{folder}"));
     folders
         .into_iter()
         .chain(["usr/lib".to_owned()])

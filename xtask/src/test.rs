@@ -50,7 +50,7 @@ struct Part {
     full_only: bool,
 }
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 15] = [
     Part { name: "unit", run: unit, full_only: false },
     Part { name: "kvm", run: kvm, full_only: false },
     Part { name: "illumos", run: illumos, full_only: false },
@@ -59,6 +59,7 @@ const PARTS: [Part; 14] = [
     Part { name: "lab", run: lab, full_only: false },
     Part { name: "clients", run: clients, full_only: true },
     Part { name: "storage", run: storage, full_only: true },
+    Part { name: "network", run: network, full_only: true },
     Part { name: "crash", run: crash, full_only: true },
     Part { name: "micro", run: micro, full_only: true },
     Part { name: "bhyve", run: bhyve, full_only: true },
@@ -210,6 +211,12 @@ fn clients(_options: &Options) -> anyhow::Result<&'static str> {
 fn storage(_options: &Options) -> anyhow::Result<&'static str> {
     lab::run_cases("storage", &matrix::everything(&scenarios::long(scenarios::LOAD_S), Vmm::ZVMM))?;
     Ok("storage")
+}
+
+/// Networks under load.
+fn network(_options: &Options) -> anyhow::Result<&'static str> {
+    lab::run_cases("network", &matrix::networks(&scenarios::networks()))?;
+    Ok("network")
 }
 
 /// Power failures while guests write.

@@ -11,6 +11,12 @@
 //! * `lab-peer resets DEVICE COUNT`: resets a virtio disk under load; no acknowledged write may be lost.
 //! * `lab-peer journal write|check STREAM FOLDER SEQUENCE`: writes records for good and says so, or looks for them.
 //! * `lab-peer frames INTERFACE MAC VLAN COUNT`: sends COUNT frames to an address, with a VLAN's tag unless VLAN is 0.
+//! * `lab-peer answer ADDRESS PAUSE`: accepts one connection, sends and checks the pattern until the other side has no more.
+//! * `lab-peer exchange ADDRESS STOP PAUSE`: connects, does the same until there is a file STOP. Both wait PAUSE ms after each
+//!   64 KiB.
+//! * `lab-peer hear GROUP OWN COUNT`: joins a group, and checks COUNT datagrams to it.
+//! * `lab-peer tell GROUP OWN COUNT`: sends them.
+//! * `lab-peer segments serve|call ADDRESS COUNT`: exchanges COUNT messages that the kernel divides into datagrams.
 //! * `lab-peer no-sync PROGRAM ARGUMENTS…`: runs a program for which data syncs do nothing and succeed.
 //!
 //! The first two print how much arrived, its CRC-32 and the time, and fail unless it is what was sent.
@@ -19,8 +25,12 @@
 mod avx;
 #[path = "lab-peer/flow.rs"]
 mod flow;
+#[path = "lab-peer/exchange.rs"]
+mod exchange;
 #[path = "lab-peer/frames.rs"]
 mod frames;
+#[path = "lab-peer/groups.rs"]
+mod groups;
 #[path = "lab-peer/journal.rs"]
 mod journal;
 #[path = "lab-peer/load.rs"]
@@ -31,6 +41,8 @@ mod no_sync;
 mod resets;
 #[path = "lab-peer/rings.rs"]
 mod rings;
+#[path = "lab-peer/segments.rs"]
+mod segments;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -61,6 +73,16 @@ fn main() -> anyhow::Result<()> {
         }
         ["flow", address, ..] => return flow::run(address, &arguments[2..]),
         ["flow-serve", address] => return flow::serve(address),
+        ["answer", address, pause] => return exchange::answer(address, pause.parse().context("PAUSE is no number")?),
+        ["exchange", address, stop, pause] => {
+            return exchange::call(address, stop.as_ref(), pause.parse().context("PAUSE is no number")?);
+        }
+        ["hear", group, own, count] => return groups::hear(group, own, count.parse().context("COUNT is no number")?),
+        ["tell", group, own, count] => return groups::tell(group, own, count.parse().context("COUNT is no number")?),
+        ["segments", action @ ("serve" | "call"), address, count] => {
+            let count = count.parse().context("COUNT is no number")?;
+            return if *action == "serve" { segments::serve(address, count) } else { segments::call(address, count) };
+        }
         ["load", device, ..] => return load::run(device.as_ref(), &arguments[2..]),
         ["no-sync", program, rest @ ..] => return no_sync::run(program, rest),
         _ => {}

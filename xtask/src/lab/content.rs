@@ -14,7 +14,8 @@ use super::kernel::{self, Kernel, Which};
 use crate::{debian, paths};
 
 /// Modules of the outer machine.
-const OUTER_MODULES: [&str; 7] = ["irqbypass", "kvm", "kvm-amd", "tun", "virtio_pci", "virtio_blk", "virtio_net"];
+const OUTER_MODULES: [&str; 8] =
+    ["irqbypass", "kvm", "kvm-amd", "tun", "virtio_pci", "virtio_blk", "virtio_net", "8021q"];
 
 /// Modules of the guests.
 const GUEST_MODULES: [&str; 9] = [
@@ -34,6 +35,21 @@ const STORAGE_MODULES: [&str; 1] = ["xfs"];
 
 /// And of guests that set up their network interface in all ways.
 const NETWORK_MODULES: [&str; 1] = ["8021q"];
+/// Their programs: a set of packages, and which of its programs.
+const NETWORK_PROGRAMS: [(&str, &[&str], &[&str]); 6] = [
+    ("root", &ROOT_PACKAGES, &["ip", "ping"]),
+    ("ethtool", &["ethtool"], &["ethtool"]),
+    ("dhclient", &["isc-dhcp-client"], &["dhclient"]),
+    ("iperf3", &["iperf3"], &["iperf3"]),
+    ("tcpdump", &["tcpdump"], &["tcpdump"]),
+    ("networkd", &["systemd"], &["usr/lib/systemd/systemd-networkd"]),
+];
+/// And what some of these want to find: path and content.
+const NETWORK_FILES: [(&str, &str); 3] = [
+    ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nsystemd-network:x:998:998::/:/bin/false\n"),
+    ("etc/group", "root:x:0:\nsystemd-network:x:998:\n"),
+    ("etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
+];
 
 /// Packages of the Debian guest root: a sysvinit system with a shell, no service that is not needed to check a VMM.
 const ROOT_PACKAGES: [&str; 22] = [
@@ -77,8 +93,6 @@ const ROOT_FILES: [(&str, u32, &str); 6] = [
 
 /// What an outer boot needs, ready on this machine's disk.
 pub struct Content {
-    /// The outer machine's kernel.
-    pub outer_kernel: PathBuf,
     /// The ext4 image mounted on `/tools`.
     pub tools: PathBuf,
     /// Where qemu for the outer machine was unpacked.
@@ -92,7 +106,14 @@ pub struct Content {
     /// What guests without a disk of their own, and qemu, are made of.
     pub identity: String,
     busybox: Vec<u8>,
-    outer_modules: Vec<(String, Vec<u8>)>,
+    outer_kernels: Vec<OuterKernel>,
+}
+
+/// A kernel that the outer machine can have.
+struct OuterKernel {
+    which: Which,
+    image: PathBuf,
+    modules: Vec<(String, Vec<u8>)>,
 }
 
 /// Where things are on the tools disk.
@@ -120,8 +141,11 @@ pub mod at {
     /// That of Debian's own kernel with more file systems: made when it is needed, too.
     pub const STORAGE: &str = "/initrd-storage";
 
-    /// That of Debian's own kernel with VLANs, and with `ip`, `ethtool` and `dhclient` in `/network/bin`, likewise.
+    /// That of Debian's own kernel with VLANs, and with programs in `/network/bin` that see to networks, likewise.
     pub const NETWORK: &str = "/initrd-network";
+
+    /// The same of the newer kernel.
+    pub const NETWORK_BACKPORTS: &str = "/initrd-network-backports";
 
     /// A disk with `fio`, to be mounted on `/fio`, likewise.
     pub const FIO: &str = "/fio.img";
@@ -150,7 +174,9 @@ pub fn prepare(peer: &Path) -> anyhow::Result<Content> {
     let busybox_path = debian::program_path(&busybox_root, "bin/busybox")?;
     let busybox = fs::read(&busybox_path)?;
     let kernels = Which::ALL.map(kernel::get).into_iter().collect::<anyhow::Result<Vec<Kernel>>>()?;
-    let outer = &kernels[0];
+    let outer = |kernel: &Kernel| -> anyhow::Result<OuterKernel> {
+        Ok(OuterKernel { which: kernel.which, image: kernel.bzimage.clone(), modules: kernel.modules(&OUTER_MODULES)? })
+    };
 
     let tools = lab.join("tools.img");
     let tools_tree = lab.join("tools");
@@ -164,8 +190,7 @@ pub fn prepare(peer: &Path) -> anyhow::Result<Content> {
     }
     Ok(Content {
         identity: identity(&kernels)?,
-        outer_kernel: outer.bzimage.clone(),
-        outer_modules: outer.modules(&OUTER_MODULES)?,
+        outer_kernels: kernels.iter().map(outer).collect::<anyhow::Result<_>>()?,
         tools,
         tools_tree,
         qemu,
@@ -176,16 +201,34 @@ pub fn prepare(peer: &Path) -> anyhow::Result<Content> {
 }
 
 impl Content {
-    /// The outer machine's initial RAM file system with a job, the runner and programs (path there, file here).
+    fn outer(&self, which: Which) -> anyhow::Result<&OuterKernel> {
+        self.outer_kernels.iter().find(|kernel| kernel.which == which).context("no such kernel")
+    }
+
+    /// The outer machine's kernel.
+    ///
+    /// # Errors
+    /// Never in practice: both are there.
+    pub fn outer_kernel(&self, which: Which) -> anyhow::Result<&Path> {
+        Ok(&self.outer(which)?.image)
+    }
+
+    /// The outer machine's initial RAM file system for a kernel, with a job, the runner and programs (path there, file here).
     ///
     /// # Errors
     /// When a program cannot be read.
-    pub fn outer_initrd(&self, job: &Job, runner: &Path, programs: &[(String, PathBuf)]) -> anyhow::Result<Vec<u8>> {
+    pub fn outer_initrd(
+        &self,
+        which: Which,
+        job: &Job,
+        runner: &Path,
+        programs: &[(String, PathBuf)],
+    ) -> anyhow::Result<Vec<u8>> {
         let mut fs = Initramfs::new()?;
         fs.file("bin/busybox", &self.busybox)?;
         fs.link("bin/sh", "busybox")?;
         fs.file("init", OUTER_INIT.as_bytes())?;
-        fs.modules(&self.outer_modules)?;
+        fs.modules(&self.outer(which)?.modules)?;
         fs.file("job.json", &serde_json::to_vec(job)?)?;
         let mut program = |name: &str, path: &Path| -> anyhow::Result<()> {
             let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -234,19 +277,25 @@ pub fn storage_initrd(content: &Content) -> anyhow::Result<PathBuf> {
 ///
 /// # Errors
 /// When a package cannot be had, or it cannot be written.
-pub fn network_initrd(content: &Content) -> anyhow::Result<PathBuf> {
+pub fn network_initrd(content: &Content, which: Which) -> anyhow::Result<PathBuf> {
     let stage = paths::lab().join(format!("network.stage{}", std::process::id()));
     debian::remove_tree(&stage)?;
-    let sets: [(&str, &[&str]); 3] =
-        [("root", &ROOT_PACKAGES), ("ethtool", &["ethtool"]), ("dhclient", &["isc-dhcp-client"])];
-    for ((set, packages), program) in sets.into_iter().zip(["ip", "ethtool", "dhclient"]) {
-        images::stage_program(&debian::unpack(set, packages)?, program, &stage.join("network"), "/network")?;
+    for (set, packages, programs) in NETWORK_PROGRAMS {
+        let root = debian::unpack(set, packages)?;
+        for program in programs {
+            images::stage_program(&root, program, &stage.join("network"), "/network")?;
+        }
+    }
+    for (path, content) in NETWORK_FILES {
+        let path = stage.join(path);
+        fs::create_dir_all(path.parent().unwrap_or(&stage))?;
+        fs::write(path, content)?;
     }
     let modules = GUEST_MODULES.into_iter().chain(NETWORK_MODULES).collect::<Vec<_>>();
     let programs = [&content.busybox[..], &fs::read(&content.peer_path)?];
-    let archive = guest_initrd(&kernel::get(Which::Stable)?, programs, &modules, Some(&stage))?;
+    let archive = guest_initrd(&kernel::get(which)?, programs, &modules, Some(&stage))?;
     debian::remove_tree(&stage)?;
-    let path = paths::lab().join("initrd-network");
+    let path = paths::lab().join(format!("initrd-network-{}", which.name()));
     let fresh = path.with_extension(format!("new{}", std::process::id()));
     fs::write(&fresh, archive)?;
     fs::rename(fresh, &path)?;

@@ -17,6 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use super::content::at;
 use super::images;
 use super::job::{Job, Run};
+use super::kernel::Which;
 use super::outer::{Outer, Report, Shape};
 use super::power::{PowerDisk, Trace};
 use super::scenarios::Script;
@@ -212,6 +213,7 @@ impl<'a> Crashing<'a> {
         let socket = self.socket();
         Shape {
             name: self.name.to_owned(),
+            kernel: Which::Stable,
             cpus: OUTER_CPUS,
             memory_mib: 2048,
             limit: LIMIT,

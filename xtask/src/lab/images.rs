@@ -168,7 +168,7 @@ fn tree_bytes(folder: &Path) -> anyhow::Result<u64> {
     Ok(sum)
 }
 
-/// Copies a program of an unpacked set and every library it needs into `stage`: the program becomes `bin/<name>`, a
+/// Copies a program of an unpacked set, a name or a path, and every library it needs into `stage`: it becomes `bin/<name>`, a
 /// script that runs it with its own dynamic linker from `at` (where `stage` will be mounted).
 ///
 /// # Errors
@@ -198,10 +198,11 @@ pub fn stage_program(root: &Path, program: &str, stage: &Path, at: &str) -> anyh
     }
     let loader = root.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
     fs::copy(loader, lib.join("ld.so")).context("cannot copy the dynamic linker")?;
+    let program = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
     let real = format!("{program}.bin");
     fs::copy(&path, bin.join(&real))?;
     let script = format!("#!/bin/sh\nexec {at}/lib/ld.so --library-path {at}/lib {at}/bin/{real} \"$@\"\n");
-    let script_path = bin.join(program);
+    let script_path = bin.join(&*program);
     fs::write(&script_path, script)?;
     fs::set_permissions(&script_path, fs::Permissions::from_mode(0o755))?;
     Ok(())

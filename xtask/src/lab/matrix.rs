@@ -46,6 +46,17 @@ const GATE: [(Vmm, &[&str]); 7] = [
     (BHYVE_ON_ILLUMOS_KVM, &["vcpus-4", "two-disks-two-nics"]),
 ];
 
+/// Who runs the scenarios of networks under load, which take minutes: all of them zvmm's own backend and default profile, and
+/// each of them another profile and one of the doubles, as far as these have what it is about.
+const NETWORKS: [(Vmm, &[&str]); 6] = [
+    (Vmm::MICRO, &["net-iperf-2", "net-capture", "net-rebind-modern", "net-networkd", "net-uso"]),
+    (BHYVE_ON_KVM, &["net-iperf-1", "net-offloads", "net-protocols", "net-rebind-legacy"]),
+    (BHYVE, &["net-iperf-1", "net-rebind-legacy"]),
+    (BHYVE_ON_BHYVE, &["net-offloads", "net-protocols", "net-rebind-modern"]),
+    (ILLUMOS_KVM, &["net-iperf-1", "net-capture", "net-rebind-modern"]),
+    (BHYVE_ON_ILLUMOS_KVM, &["net-offloads", "net-protocols", "net-rebind-legacy", "net-networkd"]),
+];
+
 /// The VMMs beside the default one that the full lane takes through all scenarios.
 pub const DOUBLES: [(&str, [Vmm; 2]); 2] =
     [("double-bhyve", [BHYVE, BHYVE_ON_BHYVE]), ("double-illumos-kvm", [ILLUMOS_KVM, BHYVE_ON_ILLUMOS_KVM])];
@@ -53,7 +64,17 @@ pub const DOUBLES: [(&str, [Vmm; 2]); 2] =
 /// The gate lane.
 #[must_use]
 pub fn gate(all: &[Scenario]) -> Vec<Case<'_>> {
-    let chosen = GATE.iter().flat_map(|(vmm, names)| names.iter().map(|name| (*vmm, *name)));
+    named(all, &GATE)
+}
+
+/// Networks under load: `all` are the scenarios of that kind.
+#[must_use]
+pub fn networks(all: &[Scenario]) -> Vec<Case<'_>> {
+    [everything(all, Vmm::ZVMM), named(all, &NETWORKS)].concat()
+}
+
+fn named<'a>(all: &'a [Scenario], table: &[(Vmm, &[&str])]) -> Vec<Case<'a>> {
+    let chosen = table.iter().flat_map(|(vmm, names)| names.iter().map(|name| (*vmm, *name)));
     chosen
         .filter_map(|(vmm, name)| Some(Case { scenario: all.iter().find(|scenario| scenario.name == name)?, vmm }))
         .collect()
@@ -109,6 +130,26 @@ mod tests {
         for program in [Program::Zvmm, Program::ZvmmDoubleBhyve, Program::ZvmmDoubleIllumosKvm] {
             for profile in [Profile::I440fx, Profile::Bhyve] {
                 assert!(has(&|case| case.vmm == Vmm { program, profile }), "{program:?} {profile:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_scenario_of_networks_runs_with_another_profile_and_on_a_double_that_has_it() {
+        let all = scenarios::networks();
+        let cases = networks(&all);
+        let names: BTreeSet<String> = cases.iter().map(Case::name).collect();
+        assert_eq!(names.len(), cases.len(), "one runs twice");
+        assert_eq!(cases.len(), all.len() + NETWORKS.iter().map(|(_, names)| names.len()).sum::<usize>());
+        assert!(cases.iter().all(|case| case.scenario.fits(case.vmm)));
+        for scenario in &all {
+            let on =
+                |wanted: &dyn Fn(Vmm) -> bool| cases.iter().any(|c| c.scenario.name == scenario.name && wanted(c.vmm));
+            assert!(on(&|vmm| vmm == Vmm::ZVMM), "{}", scenario.name);
+            assert!(on(&|vmm| vmm.profile != Profile::I440fx), "{} has one profile", scenario.name);
+            for [double, _] in DOUBLES.map(|(_, vmms)| vmms) {
+                let has = on(&|vmm| vmm.program == double.program);
+                assert!(has || !scenario.fits(double) || scenario.name == "net-networkd", "{}", scenario.name);
             }
         }
     }

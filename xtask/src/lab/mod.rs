@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use control::Controls;
 use job::{Job, Outcome, Run};
+use kernel::Which;
 use outer::{End, Report, Shape};
 use place::Place;
 use scenarios::Scenario;
@@ -65,7 +66,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
     if options.vmx {
         return vmx::run(&options.scenarios, options.vmm, options.list);
     }
-    let all: Vec<Scenario> = scenarios::all().into_iter().chain(scenarios::long(options.load_seconds)).collect();
+    let long = scenarios::long(options.load_seconds).into_iter().chain(scenarios::networks());
+    let all: Vec<Scenario> = scenarios::all().into_iter().chain(long).collect();
     if options.list {
         for scenario in &all {
             println!("{:<24} {}", scenario.name, scenario.about);
@@ -129,29 +131,43 @@ pub fn run_cases(name: &str, cases: &[Case]) -> anyhow::Result<()> {
     let guests = cases.iter().map(|case| (case.vmm, case.scenario.machine(case.vmm)));
     let controls = Controls::of(&lab.identity()?, guests, |job| lab.run("control", (OUTER_CPUS, 2048), job, false))?;
     let times = Times::read()?;
-    let shares = shares(cases, &times, lab.outer_machines(cases.len()));
-    let (lab, controls, times) = (&lab, &controls, &times);
-    let tallies: Vec<anyhow::Result<Tally>> = std::thread::scope(|scope| {
-        let several = shares.len() > 1;
-        let name_of = |n: usize| if several { format!("{name}-{}", n + 1) } else { name.to_owned() };
-        let run = |(n, share)| {
-            let name = name_of(n);
-            scope.spawn(move || run_share(lab, &name, share, times, controls))
-        };
-        let threads: Vec<_> = shares.into_iter().enumerate().map(run).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a runner panicked"))).collect()
-    });
     let mut sum = Tally::default();
-    for tally in tallies {
-        let Tally { failures, rare } = tally?;
-        sum.failures.extend(failures);
-        sum.rare += rare;
+    // Those that need another kernel in the outer machine are few, and come last.
+    for kernel in Which::ALL {
+        let of_kernel: Vec<Case> = cases.iter().copied().filter(|case| case.scenario.outer_kernel == kernel).collect();
+        let name = if kernel == Which::Stable { name.to_owned() } else { format!("{name}-on-{}", kernel.name()) };
+        for tally in run_shares(&lab, (kernel, &name), &of_kernel, &times, &controls) {
+            let Tally { failures, rare } = tally?;
+            sum.failures.extend(failures);
+            sum.rare += rare;
+        }
     }
     let (bad, all) = (sum.failures.len(), cases.len());
     anyhow::ensure!(bad == 0, "{bad} of {all} scenarios failed: {}", sum.failures.join(", "));
     let rare = sum.rare;
     anyhow::ensure!(!warnings::too_often(rare, all), "{rare} of {all} guests said what a slow host causes rarely");
     Ok(())
+}
+
+/// Runs scenarios of one kernel of the outer machine, in as many outer boots at once as there are cores to share.
+fn run_shares(
+    lab: &Lab,
+    (kernel, name): (Which, &str),
+    cases: &[Case],
+    times: &Times,
+    controls: &Controls,
+) -> Vec<anyhow::Result<Tally>> {
+    let shares = shares(cases, times, lab.outer_machines(cases.len()));
+    std::thread::scope(|scope| {
+        let several = shares.len() > 1;
+        let name_of = |n: usize| if several { format!("{name}-{}", n + 1) } else { name.to_owned() };
+        let run = |(n, share)| {
+            let name = name_of(n);
+            scope.spawn(move || run_share(lab, (kernel, &name), share, times, controls))
+        };
+        let threads: Vec<_> = shares.into_iter().enumerate().map(run).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| anyhow::bail!("a runner panicked"))).collect()
+    })
 }
 
 /// What became of scenarios.
@@ -189,7 +205,7 @@ fn line_of(case: &Case, times: &Times) -> String {
 
 fn run_share(
     lab: &Lab,
-    name: &str,
+    (kernel, name): (Which, &str),
     mut group: Vec<Case<'_>>,
     times: &Times,
     controls: &Controls,
@@ -199,7 +215,7 @@ fn run_share(
         println!("lab: {} scenarios", group.len());
         let job = Job { runs: group.iter().map(Case::run).collect() };
         let memory_mib = group.iter().map(|case| case.scenario.outer_memory_mib).max().unwrap_or_default();
-        let report = lab.run(name, (OUTER_CPUS, memory_mib), &job, false)?;
+        let report = lab.run_on(kernel, name, (OUTER_CPUS, memory_mib), &job, false)?;
         let mut left = Vec::new();
         for case in group {
             let outcome = report.outcomes.iter().find(|o| o.name == case.name());
@@ -282,8 +298,10 @@ impl Lab {
         if guests.iter().any(|guest| guest.initrd == content::at::STORAGE) {
             add(content::at::STORAGE, content::storage_initrd(&self.content)?);
         }
-        if guests.iter().any(|guest| guest.initrd == content::at::NETWORK) {
-            add(content::at::NETWORK, content::network_initrd(&self.content)?);
+        for (at, which) in [(content::at::NETWORK, Which::Stable), (content::at::NETWORK_BACKPORTS, Which::Backports)] {
+            if guests.iter().any(|guest| guest.initrd == at) {
+                add(at, content::network_initrd(&self.content, which)?);
+            }
         }
         if guests.iter().any(|guest| guest.disks.iter().any(|disk| disk == content::at::FIO)) {
             add(content::at::FIO, content::fio_image()?);
@@ -325,10 +343,26 @@ impl Lab {
     ///
     /// # Errors
     /// When the place cannot be set up.
-    pub fn run(&self, name: &str, (cpus, memory_mib): (u32, u64), job: &Job, show: bool) -> anyhow::Result<Report> {
+    pub fn run(&self, name: &str, shape: (u32, u64), job: &Job, show: bool) -> anyhow::Result<Report> {
+        self.run_on(Which::Stable, name, shape, job, show)
+    }
+
+    /// The same in one with a kernel of choice, where guests do not run directly.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn run_on(
+        &self,
+        kernel: Which,
+        name: &str,
+        (cpus, memory_mib): (u32, u64),
+        job: &Job,
+        show: bool,
+    ) -> anyhow::Result<Report> {
         let limit = job.runs.iter().map(|run| run.limit_s).sum::<u64>() + 60;
         let shape = Shape {
             name: name.to_owned(),
+            kernel,
             cpus,
             memory_mib,
             limit: Duration::from_secs(limit),

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 
 use super::content::Content;
 use super::job::{DONE, Job, Outcome, PULSE};
+use super::kernel::Which;
 use crate::{debian, paths};
 
 /// How an outer machine is made.
@@ -17,6 +18,8 @@ use crate::{debian, paths};
 pub struct Shape {
     /// Names its log files.
     pub name: String,
+    /// Its kernel, where it has one of its own.
+    pub kernel: Which,
     /// vCPUs of the outer machine: one gives steadier figures, two are needed for guests with several.
     pub cpus: u32,
     /// Its memory, MiB.
@@ -93,7 +96,7 @@ impl Outer {
     ) -> anyhow::Result<Self> {
         let folder = RunFolder::new(&shape.name)?;
         let (log, results, initrd) = (folder.file("log"), folder.file("results"), folder.file("initrd"));
-        fs::write(&initrd, content.outer_initrd(job, runner, programs)?)?;
+        fs::write(&initrd, content.outer_initrd(shape.kernel, job, runner, programs)?)?;
 
         let mut qemu = debian::command(&content.qemu, "qemu-system-x86_64")?;
         // Debian ships the emulator itself as a module.
@@ -102,11 +105,15 @@ impl Outer {
             qemu.arg("-L").arg(content.qemu.join("usr/share").join(folder));
         }
         qemu.args(MACHINE);
+        if shape.kernel == Which::Backports {
+            // The later value counts. After a CMPXCHG16B a page fault may leave garbage in the flags, of which this kernel dies.
+            qemu.args(["-cpu", "max,-cx16"]);
+        }
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         qemu.arg("-smp").arg(shape.cpus.to_string()).arg("-m").arg(format!("{}M", shape.memory_mib));
         qemu.arg("-serial").arg(format!("file:{}", log.display()));
         qemu.arg("-serial").arg(format!("file:{}", results.display()));
-        qemu.arg("-kernel").arg(&content.outer_kernel).arg("-initrd").arg(&initrd);
+        qemu.arg("-kernel").arg(content.outer_kernel(shape.kernel)?).arg("-initrd").arg(&initrd);
         // Without `no_timer_check` the outer kernel panics where this machine is so busy that four ticks do not come in time.
         let cmdline = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check rdinit=/init";
         qemu.args(["-append", cmdline]);

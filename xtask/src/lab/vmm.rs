@@ -158,6 +158,12 @@ impl Vmm {
         !matches!(self.program, Program::ZvmmDoubleIllumosKvm)
     }
 
+    /// Whether a guest's interface can have several queue pairs: devices for plain frames have one.
+    #[must_use]
+    pub const fn has_queue_pairs(self) -> bool {
+        !matches!(self.program, Program::ZvmmDoubleIllumosKvm | Program::QemuQ35 | Program::QemuMicrovm)
+    }
+
     /// What carries the frames of its `n`th network interface: on the double of illumos KVM the devices that its zone has, which
     /// end in TAP interfaces there.
     const fn carrier(self, n: usize) -> &'static str {

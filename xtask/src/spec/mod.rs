@@ -44,7 +44,8 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 fn checked(root: &Path) -> anyhow::Result<Statements> {
     let statements = Statements::read(&root.join(FOLDER))?;
     let mut proofs = Proofs::of_sources(root)?;
-    proofs.add_scenarios(lab::scenarios::all().into_iter().map(|scenario| scenario.name));
+    let scenarios = lab::scenarios::all().into_iter().chain(lab::scenarios::networks());
+    proofs.add_scenarios(scenarios.map(|scenario| scenario.name));
     let missing = statements.missing(&proofs);
     ensure!(missing.is_empty(), "these do not exist, or are ignored:\n{}", missing.join("\n"));
     Ok(statements)

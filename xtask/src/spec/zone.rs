@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn every_line_is_there_and_shown_by_what_exists() {
         let mut proofs = Proofs::of_sources(&paths::workspace()).unwrap();
-        proofs.add_scenarios(scenarios::all().into_iter().map(|scenario| scenario.name));
+        proofs.add_scenarios(scenarios::all().into_iter().chain(scenarios::networks()).map(|scenario| scenario.name));
         let problems = problems(MANUAL, &proofs);
         assert!(problems.is_empty(), "docs/smartos.md:\n{}", problems.join("\n"));
     }

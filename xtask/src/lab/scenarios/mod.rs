@@ -21,6 +21,7 @@ pub use zones::PLAYER;
 use anyhow::Context as _;
 
 use super::job::{Outcome, Run};
+use super::kernel::Which;
 use super::vmm::{Machine, Vmm};
 
 /// One test of the lab.
@@ -31,6 +32,8 @@ pub struct Scenario {
     pub about: String,
     /// Memory the outer machine needs, MiB.
     pub outer_memory_mib: u64,
+    /// The outer machine's kernel.
+    pub outer_kernel: Which,
     fits: fn(Vmm) -> bool,
     build: Box<dyn Fn(Vmm) -> Script + Send + Sync>,
     check: Check,
@@ -49,6 +52,7 @@ impl Scenario {
             name: name.into(),
             about: about.into(),
             outer_memory_mib: 2048,
+            outer_kernel: Which::Stable,
             fits: |_| true,
             build: Box::new(build),
             check: Box::new(check),
@@ -69,6 +73,11 @@ impl Scenario {
     /// In an outer machine with so much memory.
     fn outer_memory(self, mib: u64) -> Self {
         Self { outer_memory_mib: mib, ..self }
+    }
+
+    /// In an outer machine with another kernel. Where guests run directly it is the machine's own.
+    fn outer_kernel(self, outer_kernel: Which) -> Self {
+        Self { outer_kernel, ..self }
     }
 
     /// The run of this scenario with a VMM.
@@ -100,7 +109,7 @@ impl Scenario {
     }
 }
 
-/// All scenarios that take seconds, in the order they run; [`long`] has the others.
+/// All scenarios that take seconds, in the order they run; [`long`] and [`networks`] have the others.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     [
@@ -117,6 +126,12 @@ pub fn all() -> Vec<Scenario> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Networks under load, each in a minute or several.
+#[must_use]
+pub fn networks() -> Vec<Scenario> {
+    network::long()
 }
 
 /// For scenarios whose steps prove everything.
@@ -149,7 +164,7 @@ mod tests {
     ];
 
     fn everything() -> Vec<Scenario> {
-        all().into_iter().chain(long(LOAD_S)).collect()
+        all().into_iter().chain(long(LOAD_S)).chain(networks()).collect()
     }
 
     #[test]

@@ -1,9 +1,17 @@
 //! A network interface that is set up in all ways while it is in use.
 
+mod capture;
 mod carried;
 mod dhclient;
 mod dhcp;
+mod iperf;
+mod networkd;
+mod offloads;
+mod protocols;
 mod queues;
+mod rebind;
+mod stream;
+mod uso;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
@@ -16,6 +24,28 @@ use super::{Scenario, Script, Vmm, output, outputs};
 pub fn all() -> Vec<Scenario> {
     vec![control(), carried::scenario(), dhcp::scenario(), dhclient::scenario(), queues::scenario()]
 }
+
+/// Scenarios that take minutes, or programs that no other scenario needs.
+pub fn long() -> Vec<Scenario> {
+    vec![
+        iperf::scenario(1),
+        iperf::scenario(2),
+        offloads::scenario(),
+        protocols::scenario(),
+        capture::scenario(),
+        rebind::scenario(false),
+        rebind::scenario(true),
+        networkd::scenario(),
+        uso::scenario(),
+    ]
+}
+
+/// Puts the guest's programs into the outer machine, too.
+const PROGRAMS: &str = "[ -d /network ] || (cd / && cpio -idu 'network/*' < /initrd-network) 2>&1";
+/// The host's and the guest's second address, and the guest's first; those of IPv6 are good at once.
+const TAP_ADDRESSES: &str = "/network/bin/ip addr add fd00::1/64 dev tap0 nodad";
+const ADDRESSES: &str = "ip addr add 10.0.0.2/24 dev eth0 && ip link set eth0 up && \
+    /network/bin/ip addr add fd00::2/64 dev eth0 nodad && ping -c 1 10.0.0.1";
 
 /// The bits of what the driver accepted, the lowest first.
 const FEATURES: &str = "cat /sys/class/net/eth0/device/features";

@@ -131,6 +131,16 @@ impl Script {
         self
     }
 
+    /// The only network interface, with so many queue pairs, likewise.
+    pub fn nic_of_pairs(mut self, pairs: u32) -> Self {
+        self.before
+            .push("lab-runner tap tap0 on && ip addr add 10.0.0.1/24 dev tap0 && ip link set tap0 up".to_owned());
+        self.after.push("lab-runner tap tap0 off".to_owned());
+        self.machine.nics = vec![("tap0".to_owned(), "52:54:00:12:34:56".to_owned())];
+        self.machine.nic_keys = format!(",queues={pairs}");
+        self
+    }
+
     /// A shell command in the outer machine before the VMM starts.
     pub fn before(mut self, command: &str) -> Self {
         self.before.push(command.to_owned());

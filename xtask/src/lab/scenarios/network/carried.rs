@@ -23,7 +23,7 @@ const SERVE: &str = "lab-peer serve 10.0.0.1:5001 4000000 > /dev/null 2>&1 & \
 /// Every frame, both ways, was an exit if the kernel saw no doorbell.
 const MOST_WRITES: u64 = 100;
 /// The driver lets the device go under traffic, and takes it again.
-const REBIND: &str = "(ping -f 10.0.0.1 > /dev/null 2>&1 & echo $! > /tmp/flood); sleep 0.3; \
+const REBIND: &str = "(ping -A 10.0.0.1 > /dev/null 2>&1 & echo $! > /tmp/flood); sleep 0.3; \
     d=$(basename $(readlink -f /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; \
     echo $d > unbind; sleep 0.1; echo $d > bind; kill $(cat /tmp/flood) 2> /dev/null; cd /; sleep 0.2; \
     ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up; ping -c 3 -A 10.0.0.1 | grep -o '[0-9]* packets received'";

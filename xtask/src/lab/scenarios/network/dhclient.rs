@@ -5,13 +5,10 @@ use anyhow::{Context as _, ensure};
 use super::super::super::content::at;
 use super::super::super::job::Outcome;
 use super::super::{Scenario, Script, Vmm, output};
-use super::dhcp::counted;
+use super::dhcp::{KEYS, counted};
 
-/// What the interface is to give.
-const KEYS: &str = ",ip=10.0.0.2,netmask=255.255.255.0,gateway_ip=10.0.0.1,dns_ip0=10.0.0.1,dns_ip1=10.0.0.3,hostname=web,\
-    lease_time=600";
-/// And what the client makes of that.
-const LEASE: &str =
+/// What the client makes of what the interface gives.
+pub(super) const LEASE: &str =
     "ip=10.0.0.2/255.255.255.0 router=10.0.0.1 dns=10.0.0.1 10.0.0.3 host=web lease=600 server=169.254.169.254";
 
 /// What the client runs with everything that happens to its lease: writes it down, and sets the interface up.

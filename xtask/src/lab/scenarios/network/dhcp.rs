@@ -6,11 +6,12 @@ use serde_json::Value;
 use super::super::super::job::Outcome;
 use super::super::{Scenario, Script, Vmm, output};
 
-/// What the interface is to give.
-const KEYS: &str = ",ip=10.0.0.2,netmask=255.255.255.0,gateway_ip=10.0.0.1,dns_ip0=10.0.0.1,dns_ip1=10.0.0.3,hostname=web,\
+/// What the interface is to give, whoever asks.
+pub(super) const KEYS: &str = ",ip=10.0.0.2,netmask=255.255.255.0,gateway_ip=10.0.0.1,dns_ip0=10.0.0.1,dns_ip1=10.0.0.3,hostname=web,\
     lease_time=600";
 /// And what udhcpc makes of that.
-const LEASE: &str = "ip=10.0.0.2/24 router=10.0.0.1 dns=10.0.0.1 10.0.0.3 host=web lease=600 server=169.254.169.254";
+pub(super) const LEASE: &str =
+    "ip=10.0.0.2/24 router=10.0.0.1 dns=10.0.0.1 10.0.0.3 host=web lease=600 server=169.254.169.254";
 
 /// What udhcpc runs with everything that happens to its lease: writes it down, and sets the interface up.
 const SCRIPT: &str = "printf '%s\\n' '#!/bin/sh' \

@@ -57,13 +57,10 @@ pub fn scenario() -> Scenario {
                 .with(|machine| {
                     machine.initrd = at::NETWORK.to_owned();
                     machine.cpus = 2;
-                    machine.nics = vec![("tap0".to_owned(), "52:54:00:12:34:56".to_owned())];
-                    machine.nic_keys = ",queues=2".to_owned();
                 })
+                .nic_of_pairs(2)
                 .limit(300)
-                .before("lab-runner tap tap0 on && ip addr add 10.0.0.1/24 dev tap0 && ip link set tap0 up")
                 .before("rm -f /tmp/served /tmp/calm")
-                .after("lab-runner tap tap0 off")
                 .ready()
                 .guest(FEATURES)
                 .guest("ip addr add 10.0.0.2/24 dev eth0 && ip link set eth0 up && ping -c 1 10.0.0.1");
@@ -78,7 +75,7 @@ pub fn scenario() -> Scenario {
         },
         check,
     )
-    .only_where(Vmm::is_zvmm)
+    .only_where(Vmm::has_queue_pairs)
 }
 
 fn check(outcome: &Outcome, _: Vmm) -> anyhow::Result<()> {
