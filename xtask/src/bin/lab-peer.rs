@@ -23,10 +23,10 @@
 
 #[path = "lab-peer/avx.rs"]
 mod avx;
-#[path = "lab-peer/flow.rs"]
-mod flow;
 #[path = "lab-peer/exchange.rs"]
 mod exchange;
+#[path = "lab-peer/flow.rs"]
+mod flow;
 #[path = "lab-peer/frames.rs"]
 mod frames;
 #[path = "lab-peer/groups.rs"]

@@ -106,7 +106,8 @@ pub mod tests {
             stream.check(&Outcome { outputs: said.into(), ..Outcome::default() })
         };
         assert_eq!(with(|_| ()).unwrap().longest_pause_ms, 12);
-        let changes: [fn(&mut [(String, String); 2]); 4] = [
+        type Change = fn(&mut [(String, String); 2]);
+        let changes: [Change; 4] = [
             |said| said[1].1 = "exchanged 131072 bytes for 65535, longest pause 30 ms".into(),
             |said| said[0].1 = "Error: what arrived after byte 0 is not what was sent".into(),
             |said| said[1].1 = String::new(),
