@@ -14,6 +14,9 @@ use crate::os;
 /// Bytes of the header before every frame: `struct virtio_net_hdr_v1`.
 pub const HEADER_BYTES: usize = 12;
 
+/// That of a legacy driver without mergeable buffers: `struct virtio_net_hdr`.
+pub const SHORT_HEADER_BYTES: usize = 10;
+
 /// Most bytes of a link's name.
 pub const LONGEST_NAME_BYTES: usize = os::tap::LONGEST_NAME_BYTES;
 
@@ -231,6 +234,25 @@ impl Tap {
     /// What the system says, most likely that it is too old for one of them.
     pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         self.device.set_offloads(offloads)
+    }
+
+    /// Has every frame begin with a header of `len_bytes`: [`HEADER_BYTES`], as after it was opened, or
+    /// [`SHORT_HEADER_BYTES`]. For whoever moves frames by other means than [`send`](Self::send) and
+    /// [`receive`](Self::receive), which know the longer one alone.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_header_bytes(&self, len_bytes: usize) -> io::Result<()> {
+        self.device.set_header_bytes(len_bytes)
+    }
+
+    /// The largest packet of its interface now, without the Ethernet header. The interface is looked for in the network
+    /// namespace of the calling thread.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn mtu(&self) -> io::Result<u32> {
+        self.device.mtu()
     }
 
     /// Sends one frame: `header`, of [`HEADER_BYTES`] and possibly with the frame's first bytes, and then guest memory. How

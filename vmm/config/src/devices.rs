@@ -243,6 +243,10 @@ pub struct NetConfig {
     /// cannot change its address then.
     #[serde(default)]
     pub mac_check: bool,
+    /// Have the host's kernel carry the queues (vhost-net of Linux, over a TAP interface): the process moves no frame, and has
+    /// no limit, check or answer of its own for them.
+    #[serde(default)]
+    pub vhost: bool,
     /// Have the guest receive every frame of the link, whatever its driver asks for. Off by default; a TAP interface hands over
     /// every frame as it is.
     #[serde(default)]
@@ -336,6 +340,7 @@ impl NetConfig {
             queues: None,
             limits: NetLimitConfig::default(),
             mac_check: false,
+            vhost: false,
             queue_size: Self::DEFAULT_QUEUE_SIZE,
             packed: false,
             in_order: false,

@@ -81,28 +81,55 @@ impl NetConfig {
                 }
             }
         }
-        if self.carrier == Carrier::Viona {
-            let others = [
-                ("mac", self.mac.is_some(), "the guest has the address of the link"),
-                ("packed", self.packed, "the kernel has no packed virtqueues"),
-                ("in_order", self.in_order, "the kernel does not use buffers in order"),
-                ("ip", self.dhcp.is_some(), "the kernel carries the frames, and no request gets here"),
-                ("limits", !self.limits.is_empty(), "the kernel carries the frames, and nobody here counts them"),
-                ("mac_check", self.mac_check, "the kernel carries the frames; dladm protects the link"),
-            ];
-            for (key, _, why) in others.into_iter().filter(|(_, given, _)| *given) {
-                found.add(id, format!("{key} does not go with viona: {why}"));
-            }
-        }
+        self.check_carried(found);
         let (queues, most) = (self.queue_count(), Self::MOST_QUEUES);
         if !(1..=most).contains(&queues) {
             found.add(id, format!("{queues} queue pairs are not possible; an interface has 1 to {most}"));
         } else if queues > 1 && !matches!(self.carrier, Carrier::Tap | Carrier::Vnic | Carrier::Viona) {
             found.add(id, format!("{queues} queue pairs are not possible on {}; it has one", self.carrier.key()));
+        } else if queues > 1 && self.vhost {
+            found.add(id, format!("{queues} queue pairs are not possible with vhost; it has one"));
         } else if !self.fds.is_empty() && usize::from(queues) != self.fds.len() {
             let fds = self.fds.len();
             found.add(id, format!("{queues} queue pairs are not possible with {fds} file descriptors; each has one"));
         }
+    }
+
+    /// What an interface cannot have whose queues a kernel carries.
+    fn check_carried(&self, found: &mut Problems) {
+        let id = &self.id;
+        let of_the_process = [
+            ("packed", self.packed, "the kernel has no packed virtqueues"),
+            ("in_order", self.in_order, "the kernel does not use buffers in order"),
+            ("ip", self.dhcp.is_some(), "the kernel carries the frames, and no request gets here"),
+            ("limits", !self.limits.is_empty(), "the kernel carries the frames, and nobody here counts them"),
+        ];
+        if self.carrier == Carrier::Viona {
+            let mac = ("mac", self.mac.is_some(), "the guest has the address of the link");
+            let check = ("mac_check", self.mac_check, "the kernel carries the frames; dladm protects the link");
+            refuse(id, "viona", [&mac].into_iter().chain(&of_the_process).chain([&check]), found);
+        }
+        if self.vhost {
+            let carrier = self.carrier;
+            if !matches!(carrier, Carrier::Tap | Carrier::Vnic) {
+                let key = carrier.key();
+                found.add(
+                    id,
+                    format!("vhost does not go with {key}: it is Linux', and carries a TAP interface's frames"),
+                );
+            }
+            let check = ("mac_check", self.mac_check, "the kernel carries the frames, and nobody here looks at them");
+            refuse(id, "vhost", of_the_process.iter().chain([&check]), found);
+        }
+    }
+}
+
+/// A key of an interface, whether it is given, and why it cannot be.
+type Refused = (&'static str, bool, &'static str);
+
+fn refuse<'a>(id: &str, with: &str, keys: impl Iterator<Item = &'a Refused>, found: &mut Problems) {
+    for (key, _, why) in keys.filter(|(_, given, _)| *given) {
+        found.add(id, format!("{key} does not go with {with}: {why}"));
     }
 }
 
@@ -166,6 +193,42 @@ mod tests {
             ),
         ] {
             assert_eq!(problems(vec![net]), [problem]);
+        }
+    }
+
+    #[test]
+    fn what_needs_the_frames_in_the_process_does_not_go_with_vhost() {
+        let vhost = |net: NetConfig| NetConfig { vhost: true, ..net };
+        let tap = || vhost(NetConfig { mac: Some(Mac([2, 0, 0, 0, 0, 1])), ..NetConfig::new("tap0") });
+        let nets = vec![tap(), vhost(on_macvtap(2, "mv0")), vhost(on_fds(3, &[5]))];
+        assert_eq!(problems(nets), [""; 0]);
+        let dhcp = serde_json::from_str(r#"{"ip": "10.0.0.5", "netmask": "255.255.255.0"}"#).unwrap();
+        let limits = serde_json::from_str(r#"{"tx": {"packets": 1000}}"#).unwrap();
+        for (net, problem) in [
+            (NetConfig { packed: true, ..tap() }, "packed does not go with vhost: the kernel has no packed virtqueues"),
+            (
+                NetConfig { in_order: true, ..tap() },
+                "in_order does not go with vhost: the kernel does not use buffers in order",
+            ),
+            (
+                NetConfig { dhcp: Some(dhcp), ..tap() },
+                "ip does not go with vhost: the kernel carries the frames, and no request gets here",
+            ),
+            (
+                NetConfig { limits, ..tap() },
+                "limits does not go with vhost: the kernel carries the frames, and nobody here counts them",
+            ),
+            (
+                NetConfig { mac_check: true, ..tap() },
+                "mac_check does not go with vhost: the kernel carries the frames, and nobody here looks at them",
+            ),
+            (NetConfig { queues: Some(2), ..tap() }, "2 queue pairs are not possible with vhost; it has one"),
+            (
+                NetConfig { carrier: Carrier::Vnd, ..tap() },
+                "vhost does not go with vnd: it is Linux', and carries a TAP interface's frames",
+            ),
+        ] {
+            assert_eq!(problems(vec![net]), [format!("net0: {problem}")]);
         }
     }
 

@@ -154,6 +154,13 @@ fn what_cannot_be_is_refused_by_one_line() {
         2,
         "zvmm: net0: illumos-kvm has no viona, which is bhyve's on illumos: use tap=",
     );
+    for hypervisor in ["bhyve", "illumos-kvm"] {
+        refused(
+            &run(hypervisor, "tap=tap0,mac=52:54:00:12:34:56,vhost=on"),
+            2,
+            &format!("zvmm: net0: {hypervisor} has no vhost-net, which is Linux' own: leave vhost=on away"),
+        );
+    }
     let twice =
         Run::new("bhyve", &guests, "virtio").own("--link", LINK).args(["--net", "viona=tap0", "--net", "viona=tap0"]);
     refused(&twice.after(tap::enter).run(), 2, "zvmm: net1: viona tap0 is already taken by net0");

@@ -149,6 +149,7 @@ fn disk(disk: &DiskConfig, vcpus: u8) -> String {
 fn net(net: &NetConfig) -> String {
     let mac = net.mac.map_or("of the link".to_owned(), |mac| mac.to_string());
     let carrier = match net.carrier {
+        Carrier::Tap | Carrier::Vnic if net.vhost => " by vhost".to_owned(),
         Carrier::Tap | Carrier::Vnic => String::new(),
         other => format!(" by {}", other.key()),
     };

@@ -116,7 +116,9 @@ pub struct GuestArgs {
     /// device with more was created with multi_queue), queue_size=N (256), packed, in_order (ring features to offer, as
     /// with qemu), speed=N, duplex=half|full (what the guest is told of the link, in Mbit/s: unknown), mac_check=on (drop
     /// what the guest sends from another address than mac, which it cannot change then: off), id=NAME (net0, net1, …).
-    /// While the link of the host is down, so is the guest's.
+    /// vhost=on: the host's kernel carries the queues (/dev/vhost-net of Linux; off: threads of the process do), with one
+    /// queue pair and without ip=, mac_check, packed, in_order and rate limits. While the link of the host is down, so is the
+    /// guest's.
     ///
     /// Instead of tap=, macvtap=NAME (a macvtap interface, whose own address the guest has where no mac is given), or
     /// fd=N[:N…] (open file descriptors of a TAP or macvtap device, a queue each, set up for frames with the header of
@@ -440,7 +442,8 @@ fn limits(given: &Options) -> Result<LimitConfig, ConfigError> {
 fn net(text: &str) -> Result<NetConfig, ConfigError> {
     let keys =
         ["tap", "viona", "vnd", "dlpi", "macvtap", "fd", "mac", "slot", "queues", "queue_size", "packed", "in_order"];
-    let keys = [&keys[..], &["mac_check", "speed", "duplex", "id", "ip"], &DHCP_KEYS, &NET_LIMIT_KEYS].concat();
+    let keys =
+        [&keys[..], &["mac_check", "vhost", "speed", "duplex", "id", "ip"], &DHCP_KEYS, &NET_LIMIT_KEYS].concat();
     let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
     let (macvtap, fds) = (given.text("macvtap")?, descriptors(&given)?);
@@ -473,6 +476,7 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
         in_order: given.flag("in_order")?,
         limits: net_limits(&given)?,
         mac_check: given.flag("mac_check")?,
+        vhost: given.flag("vhost")?,
         promiscuous: false,
         dhcp: dhcp(&given)?,
         speed: given.number("speed")?,

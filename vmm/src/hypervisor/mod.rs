@@ -17,6 +17,7 @@ use devices::interrupt::{IrqLine, MsiSource};
 use devices::park::Parked;
 use devices::virtio::net::kernel::KernelQueues;
 use devices_host::sys::{Link, Sys, SysResult};
+use devices_host::tap::Tap;
 
 use self::frames::{FrameDevice, FrameLink, LinkError};
 use crate::config::VmConfig;
@@ -145,6 +146,12 @@ pub trait Hypervisor: Send + Sync {
         None
     }
 
+    /// Whether this host's kernel can carry the queues of a card on a TAP device ([`Vm::attach_tap`]), or one line that says
+    /// what it lacks; `None` where the hypervisor has nothing of the kind.
+    fn tap_carrier(&self) -> Option<Result<(), HypervisorError>> {
+        None
+    }
+
     /// Opens a link of the host for plain frames, where the host has the device: illumos only.
     ///
     /// # Errors
@@ -207,6 +214,15 @@ pub trait Vm: Send + Sync {
     /// One line: the kernel does not have so many pairs, the link is somebody else's, or what else the kernel says.
     fn attach_link(&self, name: &str, _link: &Link, _pairs: u16) -> Result<KernelNic, HypervisorError> {
         Err(HypervisorError::Unavailable(format!("link {name}: no kernel here carries the queues of a network card")))
+    }
+
+    /// Has the kernel carry the data queues of a network card on the TAP device `tap`, called `name`, of which nobody else
+    /// moves frames.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    fn attach_tap(&self, name: &str, _tap: Tap) -> Result<KernelNic, HypervisorError> {
+        Err(HypervisorError::Unavailable(format!("{name}: no kernel here carries the queues of a network card")))
     }
 
     /// Collected port writes, where the hypervisor has them. After the first vCPU was created.

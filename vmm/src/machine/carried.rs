@@ -9,12 +9,13 @@ use devices::virtio::net::kernel::{Carried, KernelNet};
 use devices::virtio::{Activation, F_RING_RESET, QueueRunner, QueueState};
 use devices::wake::Wake;
 use devices_host::sys::{Errno, Link, SysResult};
+use devices_host::tap::Tap;
 
 use super::StartError;
 use super::adapters::WorkerWake;
-use super::link::NetLink;
+use super::link::{HostSide, NetLink};
 use super::virtio::{Builder, DeviceError, Seat, event, face};
-use crate::config::{NetConfig, Slot};
+use crate::config::{Mac, NetConfig, Slot};
 use crate::hypervisor::KernelNic;
 use crate::sandbox::ThreadKind;
 use crate::worker::{BackendFd, DeviceWorkers, Rings, WorkerSpec};
@@ -42,14 +43,41 @@ impl Builder<'_> {
     /// A network interface in the kernel: one worker, which sees to the rings' life and to the control queue, and sleeps
     /// while frames move. The kernel's own threads are its children, and bound to no CPU, as it is.
     pub(super) fn carried_net(&mut self, config: &NetConfig, link: &Link, slot: Slot) -> Result<(), DeviceError> {
+        let refused = |source| DeviceError::Kernel { id: config.id.clone(), source };
+        let nic = self.vm.attach_link(&config.tap, link, config.queue_count()).map_err(refused)?;
+        self.kernel_net(config, nic, Mac(link.mac), None, slot)
+    }
+
+    /// The same on a TAP device: its state is followed as that of any is.
+    pub(super) fn vhost_net(
+        &mut self,
+        config: &NetConfig,
+        (tap, mac): (Tap, Mac),
+        slot: Slot,
+    ) -> Result<(), DeviceError> {
+        let name = config.link_name();
+        let again =
+            |source| DeviceError::Host { id: config.id.clone(), what: "cannot open its TAP device twice", source };
+        let host = HostSide::new(name.clone(), tap.try_clone().map_err(again)?);
+        let refused = |source| DeviceError::Kernel { id: config.id.clone(), source };
+        let nic = self.vm.attach_tap(&name, tap).map_err(refused)?;
+        self.kernel_net(config, nic, mac, Some(host), slot)
+    }
+
+    fn kernel_net(
+        &mut self,
+        config: &NetConfig,
+        nic: KernelNic,
+        mac: Mac,
+        host: Option<HostSide>,
+        slot: Slot,
+    ) -> Result<(), DeviceError> {
         let id = &config.id;
-        let refused = |source| DeviceError::Kernel { id: id.clone(), source };
-        let pairs = config.queue_count();
-        let KernelNic { queues, descriptor, mtu } = self.vm.attach_link(&config.tap, link, pairs).map_err(refused)?;
+        let KernelNic { queues, descriptor, mtu } = nic;
         let wake = event(id)?;
         // All pairs have the one worker.
-        let receivers = (0..pairs).map(|_| -> Arc<dyn Wake> { Arc::new(WorkerWake(wake.clone())) });
-        let card = NetDevice::new(face(config, link.mac, true, mtu)).with_pairs(receivers.collect());
+        let receivers = (0..config.queue_count()).map(|_| -> Arc<dyn Wake> { Arc::new(WorkerWake(wake.clone())) });
+        let card = NetDevice::new(face(config, mac.0, true, mtu)).with_pairs(receivers.collect());
         let device = KernelNet::new(card, &*queues).promiscuous(config.promiscuous);
         let carried = Carried::new(queues, device.data_queues(), Arc::new(WorkerWake(wake.clone())));
         let counters: Vec<_> = (0..=device.data_queues()).map(|_| Arc::new(QueueCounters::default())).collect();
@@ -76,7 +104,7 @@ impl Builder<'_> {
             added.card = Some(device.card().clone());
         }
         let device = device.card().clone();
-        self.links.push(NetLink { id: id.clone(), device, workers, interrupt, host: None });
+        self.links.push(NetLink { id: id.clone(), device, workers, interrupt, host });
         Ok(())
     }
 }

@@ -28,6 +28,8 @@ use crate::worker::{BackendFd, DeviceWorkers, Rings, WorkerSpec};
 pub enum HostLink {
     /// The queues of a TAP or macvtap interface.
     Tap(Vec<Tap>),
+    /// A TAP or macvtap interface whose queues the kernel carries.
+    Vhost(Tap),
     /// A device for plain frames.
     Frames(Arc<dyn FrameLink>),
     /// A data link whose queues the VM's kernel carries.
@@ -40,6 +42,9 @@ impl HostLink {
     /// # Errors
     /// One line that names the interface.
     pub fn open(config: &NetConfig, hypervisor: &dyn Hypervisor) -> Result<(Self, Mac), StartError> {
+        if config.vhost {
+            return Ok((Self::vhost(config, hypervisor)?, address::of(config)?));
+        }
         let kernel_link = || hypervisor.kernel_link(&config.tap);
         let device = match config.carrier {
             Carrier::Tap => None,
@@ -73,6 +78,21 @@ impl HostLink {
             StartError::Config(format!("{id}: no mac is given, and that of link {name} cannot be read"))
         })?;
         Ok((Self::Frames(link), mac))
+    }
+
+    fn vhost(config: &NetConfig, hypervisor: &dyn Hypervisor) -> Result<Self, StartError> {
+        match hypervisor.tap_carrier() {
+            None => {
+                let (id, name) = (&config.id, hypervisor.capabilities().name);
+                let line = format!("{id}: {name} has no vhost-net, which is Linux' own: leave vhost=on away");
+                return Err(StartError::Config(line));
+            }
+            Some(found) => found.map_err(|error| StartError::HostLacks(format!("{}: {error}", config.id)))?,
+        }
+        open_tap(config)?.into_iter().next().map(Self::Vhost).ok_or_else(|| {
+            // There is one for each queue pair.
+            StartError::Host(format!("{}: no TAP device was opened", config.id))
+        })
     }
 
     fn carried(config: &NetConfig, found: SysResult<Link>) -> Result<(Self, Mac), StartError> {

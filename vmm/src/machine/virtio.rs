@@ -116,7 +116,7 @@ impl HostDevices {
         let disks = config.disks.iter().map(|config| disk::open(config, sys)).collect::<Result<_, _>>()?;
         let nets: Vec<_> =
             config.nets.iter().map(|config| HostLink::open(config, hypervisor)).collect::<Result<_, _>>()?;
-        let has_taps = nets.iter().any(|(link, _)| matches!(link, HostLink::Tap(_)));
+        let has_taps = nets.iter().any(|(link, _)| matches!(link, HostLink::Tap(_) | HostLink::Vhost(_)));
         let interfaces = has_taps.then(InterfaceEvents::listen).transpose().map_err(|error| {
             StartError::Host(format!("cannot hear of changes to network interfaces: {}", system_text(&error)))
         })?;
@@ -390,6 +390,7 @@ impl Builder<'_> {
         for ((net, (link, mac)), slot) in config.nets.iter().zip(host.nets).zip(&plan.nets) {
             match link {
                 HostLink::Tap(tap) => self.net(net, (tap, mac), *slot)?,
+                HostLink::Vhost(tap) => self.vhost_net(net, (tap, mac), *slot)?,
                 HostLink::Kernel(link) => self.carried_net(net, &link, *slot)?,
                 HostLink::Frames(link) => self.frame_net(net, (link, mac), *slot)?,
             }

@@ -240,6 +240,22 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "--net=fd=1,mac=52:54:00:12:34:56",
         "net0: fd 1 is not one to inherit; those up to 2 are the standard ones",
     ),
+    ("--net vhost", "--net=tap=t,mac=52:54:00:12:34:56,vhost=yes", "--net: vhost='yes' is neither on nor off"),
+    (
+        "--net vhost",
+        "--net=tap=t,mac=52:54:00:12:34:56,vhost=on,mac_check=on",
+        "net0: mac_check does not go with vhost: the kernel carries the frames, and nobody here looks at them",
+    ),
+    (
+        "--net vhost",
+        "--net=tap=t,mac=52:54:00:12:34:56,vhost=on,queues=2",
+        "net0: 2 queue pairs are not possible with vhost; it has one",
+    ),
+    (
+        "--net vhost",
+        "--net=viona=a,vhost=on",
+        "net0: vhost does not go with viona: it is Linux', and carries a TAP interface's frames",
+    ),
     ("--net mac_check", "--net=tap=t,mac=52:54:00:12:34:56,mac_check=1", "--net: mac_check='1' is neither on nor off"),
     (
         "--net limit_rx_packets",
@@ -571,6 +587,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("nets[].fds", "[3]", "net0: tap, macvtap and fds (fd=) exclude each other; an interface is on one of them"),
     ("nets[].queues", "0", "net0: 0 queue pairs are not possible; an interface has 1 to 16"),
     ("nets[].queues", "-1", "nets[0].queues: invalid value: integer '-1', expected u16"),
+    ("nets[].vhost", "1", "nets[0].vhost: invalid type: integer '1', expected a boolean"),
     ("nets[].mac_check", "1", "nets[0].mac_check: invalid type: integer '1', expected a boolean"),
     ("nets[].limits.rx.packets", "0", "net0: limit_rx_packets 0 would let nothing through; leave it out for no limit"),
     (

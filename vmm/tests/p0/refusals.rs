@@ -58,6 +58,22 @@ fn a_device_for_frames_is_refused_where_the_host_has_none() {
 }
 
 #[test]
+fn queues_in_the_kernel_are_refused_where_the_kernel_carries_none() {
+    let Some(guests) = guests() else { return };
+    if Path::new("/dev/vhost-net").exists() {
+        println!("not shown here: this machine has /dev/vhost-net");
+        return;
+    }
+    let net = format!("tap={},mac=52:54:00:12:34:56,vhost=on", tap::NAME);
+    let outcome = Zvmm::new(&guests, "exits").args(["--net", &net]).with_tap().run();
+    outcome.ended_with(3);
+    let line = "zvmm: net0: /dev/vhost-net: No such file or directory: load the module vhost_net, or make the device \
+                visible in this container\n";
+    assert_eq!(outcome.errors(), line);
+    assert_eq!(outcome.output(), "", "no guest ran");
+}
+
+#[test]
 fn a_tap_device_that_cannot_be_used_is_refused_with_what_to_do() {
     let Some(guests) = guests() else { return };
     let net = |name: &str| format!("tap={name},mac=52:54:00:12:34:56");

@@ -14,8 +14,8 @@ use super::kernel::{self, Kernel, Which};
 use crate::{debian, paths};
 
 /// Modules of the outer machine.
-const OUTER_MODULES: [&str; 8] =
-    ["irqbypass", "kvm", "kvm-amd", "tun", "virtio_pci", "virtio_blk", "virtio_net", "8021q"];
+const OUTER_MODULES: [&str; 9] =
+    ["irqbypass", "kvm", "kvm-amd", "tun", "vhost_net", "virtio_pci", "virtio_blk", "virtio_net", "8021q"];
 
 /// Modules of the guests.
 const GUEST_MODULES: [&str; 9] = [

@@ -37,6 +37,14 @@ impl Device {
         match self.0 {}
     }
 
+    pub(crate) fn set_header_bytes(&self, _len_bytes: usize) -> io::Result<()> {
+        match self.0 {}
+    }
+
+    pub(crate) fn mtu(&self) -> io::Result<u32> {
+        match self.0 {}
+    }
+
     pub(crate) fn set_offloads(&self, _offloads: Offloads) -> io::Result<()> {
         match self.0 {}
     }

@@ -150,10 +150,7 @@ impl Device {
     /// The device with its header, and without the offloads of its last user.
     fn prepared(self, name: &str) -> Result<Self, TapError> {
         let failed = |call| move |error| TapError::Call { name: name.to_owned(), call, error };
-        let header_bytes = HEADER_BYTES as libc::c_int;
-        // SAFETY: the call reads one int.
-        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETVNETHDRSZ, &header_bytes) })
-            .map_err(failed("TUNSETVNETHDRSZ"))?;
+        self.set_header_bytes(HEADER_BYTES).map_err(failed("TUNSETVNETHDRSZ"))?;
         self.set_offloads(Offloads::default()).map_err(failed("TUNSETOFFLOAD"))?;
         Ok(self)
     }
@@ -178,6 +175,25 @@ impl Device {
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
+    }
+
+    pub(crate) fn set_header_bytes(&self, len_bytes: usize) -> io::Result<()> {
+        let len_bytes = len_bytes as libc::c_int;
+        // SAFETY: the call reads one int.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::TUNSETVNETHDRSZ, &len_bytes) }).map(drop)
+    }
+
+    pub(crate) fn mtu(&self) -> io::Result<u32> {
+        let (name, _) = self.interface()?;
+        // SAFETY: takes numbers.
+        let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+        // SAFETY: the descriptor is new, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut request = request(&name);
+        // SAFETY: the request is a valid ifreq with a terminated name, which the call fills in.
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) })?;
+        // SAFETY: the call has filled in the MTU.
+        Ok(unsafe { request.ifr_ifru.ifru_mtu }.unsigned_abs())
     }
 
     pub(crate) fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {

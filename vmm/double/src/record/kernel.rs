@@ -52,6 +52,14 @@ impl KernelQueues for Unwatched {
         self.0.poll(raised);
     }
 
+    fn tells_of_broken(&self) -> bool {
+        self.0.tells_of_broken()
+    }
+
+    fn take_broken(&self, broken: &mut dyn FnMut(u16)) {
+        self.0.take_broken(broken);
+    }
+
     fn set_promiscuity(&self, promiscuity: Promiscuity) {
         self.0.set_promiscuity(promiscuity);
     }

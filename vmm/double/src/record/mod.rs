@@ -195,4 +195,8 @@ impl Hypervisor for Recording {
     fn kernel_link(&self, name: &str) -> Option<SysResult<Link>> {
         self.inner.kernel_link(name)
     }
+
+    fn tap_carrier(&self) -> Option<Result<(), HypervisorError>> {
+        self.inner.tap_carrier()
+    }
 }

@@ -7,6 +7,7 @@ use devices::GuestRam;
 use devices::bus::Access;
 use devices::interrupt::{IrqLine, MsiSource};
 use devices_host::sys::Link;
+use devices_host::tap::Tap;
 use zvmm::hypervisor::{
     ExitHandler, ExitKind, HardwareDoorbells, HypervisorError, KernelDevices, KernelNic, Kick, PortCollector, Stop,
     Vcpu, VcpuStart, Vm,
@@ -57,6 +58,11 @@ impl Vm for RecordingVm {
 
     fn attach_link(&self, name: &str, link: &Link, pairs: u16) -> Result<KernelNic, HypervisorError> {
         let nic = self.inner.attach_link(name, link, pairs)?;
+        Ok(KernelNic { queues: Arc::new(Unwatched(nic.queues)), ..nic })
+    }
+
+    fn attach_tap(&self, name: &str, tap: Tap) -> Result<KernelNic, HypervisorError> {
+        let nic = self.inner.attach_tap(name, tap)?;
         Ok(KernelNic { queues: Arc::new(Unwatched(nic.queues)), ..nic })
     }
 

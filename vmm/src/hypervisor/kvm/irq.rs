@@ -129,17 +129,22 @@ impl KvmMsiSource {
 
     fn connect(&self, message: MsiMessage) -> Result<(), HypervisorError> {
         self.routing.set(self.gsi, message)?;
-        if self.irqfd.get().is_none() {
-            let fd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-                .map_err(|source| HypervisorError::Call { call: "eventfd", source })?;
-            self.vm.register_irqfd(&fd, self.gsi).map_err(|error| call("KVM_IRQFD", error))?;
+        if self.irqfd.get().is_none()
             // A second vCPU may have been faster; its descriptor then stays and ours goes.
-            if let Err(unused) = self.irqfd.set(fd) {
-                self.vm.unregister_irqfd(&unused, self.gsi).map_err(|error| call("KVM_IRQFD", error))?;
-            }
+            && let Err(unused) = self.irqfd.set(irqfd(&self.vm, self.gsi)?)
+        {
+            self.vm.unregister_irqfd(&unused, self.gsi).map_err(|error| call("KVM_IRQFD", error))?;
         }
         Ok(())
     }
+}
+
+/// A new eventfd whose signals are those of `gsi`.
+fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, HypervisorError> {
+    let fd =
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| HypervisorError::Call { call: "eventfd", source })?;
+    vm.register_irqfd(&fd, gsi).map_err(|error| call("KVM_IRQFD", error))?;
+    Ok(fd)
 }
 
 impl MsiSource for KvmMsiSource {
@@ -159,6 +164,43 @@ impl MsiSource for KvmMsiSource {
         {
             log::error!("kvm: irqfd: {error}");
         }
+    }
+}
+
+/// An eventfd whose signals are a message to the guest: for a kernel that carries a queue, and interrupts in our stead.
+pub trait MessageFd: Send + Sync {
+    /// What to signal, the same one for good. Before the first message the guest hears nothing of it.
+    fn fd(&self) -> &EventFd;
+
+    /// What the guest gets for each signal from now on.
+    ///
+    /// # Errors
+    /// What the kernel says; the guest gets what it got before.
+    fn route(&self, message: MsiMessage) -> Result<(), HypervisorError>;
+}
+
+/// An irqfd on a GSI of its own.
+pub struct KvmMessageFd {
+    routing: Arc<Routing>,
+    gsi: u32,
+    irqfd: EventFd,
+}
+
+impl KvmMessageFd {
+    pub fn new(vm: &VmFd, routing: Arc<Routing>) -> Result<Self, HypervisorError> {
+        let gsi = routing.reserve();
+        let irqfd = irqfd(vm, gsi)?;
+        Ok(Self { routing, gsi, irqfd })
+    }
+}
+
+impl MessageFd for KvmMessageFd {
+    fn fd(&self) -> &EventFd {
+        &self.irqfd
+    }
+
+    fn route(&self, message: MsiMessage) -> Result<(), HypervisorError> {
+        self.routing.set(self.gsi, message)
     }
 }
 

@@ -7,6 +7,7 @@ mod registers;
 pub mod requests;
 mod rom;
 mod vcpu;
+mod vhost;
 mod vm;
 
 #[cfg(test)]
@@ -88,6 +89,10 @@ impl Hypervisor for KvmHypervisor {
 
     fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, HypervisorError> {
         Ok(self.cpuid.clone())
+    }
+
+    fn tap_carrier(&self) -> Option<Result<(), HypervisorError>> {
+        Some(vhost::check())
     }
 
     fn create_vm(&self, spec: &VmSpec) -> Result<Arc<dyn Vm>, HypervisorError> {

@@ -1,10 +1,12 @@
-//! Numbers of the requests that are made of KVM while a guest runs (Linux `include/uapi/linux/kvm.h`), for whoever lets
-//! through those alone. `kvm-ioctls` keeps its own to itself.
+//! Numbers of the requests that are made of KVM and of vhost-net while a guest runs (Linux `include/uapi/linux/kvm.h` and
+//! `vhost.h`), for whoever lets through those alone. `kvm-ioctls` keeps its own to itself, and those of `vhost` are not
+//! constant.
 
 use kvm_bindings::{
     KVMIO, kvm_coalesced_mmio_zone, kvm_debugregs, kvm_fpu, kvm_ioeventfd, kvm_irq_level, kvm_irq_routing, kvm_irqchip,
     kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
+use vhost::vhost_kern::vhost_binding::{VHOST, vhost_vring_addr, vhost_vring_file, vhost_vring_state};
 
 /// A request without an argument, or with a number (`_IO`).
 const fn plain(number: u32) -> u32 {
@@ -63,3 +65,45 @@ pub const KVM_IRQFD: u32 = writes::<kvm_irqfd>(0x76);
 pub const KVM_IOEVENTFD: u32 = writes::<kvm_ioeventfd>(0x79);
 /// Of a VM: a reset.
 pub const KVM_SET_PIT2: u32 = writes::<kvm_pit_state2>(0xa0);
+
+/// A request that vhost reads a structure of (`_IOW`).
+const fn vhost_reads<T>(number: u32) -> u32 {
+    1 << 30 | (size_of::<T>() as u32) << 16 | VHOST << 8 | number
+}
+
+/// Of a card's queues: what the driver takes.
+pub const VHOST_SET_FEATURES: u32 = vhost_reads::<u64>(0x00);
+/// Of a ring: its size.
+pub const VHOST_SET_VRING_NUM: u32 = vhost_reads::<vhost_vring_state>(0x10);
+/// Of a ring: where it lies.
+pub const VHOST_SET_VRING_ADDR: u32 = vhost_reads::<vhost_vring_addr>(0x11);
+/// Of a ring: where it begins.
+pub const VHOST_SET_VRING_BASE: u32 = vhost_reads::<vhost_vring_state>(0x12);
+/// Of a ring: where it stands, which vhost answers in the structure (`_IOWR`).
+pub const VHOST_GET_VRING_BASE: u32 = 2 << 30 | VHOST_SET_VRING_BASE;
+/// Of a ring: what its interrupt signals.
+pub const VHOST_SET_VRING_CALL: u32 = vhost_reads::<vhost_vring_file>(0x21);
+/// Of a ring: it runs, or stops.
+pub const VHOST_NET_SET_BACKEND: u32 = vhost_reads::<vhost_vring_file>(0x30);
+
+#[cfg(test)]
+mod tests {
+    use vhost::vhost_kern::vhost_binding;
+
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_those_of_the_calls_that_are_made() {
+        for (ours, made) in [
+            (VHOST_SET_FEATURES, vhost_binding::VHOST_SET_FEATURES()),
+            (VHOST_SET_VRING_NUM, vhost_binding::VHOST_SET_VRING_NUM()),
+            (VHOST_SET_VRING_ADDR, vhost_binding::VHOST_SET_VRING_ADDR()),
+            (VHOST_SET_VRING_BASE, vhost_binding::VHOST_SET_VRING_BASE()),
+            (VHOST_GET_VRING_BASE, vhost_binding::VHOST_GET_VRING_BASE()),
+            (VHOST_SET_VRING_CALL, vhost_binding::VHOST_SET_VRING_CALL()),
+            (VHOST_NET_SET_BACKEND, vhost_binding::VHOST_NET_SET_BACKEND()),
+        ] {
+            assert_eq!(u64::from(ours), made, "{ours:#x}");
+        }
+    }
+}

@@ -8,6 +8,7 @@ use arch::cpu::CpuidEntry;
 use arch::layout;
 use devices::GuestRam;
 use devices::interrupt::{IrqLine, MsiSource};
+use devices_host::tap::Tap;
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, KVMIO, kvm_irqchip,
     kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
@@ -18,11 +19,13 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl;
 
 use super::collected::{Collected, KvmPortCollector};
-use super::irq::{KvmIrqLine, KvmMsiSource, Routing};
+use super::irq::{KvmIrqLine, KvmMessageFd, KvmMsiSource, MessageFd, Routing};
 use super::rom::Roms;
 use super::vcpu::KvmVcpu;
-use super::{HypervisorError, call, uninterrupted};
-use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, KernelDevices, PortCollector, Vcpu, Vm, VmSpec};
+use super::{HypervisorError, call, uninterrupted, vhost};
+use crate::hypervisor::{
+    DoorbellAddress, HardwareDoorbells, KernelDevices, KernelNic, PortCollector, Vcpu, Vm, VmSpec,
+};
 
 vmm_sys_util::ioctl_io_nr!(KVM_GET_TSC_KHZ, KVMIO, 0xa3);
 
@@ -98,6 +101,15 @@ impl Vm for KvmVm {
 
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>> {
         Some(Arc::new(Ioeventfds(self.fd.clone())))
+    }
+
+    fn attach_tap(&self, name: &str, tap: Tap) -> Result<KernelNic, HypervisorError> {
+        let message = || -> Result<Box<dyn MessageFd>, HypervisorError> {
+            Ok(Box::new(KvmMessageFd::new(&self.fd, self.routing.clone())?))
+        };
+        let doorbells = Arc::new(Ioeventfds(self.fd.clone()));
+        let parts = vhost::Parts { ram: &self.ram, doorbells, messages: [message()?, message()?] };
+        vhost::attach(vhost::Kernel::open(&self.ram)?, parts, name, tap)
     }
 
     fn port_collector(&self) -> Option<Arc<dyn PortCollector>> {

@@ -1,8 +1,9 @@
 //! The one table of what each kind of thread may ask of Linux once it works: everything else ends the process.
 //!
 //! A line has a system call, a condition on one of its arguments, the threads that may make it, and why they do. `rare`
-//! marks what no run of the tests can be expected to show (another C library, an error path); all other lines are shown to
-//! be used (`vmm/tests/p0/sandbox.rs`), so that none outlives its reason. Each line is shown to be in force and not covered by
+//! marks what no run of the tests can be expected to show (another C library, an error path), and `vhost` what only hosts
+//! with that device do; all lines but the rare ones are shown to be used there (`vmm/tests/p0/sandbox.rs`), so that none
+//! outlives its reason. Each line is shown to be in force and not covered by
 //! another (`line_tests.rs`). A call that several lines name passes where one of them lets it.
 //!
 //! What a thread has open already is all that it can use: no line opens, connects or executes anything. File names are
@@ -96,7 +97,18 @@ pub struct Line {
     call: u16,
     threads: u8,
     when: When,
-    rare: bool,
+    shown: Shown,
+}
+
+/// Where a line is shown to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// By the tests.
+    Always,
+    /// By the tests, where `/dev/vhost-net` opens.
+    WithVhost,
+    /// Nowhere: what leads to it is rare.
+    Never,
 }
 
 impl Line {
@@ -115,9 +127,9 @@ impl Line {
         self.threads & one(kind) != 0
     }
 
-    /// Whether no test is to see it.
-    pub fn is_rare(&self) -> bool {
-        self.rare
+    /// Where the tests see it.
+    pub fn shown(&self) -> Shown {
+        self.shown
     }
 }
 
@@ -125,7 +137,7 @@ macro_rules! policy {
     ($($call:ident $when:expr, $threads:expr, $use:ident $why:literal;)*) => {
         /// The table.
         pub const LINES: &[Line] = &[
-            $(Line { call: $call as u16, threads: $threads, when: $when, rare: policy!(@$use) },)*
+            $(Line { call: $call as u16, threads: $threads, when: $when, shown: policy!(@$use) },)*
         ];
 
         /// The table's texts in the same order: call, condition, threads, why.
@@ -133,8 +145,9 @@ macro_rules! policy {
             vec![$([stringify!($call), stringify!($when), stringify!($threads), $why],)*]
         }
     };
-    (@seen) => { false };
-    (@rare) => { true };
+    (@seen) => { Shown::Always };
+    (@vhost) => { Shown::WithVhost };
+    (@rare) => { Shown::Never };
 }
 
 policy! {
@@ -206,6 +219,18 @@ policy! {
     SYS_ioctl ioctl(TUNSETQUEUE), NET, rare "how many queue pairs the driver uses";
     SYS_ioctl ioctl(TUNGETIFF), MAIN, rare "which interface a TAP device has, when one has changed";
     SYS_ioctl request(SIOCGIFFLAGS), MAIN, rare "whether it is up";
+
+    // Network interfaces whose queues the kernel carries (vhost=on).
+    SYS_ioctl request(VHOST_SET_FEATURES), NET, vhost "vhost=on: what the driver takes";
+    SYS_ioctl ioctl(TUNSETVNETHDRSZ), NET, vhost "vhost=on: the header that goes with it";
+    SYS_ioctl request(VHOST_SET_VRING_NUM), NET, vhost "vhost=on: a ring begins";
+    SYS_ioctl request(VHOST_SET_VRING_BASE), NET, vhost "vhost=on: a ring begins";
+    SYS_ioctl request(VHOST_SET_VRING_ADDR), NET, vhost "vhost=on: a ring begins";
+    SYS_ioctl request(VHOST_NET_SET_BACKEND), NET, vhost "vhost=on: a ring runs, and stops";
+    SYS_ioctl request(KVM_IOEVENTFD), NET, vhost "vhost=on: doorbells are the kernel's while a ring runs";
+    SYS_ioctl request(VHOST_GET_VRING_BASE), NET, rare "vhost=on: where a ring stands, at a pause or with the link down";
+    SYS_ioctl request(VHOST_SET_VRING_CALL), VCPU | NET, rare "vhost=on: interrupts by message, and no more: the driver of the tests has none on a network card";
+    SYS_ioctl request(KVM_SET_GSI_ROUTING), NET, rare "vhost=on: where messages go, as a ring begins: the same";
 
     // Disks.
     SYS_preadv ALWAYS, DISK | ENGINE, seen "reads";

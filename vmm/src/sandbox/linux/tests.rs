@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use libc::*;
 
-use super::policy::{LINES, When, texts};
+use super::policy::{LINES, Shown, When, texts};
 use super::*;
 use crate::config::JailConfig;
-use crate::hypervisor::kvm::requests::{KVM_RUN, KVM_SET_GSI_ROUTING};
+use crate::hypervisor::kvm::requests::{KVM_IRQFD, KVM_RUN};
 
 /// Does something in a child process; its wait status.
 pub(super) fn status_of(body: impl FnOnce() -> c_int) -> c_int {
@@ -153,7 +153,7 @@ fn every_kind_of_thread_that_asks_for_what_it_does_not_need_ends_its_process() {
         // What the others need is refused as well.
         let unlink = (SYS_unlink, first([c"/none/none".as_ptr() as c_long, 0, 0]));
         assert_eq!(is_refused(call_as(&program, unlink)), kind != ThreadKind::Main, "{}", kind.name());
-        for request in [KVM_RUN, KVM_SET_GSI_ROUTING] {
+        for request in [KVM_RUN, KVM_IRQFD] {
             let status = call_as(&program, (SYS_ioctl, first([-1, request.into(), 0])));
             assert_eq!(is_refused(status), kind != ThreadKind::Vcpu, "{}", kind.name());
         }
@@ -211,7 +211,7 @@ fn table() -> String {
                 names.join(", ")
             }
         };
-        let rare = if line.is_rare() { " (rare)" } else { "" };
+        let rare = if line.shown() == Shown::Never { " (rare)" } else { "" };
         table.push_str(&format!("| `{call}` | {when} | {threads} | {why}{rare} |\n"));
     }
     table

@@ -12,6 +12,7 @@ mod queues;
 mod rebind;
 mod stream;
 mod uso;
+mod vhost;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
@@ -22,7 +23,7 @@ use super::{Scenario, Script, Vmm, output, outputs};
 
 /// The scenarios of this file.
 pub fn all() -> Vec<Scenario> {
-    vec![control(), carried::scenario(), dhcp::scenario(), dhclient::scenario(), queues::scenario()]
+    vec![control(), carried::scenario(), vhost::scenario(), dhcp::scenario(), dhclient::scenario(), queues::scenario()]
 }
 
 /// Scenarios that take minutes, or programs that no other scenario needs.

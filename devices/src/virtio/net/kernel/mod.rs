@@ -113,6 +113,16 @@ pub trait KernelQueues: Send + Sync {
     /// Takes the interrupts that wait away, and names each one's queue after that.
     fn poll(&self, raised: &mut dyn FnMut(u16));
 
+    /// Whether it says by its descriptor, too, that it has given a ring up, and may have interrupts that wait of a ring which
+    /// has just begun: while a ring runs its descriptor is looked at, whatever messages there are.
+    fn tells_of_broken(&self) -> bool {
+        false
+    }
+
+    /// Names each ring that the kernel has given up since the last call, for what the driver put there. It is initialised
+    /// still; nothing of it moves.
+    fn take_broken(&self, _broken: &mut dyn FnMut(u16)) {}
+
     /// Which frames the queues get.
     fn set_promiscuity(&self, promiscuity: Promiscuity);
 

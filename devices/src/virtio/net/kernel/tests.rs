@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -23,6 +23,9 @@ struct Fake {
     failure: Mutex<Option<String>>,
     /// Interrupts that wait, a bit each.
     waiting: AtomicU64,
+    /// Rings it has given up, a bit each, where it says so.
+    broken: AtomicU64,
+    tells: AtomicBool,
 }
 
 impl Fake {
@@ -90,6 +93,15 @@ impl KernelQueues for Fake {
         let waiting = self.waiting.swap(0, SeqCst);
         self.note("poll");
         (0..64).filter(|queue| waiting >> queue & 1 != 0).for_each(raised);
+    }
+
+    fn tells_of_broken(&self) -> bool {
+        self.tells.load(SeqCst)
+    }
+
+    fn take_broken(&self, broken: &mut dyn FnMut(u16)) {
+        let bits = self.broken.swap(0, SeqCst);
+        (0..64).filter(|queue| bits >> queue & 1 != 0).for_each(broken);
     }
 
     fn set_promiscuity(&self, promiscuity: Promiscuity) {
@@ -264,6 +276,36 @@ fn a_ring_the_kernel_does_not_take_is_the_drivers_to_mend() {
     assert_eq!(told.len(), 1);
     assert_eq!((told[0].queue, told[0].reason.as_str()), (0, "EINVAL"));
     assert!(rig.device.card().is_up());
+}
+
+#[test]
+fn a_ring_the_kernel_gives_up_is_reset_and_the_drivers_to_mend_while_the_others_go_on() {
+    let mut rig = rig();
+    rig.kernel.tells.store(true, SeqCst);
+    assert!(!rig.worker.step(&rig.mem).want_readable, "no ring can break");
+    rig.ring_at(Some(0xe000_3000));
+    rig.message(0, Some(0x40));
+    rig.message(1, Some(0x41));
+    rig.start(&rig.states());
+    assert!(rig.worker.step(&rig.mem).want_readable, "messages or not");
+    rig.kernel.take();
+    rig.kernel.broken.store(0b1010, SeqCst);
+    assert!(rig.worker.step(&rig.mem).want_readable);
+    let told = rig.interrupt.take_needs_reset();
+    assert_eq!(told.iter().map(|told| told.queue).collect::<Vec<_>>(), [1], "the other one is none of its own");
+    assert_eq!(rig.kernel.take(), ["reset 1", "poll"]);
+    rig.carried.note_kick(0);
+    rig.carried.note_kick(1);
+    rig.worker.step(&rig.mem);
+    assert_eq!(rig.kernel.take(), ["kick 0", "poll"]);
+    rig.kernel.broken.store(1, SeqCst);
+    assert!(!rig.worker.step(&rig.mem).want_readable);
+    assert_eq!(rig.kernel.take(), ["window None", "reset 0"]);
+    rig.stop(true);
+    VirtioWorker::<GuestRam>::forget_driver(&mut rig.worker);
+    rig.kernel.take();
+    rig.start(&rig.states());
+    assert!(rig.kernel.take().contains(&"init 1 at 0 0".to_owned()));
 }
 
 #[test]

@@ -20,7 +20,8 @@ const PAGE_BYTES: u64 = 4096;
 ///
 /// While the [link](NetDevice::set_link) is down the kernel's rings stand still: what the driver sends waits, and nothing
 /// arrives. What a kernel refuses is either the driver's to mend (needs reset) or the link's end, until a driver begins anew.
-/// Its back end's descriptor is the kernel's, which polls readable while an interrupt waits that has no message.
+/// Its back end's descriptor is the kernel's, which polls readable while an interrupt waits that has no message, or a ring
+/// has been given up.
 pub struct KernelWorker {
     carried: Arc<Carried>,
     card: NetDevice,
@@ -184,7 +185,7 @@ impl KernelWorker {
 
     /// Interrupts the guest for rings that have no message of their own.
     fn pass_interrupts(&self) {
-        if (self.carried.take_look() || self.carried.must_poll())
+        if (self.carried.take_look() || self.must_poll())
             && let Some(activation) = &self.activation
         {
             self.carried.queues().poll(&mut |queue| {
@@ -193,6 +194,33 @@ impl KernelWorker {
                 }
             });
         }
+    }
+
+    /// Whether the kernel's descriptor has something to say.
+    fn must_poll(&self) -> bool {
+        self.carried.must_poll() || (!self.running.is_empty() && self.carried.queues().tells_of_broken())
+    }
+
+    /// Resets the rings that the kernel has given up: they are the driver's to mend.
+    fn end_broken(&mut self) {
+        let mut broken = Vec::new();
+        self.carried.queues().take_broken(&mut |queue| broken.push(queue));
+        for queue in broken {
+            if !self.is_running(queue) {
+                continue;
+            }
+            self.end_ring(queue);
+            if let Some(activation) = &self.activation {
+                let reason = "the kernel cannot go on with what the driver put there".to_owned();
+                activation.interrupt.needs_reset(&NeedsReset { queue, reason });
+            }
+        }
+    }
+
+    fn end_ring(&mut self, queue: u16) {
+        self.carried.stopping(queue);
+        self.carried.queues().reset(queue);
+        self.running.retain(|(running, _)| *running != queue);
     }
 
     fn is_running(&self, queue: u16) -> bool {
@@ -240,8 +268,9 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
                 self.carried.queues().kick(queue);
             }
         }
+        self.end_broken();
         let again = again || self.follow_failure();
-        Step { again, want_readable: self.carried.must_poll(), ..Step::default() }
+        Step { again, want_readable: self.must_poll(), ..Step::default() }
     }
 
     fn begin_stop(&mut self, mem: &M) {
@@ -297,9 +326,7 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
             return self.control.reset_queue(mem, queue);
         }
         if self.is_running(queue) {
-            self.carried.stopping(queue);
-            self.carried.queues().reset(queue);
-            self.running.retain(|(running, _)| *running != queue);
+            self.end_ring(queue);
         }
         VirtioWorker::<M>::forget(self, queue);
         true
