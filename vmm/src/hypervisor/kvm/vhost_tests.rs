@@ -220,7 +220,16 @@ impl Rig {
 #[test]
 fn an_instance_is_owned_first_and_knows_memory_kicks_errors_and_interrupts_before_any_ring() {
     let rig = rig();
-    let calls = ["owner", "memory [(0, 100000)]", "kick 0", "err 0", "call 0", "kick 1", "err 1", "call 1"];
+    let calls = [
+        "owner",
+        "memory [(0, 100000), (100000000, 100000)]",
+        "kick 0",
+        "err 0",
+        "call 0",
+        "kick 1",
+        "err 1",
+        "call 1",
+    ];
     assert_eq!(rig.take(), calls);
     assert_eq!(rig.queues.features(), OF_THE_RINGS | OF_THE_TAP, "what it means otherwise is not offered");
 }
