@@ -137,7 +137,7 @@ impl Card {
         &mut self.receiver
     }
 
-    /// Sends so many frames, which the far end takes when all are sent; at most its [`QUEUE_FRAMES`](super::pair::QUEUE_FRAMES).
+    /// Sends so many frames, which the far end takes when all are sent; at most its `QUEUE_FRAMES`.
     ///
     /// # Errors
     /// When they did not arrive.
