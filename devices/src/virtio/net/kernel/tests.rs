@@ -297,7 +297,7 @@ fn a_ring_the_kernel_gives_up_is_reset_and_the_drivers_to_mend_while_the_others_
     rig.carried.note_kick(0);
     rig.carried.note_kick(1);
     rig.worker.step(&rig.mem);
-    assert_eq!(rig.kernel.take(), ["kick 0", "poll"]);
+    assert_eq!(rig.kernel.take(), ["poll", "kick 0"]);
     rig.kernel.broken.store(1, SeqCst);
     assert!(!rig.worker.step(&rig.mem).want_readable);
     assert_eq!(rig.kernel.take(), ["window None", "reset 0"]);

@@ -258,6 +258,7 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
             return Step::default();
         }
         // First: a pair that goes out of use now cannot be asked any more.
+        self.end_broken();
         self.pass_interrupts();
         let again = self.control.step(mem).again;
         self.follow_filter();
@@ -268,7 +269,6 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
                 self.carried.queues().kick(queue);
             }
         }
-        self.end_broken();
         let again = again || self.follow_failure();
         Step { again, want_readable: self.must_poll(), ..Step::default() }
     }
