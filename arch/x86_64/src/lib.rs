@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod apic;
 pub mod boot;
 pub mod cpu;
 

@@ -1,5 +1,6 @@
 //! Our neutral CPU state in the driver's structures, and the state after power-on.
 
+use arch::apic;
 use arch::regs::{Registers, Segment, SpecialRegisters, TableRegister};
 
 use super::abi::{kvm_dtable, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
@@ -28,12 +29,6 @@ pub fn general(regs: &Registers) -> kvm_regs {
     }
 }
 
-/// IA32_APIC_BASE after reset: enabled at the architectural address, with the BSP flag on the boot processor (Intel SDM
-/// vol. 3 §11.4.4).
-fn apic_base(boot: bool) -> u64 {
-    arch::layout::LAPIC | 1 << 11 | u64::from(boot) << 8
-}
-
 pub fn special(sregs: &SpecialRegisters, boot: bool) -> kvm_sregs {
     kvm_sregs {
         cs: segment(&sregs.cs),
@@ -52,7 +47,7 @@ pub fn special(sregs: &SpecialRegisters, boot: bool) -> kvm_sregs {
         cr4: sregs.cr4,
         cr8: 0,
         efer: sregs.efer,
-        apic_base: apic_base(boot),
+        apic_base: apic::base_after_reset(boot),
         interrupt_bitmap: [0; 4],
     }
 }
@@ -84,24 +79,9 @@ pub fn fpu_after_reset() -> kvm_fpu {
     kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..zeroed() }
 }
 
-/// The local APIC after reset (Intel SDM vol. 3 §11.4.7.1): software-disabled, every local vector masked, but LINT0 of
-/// the boot processor passes the PIC through, as firmware leaves it.
+/// The local APIC after reset. The driver's has no entry for corrected machine checks.
 pub fn lapic_after_reset(id: u8, boot: bool) -> kvm_lapic_state {
-    const MASKED: u32 = 1 << 16;
-    const EXTINT: u32 = 7 << 8;
-    let mut state = kvm_lapic_state { regs: [0; 1024] };
-    let mut set = |offset: usize, value: u32| state.regs[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
-    set(0x20, u32::from(id) << 24);
-    set(0x30, 0x0005_0014);
-    set(0xe0, u32::MAX);
-    set(0xf0, 0xff);
-    for local_vector in [0x320, 0x330, 0x340, 0x350, 0x360, 0x370] {
-        set(local_vector, MASKED);
-    }
-    if boot {
-        set(0x350, EXTINT);
-    }
-    state
+    kvm_lapic_state { regs: apic::registers_after_reset(id, boot, false) }
 }
 
 /// Model-specific registers that the driver knows and that keep their values across a guest reset: above all the
@@ -134,21 +114,6 @@ pub fn msrs_after_reset() -> Vec<kvm_msr_entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_reset_lapic_of_a_secondary_cpu_masks_lint0_and_the_boot_cpu_passes_the_pic() {
-        let lint0 = |state: &kvm_lapic_state| u32::from_le_bytes(std::array::from_fn(|byte| state.regs[0x350 + byte]));
-        assert_eq!(lint0(&lapic_after_reset(0, true)), 0x700);
-        assert_eq!(lint0(&lapic_after_reset(3, false)), 0x1_0000);
-        assert_eq!(lapic_after_reset(3, false).regs[0x23], 3);
-    }
-
-    #[test]
-    fn only_the_boot_cpu_has_the_bsp_flag() {
-        let sregs = arch::regs::reset_vector().sregs;
-        assert_eq!(special(&sregs, true).apic_base, 0xfee0_0900);
-        assert_eq!(special(&sregs, false).apic_base, 0xfee0_0800);
-    }
 
     #[test]
     fn the_clock_stops_before_the_next_boot_and_the_registers_fit_one_call() {

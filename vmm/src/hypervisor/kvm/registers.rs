@@ -1,5 +1,6 @@
 //! Our neutral CPU state in KVM's structs.
 
+use arch::apic;
 use arch::cpu::CpuidEntry;
 use arch::regs::{Registers, Segment, SpecialRegisters, TableRegister};
 use kvm_bindings::{
@@ -55,12 +56,6 @@ pub fn general(regs: &Registers) -> kvm_regs {
     }
 }
 
-/// IA32_APIC_BASE after reset: enabled at the architectural address, with the BSP flag on the boot processor (Intel SDM
-/// vol. 3 §11.4.4).
-fn apic_base(boot: bool) -> u64 {
-    arch::layout::LAPIC | 1 << 11 | u64::from(boot) << 8
-}
-
 pub fn special(sregs: &SpecialRegisters, boot: bool) -> kvm_sregs {
     kvm_sregs {
         cs: segment(&sregs.cs),
@@ -79,7 +74,7 @@ pub fn special(sregs: &SpecialRegisters, boot: bool) -> kvm_sregs {
         cr4: sregs.cr4,
         cr8: 0,
         efer: sregs.efer,
-        apic_base: apic_base(boot),
+        apic_base: apic::base_after_reset(boot),
         interrupt_bitmap: [0; 4],
     }
 }
@@ -106,28 +101,9 @@ fn table(table: &TableRegister) -> kvm_dtable {
     kvm_dtable { base: table.base, limit: table.limit, padding: [0; 3] }
 }
 
-/// The local APIC after reset (Intel SDM vol. 3 §11.4.7.1): software-disabled, every local vector masked, but LINT0 of
-/// the boot processor passes the PIC through, as firmware leaves it.
+/// The local APIC after reset.
 pub fn lapic_after_reset(id: u8, boot: bool) -> kvm_lapic_state {
-    const MASKED: u32 = 1 << 16;
-    const EXTINT: u32 = 7 << 8;
-    let mut state = kvm_lapic_state::default();
-    let mut set = |offset: usize, value: u32| {
-        for (byte, value) in state.regs[offset..offset + 4].iter_mut().zip(value.to_le_bytes()) {
-            *byte = value as _;
-        }
-    };
-    set(0x20, u32::from(id) << 24);
-    set(0x30, 0x0005_0014);
-    set(0xe0, u32::MAX);
-    set(0xf0, 0xff);
-    for local_vector in [0x2f0, 0x320, 0x330, 0x340, 0x350, 0x360, 0x370] {
-        set(local_vector, MASKED);
-    }
-    if boot {
-        set(0x350, EXTINT);
-    }
-    state
+    kvm_lapic_state { regs: apic::registers_after_reset(id, boot, true).map(|byte| byte as _) }
 }
 
 /// Model-specific registers that survive in KVM across a guest reset and may not: above all the paravirtual ones, with
@@ -167,22 +143,6 @@ pub fn msrs_after_reset() -> Vec<kvm_msr_entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_reset_lapic_of_a_secondary_cpu_masks_lint0_and_the_boot_cpu_passes_the_pic() {
-        let lint0 =
-            |state: &kvm_lapic_state| u32::from_le_bytes(std::array::from_fn(|byte| state.regs[0x350 + byte] as u8));
-        assert_eq!(lint0(&lapic_after_reset(0, true)), 0x700);
-        assert_eq!(lint0(&lapic_after_reset(3, false)), 0x1_0000);
-        assert_eq!(lapic_after_reset(3, false).regs[0x23], 3);
-    }
-
-    #[test]
-    fn only_the_boot_cpu_has_the_bsp_flag() {
-        let sregs = arch::regs::reset_vector().sregs;
-        assert_eq!(special(&sregs, true).apic_base, 0xfee0_0900);
-        assert_eq!(special(&sregs, false).apic_base, 0xfee0_0800);
-    }
 
     #[test]
     fn the_paravirtual_clocks_are_off_after_reset() {
