@@ -52,7 +52,7 @@ pub fn take(pid: u32, start: Instant) -> anyhow::Result<Sample> {
     Ok(sample)
 }
 
-/// What each thread of a process has had of the host's CPUs.
+/// What each thread of a process has had of the host's CPUs. One that ends while it is looked at is left out.
 ///
 /// # Errors
 /// When the process is gone, or the kernel does not count.
@@ -60,18 +60,27 @@ pub fn shares(pid: u32) -> anyhow::Result<Vec<Thread>> {
     let mut threads = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).context("the VMM is gone")? {
         let task = task?.path();
-        let text = |name: &str| fs::read_to_string(task.join(name)).with_context(|| format!("{name} of a thread"));
-        // Nanoseconds on a CPU, nanoseconds of waiting for one, and turns.
-        let cpu_ns = text("schedstat")?.split_whitespace().next().and_then(|ns| ns.parse().ok());
-        let status = text("status")?;
-        let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        threads.push(Thread {
-            name: text("comm")?.trim().to_owned(),
-            cpu_ns: cpu_ns.context("no CPU time of a thread")?,
-            sleeps: sleeps.and_then(|count| count.trim().parse().ok()).context("no count of a thread's sleeps")?,
-        });
+        match share(&task) {
+            Ok(thread) => threads.push(thread),
+            Err(_) if !task.exists() => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(threads)
+}
+
+/// What a thread has had, by its folder in `/proc`.
+fn share(task: &Path) -> anyhow::Result<Thread> {
+    let text = |name: &str| fs::read_to_string(task.join(name)).with_context(|| format!("{name} of a thread"));
+    // Nanoseconds on a CPU, nanoseconds of waiting for one, and turns.
+    let cpu_ns = text("schedstat")?.split_whitespace().next().and_then(|ns| ns.parse().ok());
+    let status = text("status")?;
+    let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    Ok(Thread {
+        name: text("comm")?.trim().to_owned(),
+        cpu_ns: cpu_ns.context("no CPU time of a thread")?,
+        sleeps: sleeps.and_then(|count| count.trim().parse().ok()).context("no count of a thread's sleeps")?,
+    })
 }
 
 /// A line a thread of a process: its name, state, CPU time in ticks, and where it sleeps in the kernel.
