@@ -1,7 +1,7 @@
 //! Guest RAM that belongs to the process (both KVMs; bhyve's belongs to the kernel).
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -179,12 +179,17 @@ pub fn has_numa_node(node: u32) -> bool {
     os::ram::has_numa_node(node)
 }
 
-/// How much memory the host has, in bytes.
+/// How much memory the host has, in bytes, when it is asked for first; [`u64::MAX`] where the host does not say: a later
+/// call that needs the number will say more than we could.
 #[must_use]
 pub fn physical_memory_bytes() -> u64 {
-    // SAFETY: sysconf takes a number and touches nothing.
-    let (pages, page_bytes) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(page_bytes).unwrap_or(0))
+    static BYTES: OnceLock<u64> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        // SAFETY: sysconf takes a number and touches nothing.
+        let (pages, page_bytes) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        let [pages, page_bytes] = [pages, page_bytes].map(|value| u64::try_from(value).unwrap_or(u64::MAX));
+        pages.saturating_mul(page_bytes)
+    })
 }
 
 fn check_ranges(ranges: &[(u64, u64)], options: &RamOptions) -> Result<u64, RamError> {

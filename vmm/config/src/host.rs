@@ -21,20 +21,15 @@ pub struct HostFacts {
 impl HostFacts {
     /// Asks the system.
     pub fn read() -> Self {
-        let pages = sysconf(libc::_SC_PHYS_PAGES);
+        // SAFETY: sysconf takes a number and touches no memory of ours.
+        let cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
         Self {
-            memory_bytes: pages.saturating_mul(sysconf(libc::_SC_PAGESIZE)),
-            cpus: usize::try_from(sysconf(libc::_SC_NPROCESSORS_CONF)).unwrap_or(usize::MAX),
+            memory_bytes: devices_host::ram::physical_memory_bytes(),
+            // A number that the system does not know is no limit: the call that needs it will say more than we could.
+            cpus: usize::try_from(cpus).unwrap_or(usize::MAX),
             phys_addr_bits: phys_addr_bits(),
         }
     }
-}
-
-/// A value the system does not know counts as "no limit": the call that needs it will say more than we could.
-fn sysconf(name: libc::c_int) -> u64 {
-    // SAFETY: sysconf takes a number and touches no memory of ours.
-    let value = unsafe { libc::sysconf(name) };
-    u64::try_from(value).unwrap_or(u64::MAX)
 }
 
 #[cfg(target_arch = "x86_64")]

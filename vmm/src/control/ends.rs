@@ -76,8 +76,9 @@ impl Ends {
     /// The first end that cannot be opened.
     pub fn open(config: &VmConfig) -> Result<Self, LineError> {
         let backends = config.backends();
-        let uses_terminal = backends.iter().any(|(_, backend)| **backend == SerialBackend::Stdio);
-        let ends = backends.into_iter().map(|(name, backend)| Ok((name, open(name, backend)?)));
+        let on_stdio = backends.iter().any(|(_, backend)| **backend == SerialBackend::Stdio);
+        let uses_terminal = on_stdio && io::stdin().is_terminal();
+        let ends = backends.into_iter().map(|(name, backend)| Ok((name, open(name, backend, uses_terminal)?)));
         Ok(Self { ends: ends.collect::<Result<_, LineError>>()?, uses_terminal })
     }
 
@@ -116,11 +117,11 @@ impl Ends {
     }
 }
 
-fn open(name: &'static str, backend: &SerialBackend) -> Result<End, LineError> {
+fn open(name: &'static str, backend: &SerialBackend, uses_terminal: bool) -> Result<End, LineError> {
     let failed = |what, error| LineError::Open { name, what, error };
     match backend {
         SerialBackend::Null => Ok(End::null()),
-        SerialBackend::Stdio => stdio().map_err(|error| failed("the terminal", error)),
+        SerialBackend::Stdio => stdio(uses_terminal).map_err(|error| failed("the terminal", error)),
         SerialBackend::Socket(path) => {
             Ok(End::socket(Listener::bind(path).map_err(|error| LineError::Socket(name, error))?))
         }
@@ -160,11 +161,11 @@ fn file(path: &Path) -> io::Result<File> {
     })
 }
 
-fn stdio() -> io::Result<End> {
+fn stdio(is_terminal: bool) -> io::Result<End> {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     let input: OwnedFd = stdin.as_fd().try_clone_to_owned()?;
     let (output, blocks) = output(stdout.as_fd())?;
-    Ok(End::terminal(input.into(), output, blocks, stdin.is_terminal()))
+    Ok(End::terminal(input.into(), output, blocks, is_terminal))
 }
 
 /// A descriptor for standard output, and whether writing to it can block.

@@ -19,7 +19,8 @@ use crate::sandbox::ThreadKind;
 fn enter(kind: ThreadKind, without: Option<usize>) {
     let lines = LINES.iter().enumerate().filter(|(index, line)| line.is_for(kind) && Some(*index) != without);
     // Made in the child, as a line speaks of the process's own id.
-    let program = program_of(lines.map(|(_, line)| line), SeccompAction::KillProcess).expect("a program");
+    let lines = lines.map(|(_, line)| line);
+    let program = program_of(lines, SeccompAction::KillProcess, std::process::id()).expect("a program");
     calls::no_new_privileges().and_then(|()| calls::filter_calls(&program)).expect("a filter");
 }
 

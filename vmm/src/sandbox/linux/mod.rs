@@ -75,6 +75,8 @@ struct Filters {
     files: Option<OwnedFd>,
     /// What becomes of a call that is not in the table.
     refused: SeccompAction,
+    /// Asked for once: each call before the guest counts.
+    process: u32,
     /// By kind of thread, each made for the first thread of its kind.
     programs: [OnceLock<BpfProgram>; ThreadKind::ALL.len()],
 }
@@ -97,7 +99,7 @@ impl Prepared {
             Some((refused, number)) => {
                 calls::knows_action(number).map_err(SandboxError::NoSeccomp)?;
                 let files = files::ruleset(config).map_err(|error| SandboxError::Files(error.to_string()))?;
-                Some(Filters { files, refused, programs: Default::default() })
+                Some(Filters { files, refused, process: std::process::id(), programs: Default::default() })
             }
         };
         let jail = config.jail.as_ref().map(Jail::prepare).transpose()?;
@@ -123,7 +125,7 @@ impl Prepared {
         }
         let program = &filters.programs[kind as usize];
         if program.get().is_none() {
-            let made = filter::program(kind, filters.refused.clone());
+            let made = filter::program(kind, filters.refused.clone(), filters.process);
             // Another thread of the kind may have been faster, with the same.
             let _ = program.set(made.map_err(|error| SandboxError::Filter(error.to_string()))?);
         }

@@ -146,7 +146,7 @@ fn forbidden() -> Vec<(&'static str, c_long, [c_long; 6])> {
 #[test]
 fn every_kind_of_thread_that_asks_for_what_it_does_not_need_ends_its_process() {
     for kind in ThreadKind::ALL {
-        let program = filter::program(kind, SeccompAction::KillProcess).unwrap();
+        let program = filter::program(kind, SeccompAction::KillProcess, std::process::id()).unwrap();
         for (name, number, arguments) in forbidden() {
             assert!(is_refused(call_as(&program, (number, arguments))), "{}: {name}", kind.name());
         }
@@ -167,9 +167,9 @@ fn every_kind_of_thread_that_asks_for_what_it_does_not_need_ends_its_process() {
 #[test]
 fn what_is_only_logged_passes() {
     for kind in ThreadKind::ALL {
-        let program = filter::program(kind, SeccompAction::Log).unwrap();
+        let program = filter::program(kind, SeccompAction::Log, std::process::id()).unwrap();
         assert_eq!(call_as(&program, (SYS_getppid, [0; 6])), 0, "{}", kind.name());
-        let program = filter::program(kind, SeccompAction::KillProcess).unwrap();
+        let program = filter::program(kind, SeccompAction::KillProcess, std::process::id()).unwrap();
         assert!(is_refused(call_as(&program, (SYS_getppid, [0; 6]))), "{}", kind.name());
     }
 }
