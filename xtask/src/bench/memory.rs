@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use zvmm_zone::memory::Memory;
 
 use super::{Programs, Running};
 use crate::paths;
@@ -17,6 +18,7 @@ use crate::paths;
 #[path = "../../../vmm/tests/p0/tap.rs"]
 mod tap;
 
+/// Enough for the guest's memory to be known by its size.
 const MEMORY_MIB: u32 = 256;
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -96,67 +98,13 @@ pub fn with_devices(programs: &Programs) -> anyhow::Result<Footprint> {
     Ok(Footprint { samples, ..largest })
 }
 
-/// Looks at a process; `None` when it has ended, or is not zvmm with its guest's memory yet.
+/// Looks at a process; `None` when it has ended, or is not zvmm with a guest that has run yet.
 fn sample(pid: u32) -> anyhow::Result<Option<Footprint>> {
-    let (Ok(maps), Ok(status)) =
-        (fs::read_to_string(format!("/proc/{pid}/smaps")), fs::read_to_string(format!("/proc/{pid}/status")))
-    else {
+    let (Ok(memory), Ok(status)) = (Memory::of(pid), fs::read_to_string(format!("/proc/{pid}/status"))) else {
         return Ok(None);
     };
     let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).and_then(|n| n.trim().parse().ok());
-    Ok(parse(&maps, u64::from(MEMORY_MIB) << 10).map(|found| Footprint { threads: threads.unwrap_or(0), ..found }))
-}
-
-/// Adds up all mappings but the one of the guest's memory, which is known by its size.
-fn parse(maps: &str, ram_kib: u64) -> Option<Footprint> {
-    let mut sum = Footprint::default();
-    let (mut is_ram, mut saw_ram) = (false, false);
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let Some(key) = words.next() else { continue };
-        let Some(key) = key.strip_suffix(':') else { continue };
-        let Some(kib) = words.next().and_then(|value| value.parse::<u64>().ok()) else { continue };
-        match key {
-            "Size" => {
-                is_ram = kib == ram_kib;
-                saw_ram |= is_ram;
-            }
-            _ if is_ram => {}
-            "Pss" => sum.pss_kib += kib,
-            "Anonymous" => sum.anonymous_kib += kib,
-            _ => {}
-        }
-    }
-    saw_ram.then_some(sum)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MAPS: &str = "\
-7f00-7f10 rw-p 00000000 00:00 0
-Size:             262144 kB
-Pss:                4096 kB
-Anonymous:          4096 kB
-5500-5510 r-xp 00001000 08:01 77 /bin/zvmm
-Size:                800 kB
-Pss:                 300 kB
-Anonymous:             4 kB
-7f20-7f30 rw-p 00000000 00:00 0 [stack]
-Size:                132 kB
-Pss:                  24 kB
-Anonymous:            24 kB
-";
-
-    #[test]
-    fn guest_memory_does_not_count() {
-        let found = parse(MAPS, 262_144).unwrap();
-        assert_eq!((found.pss_kib, found.anonymous_kib), (324, 28));
-    }
-
-    #[test]
-    fn a_process_without_its_guests_memory_is_not_looked_at() {
-        assert_eq!(parse(MAPS, 1 << 20), None);
-    }
+    let (pss_kib, anonymous_kib) = (memory.proportional_kib, memory.anonymous_kib);
+    let found = Footprint { pss_kib, anonymous_kib, threads: threads.unwrap_or(0), samples: 0 };
+    Ok((memory.guest_kib > 0).then_some(found))
 }
