@@ -254,6 +254,18 @@ pub struct NetConfig {
     /// Answer the guest's DHCP requests, and ARP requests for the one who answers; they do not get to the TAP interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcp: Option<DhcpConfig>,
+    /// Features of virtio-net not to offer (bits of virtio 1.3 §5.1.3), for what a guest or a network does not get right; those
+    /// that ask for one of them are not offered either.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub feature_mask: u64,
+    /// Whether viona copies what the guest sends; with `false` it lends the network the guest's pages. As the kernel has it when
+    /// not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_copy_data: Option<bool>,
+    /// Bytes that viona leaves free before what the guest sends, for headers of the network. As the kernel has it when not
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_header_pad: Option<u16>,
     /// What the guest is told that the link carries, in Mbit/s, up to [`MOST_SPEED_MBITS`](Self::MOST_SPEED_MBITS); nothing
     /// is slower or faster for it. Unknown when not given, as with qemu.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -345,6 +357,9 @@ impl NetConfig {
             packed: false,
             in_order: false,
             promiscuous: false,
+            feature_mask: 0,
+            tx_copy_data: None,
+            tx_header_pad: None,
             dhcp: None,
             speed: None,
             duplex: None,
@@ -358,6 +373,10 @@ const DEFAULT_QUEUE_SIZE: u16 = 256;
 
 fn yes() -> bool {
     true
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn default_queue_size() -> u16 {

@@ -39,7 +39,7 @@ pub use host::{HostFacts, system_text};
 pub use json::reword;
 pub use limits::{DirectionLimitConfig, LimitConfig, LimitGroupConfig, NetLimitConfig};
 pub use metadata::{Metadata, is_metadata_key, read_metadata};
-pub use nets::LinkConfig;
+pub use nets::{LinkConfig, mask as feature_mask};
 pub use sandbox::{JailConfig, SandboxMode};
 pub use slots::SlotPlan;
 pub use translation::{Fate, Note, Translation};

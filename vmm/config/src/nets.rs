@@ -31,6 +31,18 @@ impl fmt::Display for LinkConfig<'_> {
     }
 }
 
+/// Reads a mask of features: a number in decimal, or with 0x in hexadecimal.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn mask(text: &str) -> Result<u64, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| format!("'{text}' is not a number of 64 bits such as 0x800"))
+}
+
 impl NetConfig {
     /// The most queue pairs an interface may have.
     pub const MOST_QUEUES: u16 = 16;
@@ -55,6 +67,12 @@ impl NetConfig {
     /// The number of queue pairs, the default applied.
     pub fn queue_count(&self) -> u16 {
         self.queues.unwrap_or_else(|| u16::try_from(self.fds.len()).unwrap_or(u16::MAX).max(1))
+    }
+
+    /// Those given of the keys that viona alone has to do with.
+    pub fn viona_keys(&self) -> impl Iterator<Item = &'static str> {
+        let keys = [("tx_copy_data", self.tx_copy_data.is_some()), ("tx_header_pad", self.tx_header_pad.is_some())];
+        keys.into_iter().filter(|(_, given)| *given).map(|(key, _)| key)
     }
 
     pub(super) fn check_link(&self, found: &mut Problems) {
@@ -107,6 +125,11 @@ impl NetConfig {
         if self.carrier == Carrier::Viona {
             let mac = ("mac", self.mac.is_some(), "the guest has the address of the link");
             let check = ("mac_check", self.mac_check, "the kernel carries the frames; dladm protects the link");
+        if !matches!(self.carrier, Carrier::Viona | Carrier::Vnic) || self.vhost || self.macvtap.is_some() {
+            for key in self.viona_keys() {
+                found.add(id, format!("{key} is for viona, which is none of this link's"));
+            }
+        }
             refuse(id, "viona", [&mac].into_iter().chain(&of_the_process).chain([&check]), found);
         }
         if self.vhost {
@@ -194,6 +217,21 @@ mod tests {
         ] {
             assert_eq!(problems(vec![net]), [problem]);
         }
+    #[test]
+    fn what_viona_alone_does_is_refused_on_other_links() {
+        let keys = |net: NetConfig| NetConfig { tx_copy_data: Some(false), tx_header_pad: Some(32), ..net };
+        let on = |carrier| keys(NetConfig { carrier, ..NetConfig::new("net0") });
+        for carrier in [Carrier::Viona, Carrier::Vnic] {
+            assert_eq!(problems(vec![on(carrier)]), [""; 0]);
+        }
+        let refused = ["tx_copy_data", "tx_header_pad"]
+            .map(|key| format!("net0: {key} is for viona, which is none of this link's"));
+        let vhost = NetConfig { vhost: true, ..on(Carrier::Vnic) };
+        for net in [on(Carrier::Tap), on(Carrier::Vnd), on(Carrier::Dlpi), keys(on_macvtap(1, "mv0")), vhost] {
+            assert_eq!(problems(vec![net]), refused);
+        }
+    }
+
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The options that describe a guest.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
 use serde::Deserialize;
@@ -11,7 +12,7 @@ use crate::config::options::{Options, on_off};
 use crate::config::{
     Carrier, ConfigError, ConsoleConfig, DebugPortConfig, DhcpConfig, DirectionLimitConfig, DiskConfig, Ip, JailConfig,
     LimitConfig, LimitGroupConfig, NetConfig, NetLimitConfig, RngConfig, SerialBackend, Size, Topology, VmConfig,
-    parse_size, reword, vcpu_limits,
+    feature_mask, parse_size, reword, vcpu_limits,
 };
 
 /// The options that describe a guest, as typed. [`GuestArgs::into_config`] gives them their meaning: one reader for
@@ -123,8 +124,10 @@ pub struct GuestArgs {
     /// Instead of tap=, macvtap=NAME (a macvtap interface, whose own address the guest has where no mac is given), or
     /// fd=N[:N…] (open file descriptors of a TAP or macvtap device, a queue each, set up for frames with the header of
     /// virtio-net); on illumos viona=LINK (bhyve's kernel carries its frames, and its address is the link's; with slot=,
-    /// queues=, queue_size=, speed=, duplex= and id= only), vnd=LINK for a frame device of the kvm brand or dlpi=LINK for a stream of
-    /// any data link, with the address of the link unless mac= gives another.
+    /// queues=, queue_size=, speed=, duplex=, feature_mask= and id= only, and with tx_copy_data=on|off (off: lend the guest's
+    /// pages to the network in place of a copy) and tx_header_pad=N (bytes free before a sent frame), both as the kernel has
+    /// them when not given), vnd=LINK for a frame device of the kvm brand or dlpi=LINK for a stream of any data link, with the
+    /// address of the link unless mac= gives another.
     ///
     /// Rate limits, to the guest (rx) and from it (tx): limit_rx_packets=N, limit_tx_packets=N (packets a second),
     /// limit_rx_bytes=SIZE, limit_tx_bytes=SIZE (bytes a second, such as 50M), each with a burst after a pause
@@ -443,7 +446,8 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
     let keys =
         ["tap", "viona", "vnd", "dlpi", "macvtap", "fd", "mac", "slot", "queues", "queue_size", "packed", "in_order"];
     let keys =
-        [&keys[..], &["mac_check", "vhost", "speed", "duplex", "id", "ip"], &DHCP_KEYS, &NET_LIMIT_KEYS].concat();
+        [&keys[..], &["mac_check", "vhost", "speed", "duplex", "id", "ip"], &VIONA_KEYS, &DHCP_KEYS, &NET_LIMIT_KEYS]
+            .concat();
     let given = Options::read("--net", text, None, &keys)?;
     let example = "--net tap=tap0,mac=52:54:00:12:34:56";
     let (macvtap, fds) = (given.text("macvtap")?, descriptors(&given)?);
@@ -478,10 +482,26 @@ fn net(text: &str) -> Result<NetConfig, ConfigError> {
         mac_check: given.flag("mac_check")?,
         vhost: given.flag("vhost")?,
         promiscuous: false,
+        feature_mask: given.value::<Mask>("feature_mask")?.map_or(0, |Mask(mask)| mask),
+        tx_copy_data: switch("--net: tx_copy_data", &given.text("tx_copy_data")?)?,
+        tx_header_pad: given.number("tx_header_pad")?,
         dhcp: dhcp(&given)?,
         speed: given.number("speed")?,
         duplex: named("--net: duplex", &given.text("duplex")?)?,
     })
+}
+
+const VIONA_KEYS: [&str; 3] = ["feature_mask", "tx_copy_data", "tx_header_pad"];
+
+/// The features of `feature_mask=0x800`.
+struct Mask(u64);
+
+impl FromStr for Mask {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        feature_mask(text).map(Self)
+    }
 }
 
 /// The file descriptors of `fd=3:4`, none where it is not given.

@@ -158,6 +158,19 @@ fn an_interface_by_a_device_for_frames_has_the_address_of_its_link_or_another() 
 }
 
 #[test]
+fn an_interface_has_its_features_masked_and_its_kernels_parameters_set() {
+    let net = |text: &str| read(&["--net", text]).unwrap().nets.swap_remove(0);
+    let plain = net("viona=net0");
+    assert_eq!((plain.feature_mask, plain.tx_copy_data, plain.tx_header_pad), (0, None, None));
+    let given = net("viona=net0,queues=2,feature_mask=0x8000000000000800,tx_copy_data=off,tx_header_pad=64");
+    assert_eq!((given.feature_mask, given.tx_copy_data, given.tx_header_pad), (1 << 63 | 0x800, Some(false), Some(64)));
+    assert_eq!(net("tap=tap0,mac=52:54:00:12:34:56,feature_mask=1").feature_mask, 1);
+    let problems = read(&["--net", "tap=tap0,mac=52:54:00:12:34:56,tx_copy_data=on"]).unwrap().problems();
+    let line = "tx_copy_data is for viona, which is none of this link's";
+    assert!(problems.iter().any(|problem| problem.to_string().ends_with(line)), "{problems:?}");
+}
+
+#[test]
 fn an_interface_gives_its_guest_an_address_where_it_has_one() {
     let dhcp = |keys: &str| {
         let config = read(&["--net", &format!("tap=tap0,mac=52:54:00:12:34:56{keys}")])?;
@@ -237,6 +250,9 @@ fn every_wrong_option_is_named_with_what_is_wrong() {
         (["--net", "tap=t,mac=52"], "--net: mac=52: '52' is not a MAC address"),
         (["--net", "viona=a,tap=b"], "--net: tap, viona, vnd and dlpi are one link each; give one of them"),
         (["--net", "viona=net0,mtu=9000"], "--net: unknown key 'mtu'"),
+        (["--net", "viona=net0,tx_copy_data=1"], "--net: tx_copy_data: '1' is neither on nor off"),
+        (["--net", "viona=net0,tx_header_pad=65536"], "--net: tx_header_pad=65536 is too large"),
+        (["--net", "viona=net0,feature_mask=tso"], "--net: feature_mask=tso: 'tso' is not a number of 64 bits"),
         (["--net", "viona"], "--net: viona has no value; write viona=…"),
         (["--net", "tap0"], "--net: unknown key 'tap0'; did you mean 'tap'?"),
         (["--serial", "sdtio"], "--serial: 'sdtio' is not a serial back end"),

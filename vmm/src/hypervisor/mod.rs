@@ -176,6 +176,27 @@ pub trait Hypervisor: Send + Sync {
     }
 }
 
+/// How a kernel is to carry a card's queues ([`Vm::attach_link`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkOptions {
+    /// Queue pairs of the card.
+    pub pairs: u16,
+    /// Whether the kernel copies what the guest sends, and does not lend the guest's pages to the network instead, where a
+    /// slow device then holds up a ring's reset. As the kernel has it when not given.
+    pub tx_copy_data: Option<bool>,
+    /// Bytes to leave free before what the guest sends, for headers that the network puts there. As the kernel has it when not
+    /// given.
+    pub tx_header_pad: Option<u16>,
+}
+
+impl LinkOptions {
+    /// So many queue pairs, and all else as the kernel has it.
+    #[must_use]
+    pub fn new(pairs: u16) -> Self {
+        Self { pairs, tx_copy_data: None, tx_header_pad: None }
+    }
+}
+
 /// One virtual machine.
 pub trait Vm: Send + Sync {
     /// The guest's RAM.
@@ -207,12 +228,12 @@ pub trait Vm: Send + Sync {
     /// Kernel doorbells, where the hypervisor has them.
     fn doorbells(&self) -> Option<Arc<dyn HardwareDoorbells>>;
 
-    /// Has the kernel carry the data queues of a network card with so many `pairs` of them on the data link `name`, which was
-    /// [looked up](Hypervisor::kernel_link): it lets go of the link with the queues.
+    /// Has the kernel carry the data queues of a network card on the data link `name`, which was
+    /// [looked up](Hypervisor::kernel_link), as the `options` say: it lets go of the link with the queues.
     ///
     /// # Errors
     /// One line: the kernel does not have so many pairs, the link is somebody else's, or what else the kernel says.
-    fn attach_link(&self, name: &str, _link: &Link, _pairs: u16) -> Result<KernelNic, HypervisorError> {
+    fn attach_link(&self, name: &str, _link: &Link, _options: &LinkOptions) -> Result<KernelNic, HypervisorError> {
         Err(HypervisorError::Unavailable(format!("link {name}: no kernel here carries the queues of a network card")))
     }
 

@@ -16,7 +16,7 @@ use super::adapters::WorkerWake;
 use super::link::{HostSide, NetLink};
 use super::virtio::{Builder, DeviceError, Seat, event, face};
 use crate::config::{Mac, NetConfig, Slot};
-use crate::hypervisor::KernelNic;
+use crate::hypervisor::{KernelNic, LinkOptions};
 use crate::sandbox::ThreadKind;
 use crate::worker::{BackendFd, DeviceWorkers, Rings, WorkerSpec};
 
@@ -44,7 +44,12 @@ impl Builder<'_> {
     /// while frames move. The kernel's own threads are its children, and bound to no CPU, as it is.
     pub(super) fn carried_net(&mut self, config: &NetConfig, link: &Link, slot: Slot) -> Result<(), DeviceError> {
         let refused = |source| DeviceError::Kernel { id: config.id.clone(), source };
-        let nic = self.vm.attach_link(&config.tap, link, config.queue_count()).map_err(refused)?;
+        let options = LinkOptions {
+            pairs: config.queue_count(),
+            tx_copy_data: config.tx_copy_data,
+            tx_header_pad: config.tx_header_pad,
+        };
+        let nic = self.vm.attach_link(&config.tap, link, &options).map_err(refused)?;
         self.kernel_net(config, nic, Mac(link.mac), None, slot)
     }
 
@@ -80,6 +85,7 @@ impl Builder<'_> {
         let card = NetDevice::new(face(config, mac.0, true, mtu)).with_pairs(receivers.collect());
         let device = KernelNet::new(card, &*queues).promiscuous(config.promiscuous);
         let carried = Carried::new(queues, device.data_queues(), Arc::new(WorkerWake(wake.clone())));
+        let card = card.without_features(config.feature_mask);
         let counters: Vec<_> = (0..=device.data_queues()).map(|_| Arc::new(QueueCounters::default())).collect();
         let spec = WorkerSpec {
             name: format!("{id}-ctl"),

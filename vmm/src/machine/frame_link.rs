@@ -63,6 +63,9 @@ impl HostLink {
             Carrier::Vnd => Some(FrameDevice::Vnd),
             Carrier::Dlpi => Some(FrameDevice::Dlpi),
         };
+        for key in config.viona_keys() {
+            log::warn!("{}: {key} is for viona, and nothing else carries it here", config.id);
+        }
         let Some(device) = device else { return Ok((Self::Tap(open_tap(config)?), address::of(config)?)) };
         has_one_pair(config)?;
         let link = hypervisor.open_link(device, &config.tap).map_err(|error| {

@@ -445,7 +445,7 @@ pub(super) fn card(
         let refused = |source| DeviceError::Lease { id: config.id.clone(), source };
         device = device.with_responder(Responder::new(&dhcp.lease()).map_err(refused)?, first);
     }
-    device = device.with_pairs(receivers.collect());
+    device = device.with_pairs(receivers.collect()).without_features(config.feature_mask);
     Ok(if config.mac_check { device.with_checked_source() } else { device })
 }
 

@@ -117,6 +117,13 @@ pub trait NetBackend<M: ?Sized>: Send {
         let _ = pairs;
         Ok(())
     }
+
+    /// The card's own address is another one from now on, for links that have to do with that. Called on the link of the control
+    /// queue. After an error it is as before, and the driver's command is refused.
+    fn set_address(&mut self, mac: [u8; 6]) -> Result<(), NetError> {
+        let _ = mac;
+        Ok(())
+    }
 }
 
 impl<M: ?Sized, B: NetBackend<M> + ?Sized> NetBackend<M> for Box<B> {
@@ -154,5 +161,9 @@ impl<M: ?Sized, B: NetBackend<M> + ?Sized> NetBackend<M> for Box<B> {
 
     fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
         (**self).set_pairs(pairs)
+    }
+
+    fn set_address(&mut self, mac: [u8; 6]) -> Result<(), NetError> {
+        (**self).set_address(mac)
     }
 }

@@ -177,6 +177,7 @@ impl Control {
                 if !is_an_address(mac) {
                     return Err(Refused);
                 }
+                backend.set_address(mac).map_err(|_| Refused)?;
                 settings.change(|now| now.filter.set_mac(mac));
                 link.set_mac(mac);
             }

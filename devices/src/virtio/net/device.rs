@@ -72,6 +72,22 @@ const UNKNOWN_DUPLEX: u8 = 0xff;
 /// The least MTU that may be offered (virtio 1.3 §5.1.4.1).
 const LEAST_MTU: u16 = 68;
 
+/// Features that ask for one of others (virtio 1.3 §5.1.3.1), in an order in which none asks for one further down.
+const NEEDS: &[(u64, u64)] = &[
+    (feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_USO, feature::CSUM),
+    (feature::HOST_ECN, feature::HOST_TSO4 | feature::HOST_TSO6),
+    (feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_USO4 | feature::GUEST_USO6, feature::GUEST_CSUM),
+    (feature::GUEST_ECN, feature::GUEST_TSO4 | feature::GUEST_TSO6),
+    (feature::CTRL_RX | feature::CTRL_RX_EXTRA | feature::CTRL_VLAN | feature::CTRL_MAC_ADDR, feature::CTRL_VQ),
+    (feature::CTRL_GUEST_OFFLOADS | feature::GUEST_ANNOUNCE | feature::MQ, feature::CTRL_VQ),
+];
+
+/// Features without some of them, and without those that ask for one that is missing.
+fn without(features: u64, withheld: u64) -> u64 {
+    let left = features & !withheld;
+    NEEDS.iter().fold(left, |left, (askers, asked)| if left & asked == 0 { left & !askers } else { left })
+}
+
 /// What a network card looks like to its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
@@ -110,6 +126,7 @@ pub struct NetDevice {
     station: Option<Arc<Station>>,
     checks_source: bool,
     udp_segments: bool,
+    withheld: u64,
 }
 
 impl NetDevice {
@@ -118,7 +135,16 @@ impl NetDevice {
         let (size, mac) = (config.queue_size, config.mac);
         let (link, settings) = (Arc::new(Link::new(mac)), Arc::new(Settings::new(mac, Vec::new())));
         let queue_sizes = vec![size, size, size.min(CONTROL_QUEUE_SIZE)];
-        Self { config, queue_sizes, link, settings, station: None, checks_source: false, udp_segments: false }
+        Self {
+            config,
+            queue_sizes,
+            link,
+            settings,
+            station: None,
+            checks_source: false,
+            udp_segments: false,
+            withheld: 0,
+        }
     }
 
     /// The card, with a queue pair for each of `receivers`, which wake the workers of their receive queues: 1 to
@@ -149,6 +175,13 @@ impl NetDevice {
     #[must_use]
     pub fn with_udp_segments(self) -> Self {
         Self { udp_segments: true, ..self }
+    }
+
+    /// The card, without these of the features that it would offer, and without those that ask for one of them (virtio 1.3
+    /// §5.1.3.1).
+    #[must_use]
+    pub fn without_features(self, withheld: u64) -> Self {
+        Self { withheld, ..self }
     }
 
     /// Queue pairs there are.
@@ -324,7 +357,7 @@ impl VirtioDevice for NetDevice {
         if self.speed_and_duplex().is_some() {
             features |= feature::SPEED_DUPLEX;
         }
-        features
+        without(features, self.withheld)
     }
 
     fn queue_max_sizes(&self) -> &[u16] {

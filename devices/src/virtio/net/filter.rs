@@ -3,6 +3,8 @@
 //! Each receiver has a filter of its own, a copy of what the driver has set: no lock and no shared word lies on a frame's way.
 //! It saves the guest work, it protects nobody: a driver can ask for everything.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::device::feature;
@@ -15,7 +17,7 @@ pub(super) const HEAD_BYTES: usize = 18;
 
 /// Addresses each of the two tables holds, as many as a driver is known to send without counting on them all. With more
 /// the table passes every address of its kind: to filter is a service, to lose frames is not.
-const TABLE_ENTRIES: usize = 64;
+pub(super) const TABLE_ENTRIES: usize = 64;
 /// VLAN ids there are.
 const VLANS: u16 = 4096;
 
@@ -156,6 +158,19 @@ impl Filter {
     pub fn wants_others(&self, features: u64) -> bool {
         let asked = self.is(Mode::Promiscuous) || self.is(Mode::AllUnicast) || !self.tables.unicast.is_empty();
         features & feature::CTRL_RX != 0 && asked
+    }
+
+    /// The groups whose frames the driver, which has accepted these features, wants: in order, none twice, and not that of all
+    /// stations. `None`: those of all, which it has asked for, or which nobody could tell apart.
+    pub fn wanted_groups(&self, features: u64) -> Option<Vec<Mac>> {
+        let Table { overflowed, .. } = self.tables.multicast;
+        if features & feature::CTRL_RX == 0 || self.is(Mode::AllMulticast) || overflowed {
+            return None;
+        }
+        // The driver may have put anything there.
+        let is_group = |mac: &Mac| matches!(mac, [first, ..] if first & 1 != 0) && *mac != [0xff; 6];
+        let groups: BTreeSet<Mac> = self.tables.multicast.entries().iter().map(|word| unpacked(*word)).collect();
+        Some(groups.into_iter().filter(is_group).collect())
     }
 
     pub fn set_mac(&mut self, mac: Mac) {

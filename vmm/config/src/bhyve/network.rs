@@ -1,5 +1,6 @@
 //! `-s SLOT,virtio-net-viona,LINK,…`: network interfaces.
 
+use super::super::nets::mask;
 use super::super::{Carrier, NetConfig, Slot};
 use super::Reading;
 use super::getopt::{boolean, key, parts};
@@ -10,6 +11,7 @@ const QUEUE_SIZE: u16 = 1024;
 
 /// The most viona has.
 const MOST_QUEUE_SIZE: u32 = 32768;
+const MOST_PAIRS: u32 = 256;
 
 impl Reading {
     /// A network interface on a link of the zone; `who` is what notes call it. Its address is the link's.
@@ -18,7 +20,8 @@ impl Reading {
         let Some(link) = given.next().filter(|link| !link.is_empty()) else {
             return Err("no link is given; write virtio-net-viona,LINK".to_owned());
         };
-        let (mut queue_size, mut promiscuous) = (QUEUE_SIZE, false);
+        let mut net =
+            NetConfig { slot: Some(slot), queue_size: QUEUE_SIZE, carrier: Carrier::Vnic, ..NetConfig::new(link) };
         for part in given {
             let (known, value) = key(part, &NET_KEYS)?;
             if known.argument == "BOOL" {
@@ -28,19 +31,20 @@ impl Reading {
                 continue;
             }
             match known.word {
-                "vqsize" => queue_size = descriptors(value)?,
-                "feature_mask" => no_mask(value)?,
-                "promiscphys" => promiscuous = boolean(value)?,
+                "vqsize" => net.queue_size = descriptors(value)?,
+                "qpair" => net.queues = Some(pairs(value)?),
+                "feature_mask" => net.feature_mask = mask(value).map_err(|why| format!("feature_mask: {why}"))?,
+                "promiscphys" => net.promiscuous = boolean(value)?,
+                "tx_copy_data" => net.tx_copy_data = Some(boolean(value)?),
+                "tx_header_pad" => {
+                    let bytes =
+                        value.parse().map_err(|_| format!("tx_header_pad: '{value}' is not a number up to 65535"))?;
+                    net.tx_header_pad = Some(bytes);
+                }
                 word => return Err(format!("{word} has no reader")),
             }
         }
-        self.config.nets.push(NetConfig {
-            slot: Some(slot),
-            queue_size,
-            carrier: Carrier::Vnic,
-            promiscuous,
-            ..NetConfig::new(link)
-        });
+        self.config.nets.push(net);
         Ok(())
     }
 }
@@ -58,14 +62,16 @@ fn descriptors(text: &str) -> Result<u16, String> {
     }
 }
 
-fn no_mask(text: &str) -> Result<(), String> {
-    let number = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    match number {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(format!("feature_mask={text}: features are not masked; leave it out")),
-        Err(_) => Err(format!("feature_mask: '{text}' is not a number")),
+fn pairs(text: &str) -> Result<u16, String> {
+    let most = NetConfig::MOST_QUEUES;
+    match text.parse::<u32>() {
+        Ok(pairs) if !(1..=MOST_PAIRS).contains(&pairs) => {
+            Err(format!("qpair {pairs} is not possible; it is a number from 1 to {MOST_PAIRS}"))
+        }
+        Ok(pairs) => match u16::try_from(pairs).ok().filter(|pairs| *pairs <= most) {
+            Some(pairs) => Ok(pairs),
+            None => Err(format!("qpair {pairs} is more than an interface has here; the most is {most}")),
+        },
+        Err(_) => Err(format!("qpair: '{text}' is not a number")),
     }
 }

@@ -118,10 +118,13 @@ pub static DISK_KEYS: [Word; 9] = [
 ];
 
 /// Keys of a network interface, behind its link.
-pub static NET_KEYS: [Word; 6] = [
+pub static NET_KEYS: [Word; 9] = [
     word("vqsize", "N", "descriptors a queue, up to 1024", Implemented),
-    word("feature_mask", "0", "features not to offer", Implemented),
-    word("promiscphys", "BOOL", "frames of the whole link", Implemented),
+    word("qpair", "N", "queue pairs, up to 16; one when not given", Implemented),
+    word("feature_mask", "MASK", "features not to offer, a bit each", Implemented),
+    word("promiscphys", "BOOL", "frames of the whole link, and the guest may change its address", Implemented),
+    word("tx_copy_data", "BOOL", "viona's: copy what is sent (zvmm's own key)", Implemented),
+    word("tx_header_pad", "N", "viona's: bytes free before what is sent (zvmm's own key)", Implemented),
     word("promiscrxonly", "BOOL", "of the others only received frames", Ignored(ALL_FRAMES)),
     word("promiscsap", "BOOL", "frames of every protocol", Ignored(ALL_FRAMES)),
     word("promiscmulti", "BOOL", "frames of every group", Ignored(ALL_FRAMES)),

@@ -423,8 +423,11 @@ fn an_interface_has_its_keys_and_the_address_of_its_link() {
     let plain = net("net0");
     assert_eq!((plain.tap.as_str(), plain.mac, plain.queue_size), ("net0", None, 1024));
     assert_eq!((plain.carrier, plain.promiscuous), (Carrier::Vnic, false));
-    let given = net("net0,vqsize=4,feature_mask=0x0,promiscphys=true,promiscmulti=off");
-    assert_eq!((given.queue_size, given.promiscuous), (4, true));
+    assert_eq!((plain.queues, plain.feature_mask, plain.tx_copy_data, plain.tx_header_pad), (None, 0, None, None));
+    let given = net("net0,vqsize=4,feature_mask=0x801,promiscphys=true,promiscmulti=off,qpair=16");
+    assert_eq!((given.queue_size, given.promiscuous, given.queues, given.feature_mask), (4, true, Some(16), 0x801));
+    let params = net("net0,tx_copy_data=off,tx_header_pad=64,feature_mask=2048");
+    assert_eq!((params.tx_copy_data, params.tx_header_pad, params.feature_mask), (Some(false), Some(64), 2048));
     assert!(!net("net0,promiscphys=no").promiscuous);
 
     let who = "-s 6,virtio-net-viona";
@@ -435,8 +438,12 @@ fn an_interface_has_its_keys_and_the_address_of_its_link() {
     wrong(",net0,vqsize=2", "vqsize 2 is not possible; it is a power of two from 4 to 32768");
     wrong(",net0,vqsize=2048", "vqsize 2048 is more than a queue has here; the most is 1024");
     wrong(",net0,vqsize=many", "vqsize: 'many' is not a number");
-    wrong(",net0,feature_mask=0x20", "feature_mask=0x20: features are not masked; leave it out");
-    wrong(",net0,feature_mask=x", "feature_mask: 'x' is not a number");
+    wrong(",net0,feature_mask=x", "feature_mask: 'x' is not a number of 64 bits such as 0x800");
+    wrong(",net0,qpair=0", "qpair 0 is not possible; it is a number from 1 to 256");
+    wrong(",net0,qpair=17", "qpair 17 is more than an interface has here; the most is 16");
+    wrong(",net0,qpair=two", "qpair: 'two' is not a number");
+    wrong(",net0,tx_copy_data=some", "tx_copy_data: 'some' is neither true nor false");
+    wrong(",net0,tx_header_pad=65536", "tx_header_pad: '65536' is not a number up to 65535");
     wrong(",net0,promiscphys=maybe", "promiscphys: 'maybe' is neither true nor false");
     wrong(",net0,promiscphy=true", "unknown key 'promiscphy'; did you mean 'promiscphys'?");
 }

@@ -57,8 +57,11 @@ const DISK_VALUES: &[(&str, &str, &str)] = &[
 const NET_VALUES: &[(&str, &str, &str)] = &[
     ("vqsize", "vqsize=100", "vqsize 100 is not possible; it is a power of two from 4 to 32768"),
     ("vqsize", "vqsize=2048", "vqsize 2048 is more than a queue has here; the most is 1024"),
-    ("feature_mask", "feature_mask=1", "feature_mask=1: features are not masked; leave it out"),
+    ("qpair", "qpair=300", "qpair 300 is not possible; it is a number from 1 to 256"),
+    ("feature_mask", "feature_mask=0xg", "feature_mask: '0xg' is not a number of 64 bits such as 0x800"),
     ("promiscphys", "promiscphys=perhaps", "promiscphys: 'perhaps' is neither true nor false"),
+    ("tx_copy_data", "tx_copy_data=2", "tx_copy_data: '2' is neither true nor false"),
+    ("tx_header_pad", "tx_header_pad=-1", "tx_header_pad: '-1' is not a number up to 65535"),
 ];
 const KEY_VALUES: &[(&str, &str, &str)] = &[
     ("zvmm.kernel", "", "no value is given; write -o zvmm.kernel=PATH"),

@@ -23,7 +23,7 @@ mod registers;
 pub mod rules;
 mod run;
 mod slot;
-mod user;
+pub(crate) mod user;
 mod vcpu;
 mod vm;
 

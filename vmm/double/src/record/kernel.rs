@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use devices::interrupt::MsiMessage;
 use devices::virtio::QueueState;
-use devices::virtio::net::kernel::{KernelError, KernelQueues, Promiscuity, Window};
+use devices::virtio::net::kernel::{KernelError, KernelQueues, Reception, Window};
 
 /// Queues whose kernel hears of no doorbell, so that every kick comes out of the guest.
 pub(super) struct Unwatched(pub(super) Arc<dyn KernelQueues>);
@@ -60,8 +60,12 @@ impl KernelQueues for Unwatched {
         self.0.take_broken(broken);
     }
 
-    fn set_promiscuity(&self, promiscuity: Promiscuity) {
-        self.0.set_promiscuity(promiscuity);
+    fn set_reception(&self, reception: &Reception) {
+        self.0.set_reception(reception);
+    }
+
+    fn set_address(&self, mac: [u8; 6]) -> Result<(), KernelError> {
+        self.0.set_address(mac)
     }
 
     fn failure(&self) -> Option<String> {

@@ -9,8 +9,8 @@ use devices::interrupt::{IrqLine, MsiSource};
 use devices_host::sys::Link;
 use devices_host::tap::Tap;
 use zvmm::hypervisor::{
-    ExitHandler, ExitKind, HardwareDoorbells, HypervisorError, KernelDevices, KernelNic, Kick, PortCollector, Stop,
-    Vcpu, VcpuStart, Vm,
+    ExitHandler, ExitKind, HardwareDoorbells, HypervisorError, KernelDevices, KernelNic, Kick, LinkOptions,
+    PortCollector, Stop, Vcpu, VcpuStart, Vm,
 };
 
 use super::kernel::Unwatched;
@@ -56,8 +56,8 @@ impl Vm for RecordingVm {
         None
     }
 
-    fn attach_link(&self, name: &str, link: &Link, pairs: u16) -> Result<KernelNic, HypervisorError> {
-        let nic = self.inner.attach_link(name, link, pairs)?;
+    fn attach_link(&self, name: &str, link: &Link, options: &LinkOptions) -> Result<KernelNic, HypervisorError> {
+        let nic = self.inner.attach_link(name, link, options)?;
         Ok(KernelNic { queues: Arc::new(Unwatched(nic.queues)), ..nic })
     }
 

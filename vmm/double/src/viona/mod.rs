@@ -3,12 +3,14 @@
 //! The rings are run by zvmm's own workers for queues in the process, over a TAP device or a socket in place of the link; the
 //! guest's doorbells are seen where the bhyve double sees its exits, and its interrupts are messages to that VM.
 //!
-//! Not modelled: parameters, filters of addresses, and the lending of guest pages.
+//! Not modelled: the lending of guest pages; all is copied, whatever the parameters say.
 
 mod args;
+mod filters;
 mod lanes;
 mod node;
 mod pairs;
+mod params;
 mod ring;
 pub mod rules;
 mod wire;
@@ -23,9 +25,11 @@ use std::time::Duration;
 use devices_host::sys::{Errno, OpenFlags, SysResult};
 use devices_host::tap::{Tap, TapError};
 
+pub use self::filters::Receives;
 pub use self::wire::{Wire, WireEnd};
 
 use self::node::OpenViona;
+use self::params::Params;
 use crate::node::{Driver, Node};
 use crate::sys::DoubleSys;
 
@@ -42,6 +46,10 @@ pub struct Config {
     pub notify_mmio: bool,
     /// It has an MTU that can be asked for and set.
     pub mtu: bool,
+    /// It has parameters.
+    pub params: bool,
+    /// It tells groups apart, and can give a link another address.
+    pub filters: bool,
     /// How long an interrupt that has no message may wait for somebody to poll for it.
     pub patience: Duration,
 }
@@ -49,7 +57,24 @@ pub struct Config {
 /// illumos-gate of 2025: interface version 6.
 impl Default for Config {
     fn default() -> Self {
-        Self { version: 6, modern: true, pairs: true, notify_mmio: true, mtu: true, patience: Duration::from_secs(5) }
+        Self {
+            version: 6,
+            modern: true,
+            pairs: true,
+            notify_mmio: true,
+            mtu: true,
+            params: true,
+            filters: false,
+            patience: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Config {
+    /// Of 2026: interface version 7, in the tree that tells groups apart.
+    #[must_use]
+    pub fn of_2026() -> Self {
+        Self { version: 7, filters: true, ..Self::default() }
     }
 }
 
@@ -60,6 +85,19 @@ pub struct Viona {
     plugged: Mutex<BTreeMap<String, Plug>>,
     /// Links that somebody has.
     taken: Mutex<BTreeSet<String>>,
+    /// Their parameters and addresses, as they were last.
+    states: Mutex<BTreeMap<String, LinkState>>,
+}
+
+/// Parameters and address of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkState {
+    /// Whether what is sent is copied.
+    pub copies: bool,
+    /// Bytes that are free before it.
+    pub pad: u16,
+    /// The link's own address.
+    pub mac: [u8; 6],
 }
 
 /// What a link is plugged into.
@@ -83,8 +121,8 @@ impl Viona {
     /// The same for another kernel.
     #[must_use]
     pub fn with(config: Config) -> Arc<Self> {
-        let (plugged, taken) = Default::default();
-        Arc::new_cyclic(|this| Self { config, this: this.clone(), plugged, taken })
+        let (plugged, taken, states) = Default::default();
+        Arc::new_cyclic(|this| Self { config, this: this.clone(), plugged, taken, states })
     }
 
     /// Says what is at the other end of a link of the [host](crate::Host::add_link).
@@ -96,6 +134,18 @@ impl Viona {
     /// when that lets the link go.
     pub fn connect_tap(&self, link: &str) {
         lock(&self.plugged).insert(link.to_owned(), Plug::Tap);
+    }
+
+    /// What a link has, or had last, that somebody has or had.
+    #[must_use]
+    pub fn state_of(&self, link: &str) -> Option<LinkState> {
+        lock(&self.states).get(link).copied()
+    }
+
+    /// Notes that.
+    fn note_state(&self, link: &str, params: Params, mac: [u8; 6]) {
+        let (copies, pad) = params.now();
+        lock(&self.states).insert(link.to_owned(), LinkState { copies, pad, mac });
     }
 
     /// Takes a link for one instance. `None` where another one has it.

@@ -1,7 +1,6 @@
 //! An open `/dev/viona`: what it answers, and what of the conversation is wrong.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use devices::virtio::QueueState;
@@ -11,8 +10,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use zvmm::hypervisor::bhyve::abi::*;
 
 use super::args::{self, Arg};
+use super::filters::Receives;
 use super::lanes::Lanes;
 use super::pairs::MOST_RINGS;
+use super::params::Params;
 use super::ring::{MOST_ENTRIES, Making, Phase, Ring, Signals};
 use super::{Taken, Viona, Wire, lock, rules};
 use crate::bhyve::{self, Place};
@@ -46,11 +47,13 @@ pub(super) struct OpenViona {
 pub(super) struct Attached {
     pub(super) taken: Taken,
     wire: Arc<Mutex<Wire>>,
+    /// The link's own address, as it came.
     mac: [u8; 6],
     most_mtu: u32,
     mtu: u32,
     features: Option<u64>,
-    promisc: Arc<AtomicI32>,
+    pub(super) receives: Arc<Receives>,
+    pub(super) params: Params,
     /// Pairs that there are rings for; those in use are the lanes'.
     pub(super) pairs: u16,
     pub(super) lanes: Arc<Lanes>,
@@ -98,7 +101,8 @@ impl OpenViona {
             most_mtu: found.mtu,
             mtu: 1500,
             features: None,
-            promisc: Arc::new(AtomicI32::new(VIONA_PROMISC_MULTI)),
+            receives: Receives::new(found.mac),
+            params: Params::FIRST,
             pairs: 1,
             lanes,
             signals,
@@ -113,6 +117,11 @@ impl OpenViona {
     fn let_go(&self, link: &mut Option<Attached>) {
         let Some(mut attached) = link.take() else { return };
         attached.unhook(true, true);
+        let now = attached.receives.mac();
+        if now != attached.mac {
+            let detail = format!("{}: {now:02x?} in place of {:02x?}", attached.taken.link, attached.mac);
+            self.host.ledger().note(&rules::ADDRESS_BACK, detail);
+        }
         for index in attached.indices() {
             let phase = attached.ring(index).phase;
             if phase != Phase::Reset {
@@ -184,7 +193,7 @@ impl Attached {
         if resumed && left_at.is_some_and(|left_at| left_at != place) {
             call.note(&rules::STATE_SAME, what(&format!("it stood at {left_at:x?}")));
         }
-        let end = lock(&self.wire).end(self.mac, &self.promisc, &self.lanes, index / 2).map_err(|_| Errno::ENOMEM)?;
+        let end = lock(&self.wire).end(&self.receives, &self.lanes, index / 2).map_err(|_| Errno::ENOMEM)?;
         if index.is_multiple_of(2) {
             end.drain();
         }
@@ -193,7 +202,7 @@ impl Attached {
             place,
             features: features & (CARRIED | VERSION_1),
             legacy: !modern,
-            mac: self.mac,
+            mac: self.receives.mac(),
             mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
             wire: end,
             ram,
@@ -394,15 +403,6 @@ impl Attached {
         Ok(0)
     }
 
-    fn set_promisc(&self, call: &Call<'_>, level: usize) -> SysResult<i32> {
-        let known = i32::try_from(level).ok().filter(|level| (VIONA_PROMISC_NONE..=VIONA_PROMISC_ALL).contains(level));
-        let Some(level) = known else {
-            return Err(call.refuse(&rules::PROMISC_LEVEL, Errno::EINVAL, format!("{}: {level}", self.taken.link)));
-        };
-        self.promisc.store(level, Ordering::Relaxed);
-        Ok(0)
-    }
-
     fn set_mtu(&mut self, call: &Call<'_>, mtu: usize) -> SysResult<i32> {
         match u32::try_from(mtu) {
             Ok(mtu) if (68..=self.most_mtu).contains(&mtu) => self.mtu = mtu,
@@ -452,7 +452,9 @@ impl Node for OpenViona {
                 if attached.signals.hold().is_dying() {
                     return Err(Errno::ENXIO);
                 }
-                attached.ioctl(call, &self.host, config, request, arg)
+                let done = attached.ioctl(call, &self.host, config, request, arg);
+                self.driver.note_state(&attached.taken.link, attached.params, attached.receives.mac());
+                done
             }
         }
     }
@@ -537,6 +539,12 @@ impl Attached {
             (VNA_IOC_SET_NOTIFY_MMIO, Arg::Structure(bytes)) => self.set_memory(call, Some(get(bytes)?)),
             (VNA_IOC_SET_NOTIFY_IOP, Arg::Number(port)) => self.set_port(call, port),
             (VNA_IOC_SET_PROMISC, Arg::Number(level)) => self.set_promisc(call, level),
+            (VNA_IOC_SET_MAC_FILTERS, Arg::Structure(bytes)) => self.set_filters(call, bytes),
+            (VNA_IOC_GET_MAC_FILTERS, Arg::Structure(bytes)) => self.filters(call, bytes),
+            (VNA_IOC_SET_MAC_ADDR, Arg::Structure(bytes)) => self.set_address(call, bytes),
+            (VNA_IOC_GET_MAC_ADDR, Arg::Structure(bytes)) => Ok(self.address(bytes)),
+            (VNA_IOC_GET_PARAMS, Arg::Structure(bytes)) => self.params(call, bytes),
+            (VNA_IOC_SET_PARAMS, Arg::Structure(bytes)) => self.set_params(call, bytes),
             (VNA_IOC_GET_MTU, _) => Ok(self.mtu.cast_signed()),
             (VNA_IOC_SET_MTU, Arg::Number(mtu)) => self.set_mtu(call, mtu),
             (VNA_IOC_GET_PAIRS, _) => Ok(self.pairs.into()),

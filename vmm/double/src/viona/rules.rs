@@ -36,6 +36,14 @@ crate::rules! {
     HOOK_PORT = "viona-hook-port", "bhyve 4.5", "a port to watch is a number up to 65535";
     HOOK_PLACE = "viona-hook-place", "bhyve 4.5", "addresses to watch are some, are no memory, and are nobody else's";
     HOOK_FOLLOWS = "viona-hook-follows", "bhyve 4.5", "no hook is left when no ring runs any more: on reset and on pause";
+    PARAMS_LIST = "viona-params-list", "bhyve 4.6", "parameters are some, in a packed list of at most 4096 bytes";
+    PARAMS_STILL = "viona-params-still", "bhyve 4.3", "parameters are set before a ring is initialised";
+    FILTERS_COUNT = "viona-filters-count", "bhyve 4.6", "no more groups are named than the kernel has room for";
+    FILTERS_GROUPS = "viona-filters-groups", "bhyve 4.6", "what is named as a group's address is one";
+    FILTERS_FIRST = "viona-filters-first", "bhyve 4.6", "groups are named before a link receives no others, and after it received all of them anew";
+    ADDRESS_STATION = "viona-address-station", "bhyve 4.6", "a link's own address is that of a single station";
+    ADDRESS_OPEN = "viona-address-open", "bhyve 4.6", "a link receives all frames while its own address changes";
+    ADDRESS_BACK = "viona-address-back", "bhyve 4.3", "a link is let go of with the address that it came with, as its next user knows it by that";
     PROMISC_LEVEL = "viona-promisc-level", "bhyve 4.6", "what a link receives is one of the three levels";
     MTU_RANGE = "viona-mtu-range", "bhyve 4.6", "an MTU is at least 68 and at most the link's";
     RINGS_RESET = "viona-rings-reset", "rshyve 1.5", "rings are reset before their link is let go";

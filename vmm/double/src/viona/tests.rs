@@ -7,6 +7,7 @@ use std::sync::Arc;
 use devices_host::sys::{Errno, IoctlArg, Link, OpenAccess, OpenFlags, RawHandle, Sys, SysResult};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 use zvmm::hypervisor::bhyve::abi::*;
+use zvmm::hypervisor::bhyve::nvlist::{self, Value};
 
 use super::*;
 use crate::{Host, Rule, Zone, bhyve};
@@ -23,7 +24,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let queues = Viona::new();
+        let queues = Viona::with(Config::of_2026());
         let host = Host::new(vec![bhyve::Vmm::new(), queues.clone()]);
         let (near, far) = UnixDatagram::pair().unwrap();
         near.set_nonblocking(true).unwrap();
@@ -61,7 +62,7 @@ impl Rig {
         request: i32,
         arg: &mut T,
     ) -> SysResult<i32> {
-        // SAFETY: the double checks kind and size; no structure used here has a pointer.
+        // SAFETY: the double checks kind, size and pointers; what those lead to is only read, or the test's own.
         unsafe { self.sys.ioctl(at, request, IoctlArg::Buffer(arg.as_mut_bytes())) }
     }
 
@@ -93,6 +94,33 @@ impl Rig {
         let mut message = vioc_ring_msi::new_zeroed();
         (message.rm_index, message.rm_addr, message.rm_msg) = (index, address, 0x41);
         self.call(VNA_IOC_RING_SET_MSI, &mut message)
+    }
+
+    fn params(&self, packed: &[u8]) -> SysResult<i32> {
+        let mut packed = packed.to_vec();
+        let mut request = vioc_set_params::new_zeroed();
+        (request.vsp_param, request.vsp_param_sz) = (packed.as_mut_ptr().expose_provenance(), packed.len());
+        let mut errors = [0; 512];
+        (request.vsp_error, request.vsp_error_sz) = (errors.as_mut_ptr().expose_provenance(), errors.len());
+        self.call(VNA_IOC_SET_PARAMS, &mut request)
+    }
+
+    /// What it says, of which group, and its number.
+    fn filters(&self, count: u32, groups: &[[u8; 6]]) -> (u32, [u8; 6], u32) {
+        let mut groups = groups.to_vec();
+        let mut request = vioc_mac_filters_v7::new_zeroed();
+        (request.vmf_nmcast, request.vmf_addrs) = (count, groups.as_mut_ptr().expose_provenance() as u64);
+        self.call(VNA_IOC_SET_MAC_FILTERS, &mut request).unwrap();
+        (request.vmf_err, request.vmf_erraddr, request.vmf_nmcast)
+    }
+
+    /// What it says, and the address after that.
+    fn address(&self, address: [u8; 6]) -> (u32, [u8; 6]) {
+        let (mut request, mut now) = (vioc_mac_addr_v7::new_zeroed(), vioc_mac_addr_v7::new_zeroed());
+        request.vma_addr = address;
+        self.call(VNA_IOC_SET_MAC_ADDR, &mut request).unwrap();
+        self.call(VNA_IOC_GET_MAC_ADDR, &mut now).unwrap();
+        (request.vma_err, now.vma_addr)
     }
 
     fn memory(&self, address: u64, size: u32) -> SysResult<i32> {
@@ -244,6 +272,54 @@ const BREAKERS: &[Breaker] = &[
         rig.number(VNA_IOC_RING_KICK, 0).unwrap();
         rig.number(VNA_IOC_SET_NOTIFY_IOP, 0xc010).unwrap();
         rig.number(VNA_IOC_RING_RESET, 0).unwrap();
+    }),
+    (&rules::PARAMS_LIST, |rig| {
+        refused(rig.params(&[]), Errno::EINVAL);
+        refused(rig.params(&[0; 4097]), Errno::E2BIG);
+        refused(rig.params(&[1; 20]), Errno::EINVAL);
+        rig.params(&nvlist::pack(&[("tx_header_pad", Value::Uint16(256))])).unwrap();
+        let wrong = [("tx_copy_data", Value::Uint16(1)), ("tx_header_pad", Value::Uint16(257)), ("x", Value::Other(1))];
+        refused(rig.params(&nvlist::pack(&wrong)), Errno::EINVAL);
+    }),
+    (&rules::PARAMS_STILL, |rig| {
+        rig.init(0, 256, PLACE).unwrap();
+        rig.params(&nvlist::pack(&[("tx_copy_data", Value::Boolean(true))])).unwrap();
+        rig.number(VNA_IOC_RING_KICK, 0).unwrap();
+        rig.number(VNA_IOC_RING_RESET, 0).unwrap();
+    }),
+    (&rules::FILTERS_COUNT, |rig| {
+        assert_eq!(rig.filters(65, &[[1; 6]; 65]), (VMF_ERR_COUNT, [0; 6], 64));
+        assert_eq!(rig.filters(64, &[[1; 6]; 64]), (VMF_OK, [0; 6], 64));
+    }),
+    (&rules::FILTERS_GROUPS, |rig| {
+        assert_eq!(rig.filters(2, &[[1; 6], [4; 6]]), (VMF_ERR_NOT_MCAST, [4; 6], 2));
+        let mut asked = vioc_mac_filters_v7::new_zeroed();
+        rig.call(VNA_IOC_GET_MAC_FILTERS, &mut asked).unwrap();
+        assert_eq!(asked.vmf_nmcast, 0, "all of them or none");
+        rig.filters(4, &[[3; 6], [1; 6], [0xff; 6], [3; 6]]);
+        let mut two = [[0u8; 6]; 2];
+        (asked.vmf_nmcast, asked.vmf_addrs) = (2, two.as_mut_ptr().expose_provenance() as u64);
+        rig.call(VNA_IOC_GET_MAC_FILTERS, &mut asked).unwrap();
+        assert_eq!((asked.vmf_nmcast, two), (2, [[1; 6], [3; 6]]));
+    }),
+    (&rules::FILTERS_FIRST, |rig| {
+        rig.filters(0, &[]);
+        rig.number(VNA_IOC_SET_PROMISC, 0).unwrap();
+        rig.number(VNA_IOC_SET_PROMISC, 1).unwrap();
+        rig.number(VNA_IOC_SET_PROMISC, 0).unwrap();
+    }),
+    (&rules::ADDRESS_STATION, |rig| {
+        rig.number(VNA_IOC_SET_PROMISC, 2).unwrap();
+        assert_eq!(rig.address([3; 6]), (VMA_ERR_NOT_UNICAST, [2; 6]));
+    }),
+    (&rules::ADDRESS_OPEN, |rig| {
+        assert_eq!(rig.address([4; 6]), (VMA_OK, [4; 6]));
+        rig.address([2; 6]);
+    }),
+    (&rules::ADDRESS_BACK, |rig| {
+        rig.number(VNA_IOC_SET_PROMISC, 2).unwrap();
+        rig.address([4; 6]);
+        rig.number(VNA_IOC_DELETE, 0).unwrap();
     }),
     (&rules::PROMISC_LEVEL, |rig| refused(rig.number(VNA_IOC_SET_PROMISC, 3), Errno::EINVAL)),
     (&rules::MTU_RANGE, |rig| {

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use devices::GuestRam;
 use devices::virtio::net::{HEADER_BYTES, Header, NetBackend, NetError, Offloads, Received, Sent};
@@ -12,8 +11,8 @@ use devices::virtio::queue::GuestRange;
 use devices_host::iovec::{FrameError, GuestRange as HostRange, VectorBuffer};
 use devices_host::tap::{Offloads as TapOffloads, Tap};
 use vm_memory::{Bytes, GuestAddress};
-use zvmm::hypervisor::bhyve::abi::VIONA_PROMISC_ALL;
 
+use super::filters::Receives;
 use super::lanes::Lanes;
 
 /// The other end of a link. Every frame has a virtio-net header of 12 bytes before it.
@@ -26,18 +25,17 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// The end of the ring of this pair. Of what comes it takes frames to `mac`, to groups and to all, or, at that level of `promisc`,
-    /// every one: as a VNIC hands them over.
+    /// The end of the ring of this pair. Of what comes it takes what the instance `receives`, as a VNIC hands it over.
     ///
     /// # Errors
     /// When the process has no descriptors left.
-    pub fn end(&self, mac: [u8; 6], promisc: &Arc<AtomicI32>, lanes: &Arc<Lanes>, pair: u16) -> io::Result<WireEnd> {
+    pub fn end(&self, receives: &Arc<Receives>, lanes: &Arc<Lanes>, pair: u16) -> io::Result<WireEnd> {
         let buffer = VectorBuffer::with_capacity(64);
         let (fd, tap) = match self {
             Self::Tap(tap) => (tap.as_fd().try_clone_to_owned()?, Some(tap.try_clone()?)),
             Self::Socket(socket) => (socket.try_clone()?, None),
         };
-        Ok(WireEnd { fd, tap, buffer, mac, promisc: promisc.clone(), lanes: lanes.clone(), pair })
+        Ok(WireEnd { fd, tap, buffer, receives: receives.clone(), lanes: lanes.clone(), pair })
     }
 }
 
@@ -46,8 +44,7 @@ pub struct WireEnd {
     fd: OwnedFd,
     tap: Option<Tap>,
     buffer: VectorBuffer,
-    mac: [u8; 6],
-    promisc: Arc<AtomicI32>,
+    receives: Arc<Receives>,
     lanes: Arc<Lanes>,
     pair: u16,
 }
@@ -79,7 +76,7 @@ impl WireEnd {
                 Ok(len) => frame.truncate(len),
             }
             let Some(to) = frame.get(HEADER_BYTES..).and_then(|bytes| bytes.first_chunk()) else { continue };
-            if !self.is_for_the_guest(*to) {
+            if !self.receives.has(*to) {
                 continue;
             }
             match self.lanes.of(&frame[HEADER_BYTES..]) {
@@ -87,10 +84,6 @@ impl WireEnd {
                 pair => self.lanes.hand(pair, frame),
             }
         }
-    }
-
-    fn is_for_the_guest(&self, to: [u8; 6]) -> bool {
-        to[0] & 1 != 0 || to == self.mac || self.promisc.load(Ordering::Relaxed) == VIONA_PROMISC_ALL
     }
 }
 
@@ -172,7 +165,7 @@ impl NetBackend<GuestRam> for WireEnd {
                 Ok(len) => len,
                 Err(error) => return refused(error).map(|()| Received::WouldBlock),
             };
-            if self.is_for_the_guest(destination(mem, into, spill)) {
+            if self.receives.has(destination(mem, into, spill)) {
                 return Ok(Received::Frame { len_bytes: len.saturating_sub(HEADER_BYTES) });
             }
         }

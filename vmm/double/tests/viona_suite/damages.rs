@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use zvmm::hypervisor::Vm as _;
+use zvmm::hypervisor::{LinkOptions, Vm as _};
 use zvmm_double::Mutation;
 use zvmm_double::viona::Config;
 
@@ -84,6 +84,62 @@ const OF_PAIRS: &[(&str, &str)] = &[
     ("drop:VNA_IOC_RING_RESET:3", "viona-ring-fresh"),
 ];
 
+/// The same of a card of the newer kernel, with parameters, groups and another address.
+const OF_2026: &[(&str, &str)] = &[
+    ("drop:VNA_IOC_SET_MAC_FILTERS:1", "viona-filters-first"),
+    ("bytes=0+03000000:VNA_IOC_SET_MAC_FILTERS:1", "viona-filters-groups"),
+    ("bytes=0+41000000:VNA_IOC_SET_MAC_FILTERS:1", "viona-filters-count"),
+    ("bytes=16+0800000000000000:VNA_IOC_SET_MAC_FILTERS:1", "bhyve-pointer"),
+    ("resize=-8:VNA_IOC_SET_MAC_FILTERS:1", "viona-argument"),
+    ("resize=8:VNA_IOC_GET_MAC_FILTERS:1", "viona-argument"),
+    ("kind:VNA_IOC_SET_MAC_FILTERS:1", "viona-argument"),
+    ("bytes=8+0000000000000000:VNA_IOC_SET_PARAMS:1", "viona-params-list"),
+    ("bytes=8+0110000000000000:VNA_IOC_SET_PARAMS:1", "viona-params-list"),
+    ("bytes=8+0800000000000000:VNA_IOC_SET_PARAMS:1", "viona-params-list"),
+    ("bytes=0+0800000000000000:VNA_IOC_SET_PARAMS:1", "bhyve-pointer"),
+    ("resize=-8:VNA_IOC_SET_PARAMS:1", "viona-argument"),
+    ("resize=-8:VNA_IOC_GET_PARAMS:1", "viona-argument"),
+    ("bytes=0+0800000000000000:VNA_IOC_GET_PARAMS:1", "bhyve-pointer"),
+];
+
+/// The same of one that receives every frame, and whose driver gives it another address.
+const OF_ADDRESSES: &[(&str, &str)] = &[
+    ("drop:VNA_IOC_SET_PROMISC:1", "viona-address-open"),
+    ("drop:VNA_IOC_SET_MAC_ADDR:2", "viona-address-back"),
+    ("bytes=0+03:VNA_IOC_SET_MAC_ADDR:1", "viona-address-station"),
+    ("resize=-4:VNA_IOC_SET_MAC_ADDR:1", "viona-argument"),
+    ("resize=4:VNA_IOC_GET_MAC_ADDR:1", "viona-argument"),
+];
+
+/// A life of the newer kernel: groups named by one driver, and another address by the other.
+fn live_of_2026(mutations: Vec<Mutation>, every: bool) -> Vec<&'static str> {
+    let host = host(Config { patience: Duration::from_millis(50), ..Config::of_2026() }, mutations);
+    let life = catch_unwind(AssertUnwindSafe(|| {
+        let (_hypervisor, vm) = host.vm();
+        let options = LinkOptions { tx_copy_data: Some(true), tx_header_pad: Some(8), ..LinkOptions::new(1) };
+        let Ok(mut card) = Card::with(&vm, &*host.sys, &options, every) else { return };
+        let all = card.offered() & !(1 << 24) | VERSION_1;
+        card.drive(all);
+        card.interrupt_with(RX, Some(0x40));
+        card.interrupt_with(TX, Some(0x41));
+        card.step();
+        if every {
+            card.command(&[&[1, 1][..], &OTHER].concat());
+        } else {
+            // All frames, and then those to two groups.
+            card.command(&[0, 0, 1]);
+            card.command(&[0, 1, 0]);
+            let groups = [[1, 0, 0x5e, 0, 0, 1], [1, 0, 0x5e, 0, 0, 2]].concat();
+            card.command(&[&[1, 0, 0, 0, 0, 0, 2, 0, 0, 0][..], &groups].concat());
+            card.command(&[0, 0, 0]);
+        }
+        card.reset();
+    }));
+    drop(life);
+    host.process.end();
+    host.broken()
+}
+
 /// A life with three drivers: one that uses both pairs, one that knows of one, and one that begins as the first did.
 fn live_with_pairs(mutations: Vec<Mutation>) -> Vec<&'static str> {
     let host = host(Config { patience: Duration::from_millis(50), ..Config::default() }, mutations);
@@ -155,16 +211,26 @@ fn live(mutations: Vec<Mutation>) -> Vec<&'static str> {
 fn a_whole_life_breaks_no_rule() {
     assert_eq!(live(Vec::new()), [""; 0]);
     assert_eq!(live_with_pairs(Vec::new()), [""; 0]);
+    assert_eq!(live_of_2026(Vec::new(), false), [""; 0]);
+    assert_eq!(live_of_2026(Vec::new(), true), [""; 0]);
 }
 
 #[test]
 fn every_damage_is_noticed_by_its_rule() {
     let mut unseen = Vec::new();
-    let of_one = DAMAGES.iter().map(|case| (live as fn(_) -> _, case));
-    for (live, (damage, rule)) in of_one.chain(OF_PAIRS.iter().map(|case| (live_with_pairs as fn(_) -> _, case))) {
-        let broken: Vec<&str> = live(vec![damage.parse().unwrap()]);
-        if !broken.contains(rule) {
-            unseen.push(format!("{damage}: {broken:?} in place of {rule}"));
+    type Life = fn(Vec<Mutation>) -> Vec<&'static str>;
+    let tables: [(Life, _); 4] = [
+        (live, DAMAGES),
+        (live_with_pairs, OF_PAIRS),
+        (|mutations| live_of_2026(mutations, false), OF_2026),
+        (|mutations| live_of_2026(mutations, true), OF_ADDRESSES),
+    ];
+    for (live, table) in tables {
+        for (damage, rule) in table {
+            let broken = live(vec![damage.parse().unwrap()]);
+            if !broken.contains(rule) {
+                unseen.push(format!("{damage}: {broken:?} in place of {rule}"));
+            }
         }
     }
     assert!(unseen.is_empty(), "{unseen:#?}");

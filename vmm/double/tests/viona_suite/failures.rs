@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use zvmm::hypervisor::LinkOptions;
 use zvmm_double::viona::Config;
 
 use super::rig::*;
@@ -54,16 +55,26 @@ const FAILURES: &[(&str, &[&str], End)] = &[
     ("VNA_IOC_RING_GET_STATE:4", &["EINVAL"], Down),
     ("VNA_IOC_SET_PROMISC:1", &["EINVAL", "ENXIO", "ENOTSUP"], Works),
     ("VNA_IOC_DELETE:1", &["EAGAIN", "ENXIO"], Works),
+    ("VNA_IOC_SET_PARAMS:1", &["ENOTTY", "EINVAL", "E2BIG", "EFAULT", "ENXIO"], Refused),
+    ("VNA_IOC_GET_PARAMS:1", &["ENOTTY", "E2BIG", "EFAULT", "ENXIO"], Works),
+    ("VNA_IOC_GET_MAC_FILTERS:1", &["ENOTTY"], Works),
+    ("VNA_IOC_GET_MAC_FILTERS:1", &["EFAULT", "ENXIO"], Refused),
+    ("VNA_IOC_SET_MAC_FILTERS:1", &["EFAULT", "ENXIO", "EIO"], Works),
+    ("VNA_IOC_GET_MAC_ADDR:1", &["ENOTTY"], Works),
+    ("VNA_IOC_GET_MAC_ADDR:1", &["EFAULT", "ENXIO"], Refused),
+    ("VNA_IOC_SET_MAC_ADDR:1", &["EFAULT", "ENXIO", "EIO"], Works),
 ];
 
 /// What a card came to whose calls fail so, in a life of two drivers with a pause, messages and commands, and what of the
 /// rules was broken.
 fn live(injection: &str) -> (End, Vec<&'static str>) {
-    let host = failing(Config::default(), &[injection]);
+    let host = failing(Config::of_2026(), &[injection]);
     host.far.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let options = LinkOptions { tx_copy_data: Some(true), tx_header_pad: Some(2), ..LinkOptions::new(2) };
+    let every = injection.contains("MAC_ADDR");
     let end = {
         let (_hypervisor, vm) = host.vm();
-        match Card::with_pairs(&vm, &*host.sys, 2) {
+        match Card::with(&vm, &*host.sys, &options, every) {
             Err(error) => {
                 let line = error.to_string();
                 assert!(line.contains("net0") || line.contains("viona") || line.contains("VNA_IOC"), "{line}");
@@ -79,6 +90,9 @@ fn live(injection: &str) -> (End, Vec<&'static str>) {
                     // Refused or not, they are answered.
                     card.command(&[4, 0, 2, 0]);
                     card.command(&[0, 0, 1]);
+                    card.command(&[0, 1, 0]);
+                    card.command(&[0, 0, 0]);
+                    card.command(&[&[1, 1][..], &OTHER].concat());
                     card.send(&frame(OTHER, 1));
                     let _ = host.far.recv(&mut [0; 100]);
                     std::thread::sleep(Duration::from_millis(5));
@@ -161,6 +175,12 @@ fn every_call_of_the_backend_fails_in_some_case() {
         "SET_NOTIFY_MMIO",
         "SET_PROMISC",
         "DELETE",
+        "SET_PARAMS",
+        "GET_PARAMS",
+        "SET_MAC_FILTERS",
+        "GET_MAC_FILTERS",
+        "SET_MAC_ADDR",
+        "GET_MAC_ADDR",
     ];
     for call in called {
         assert!(FAILURES.iter().any(|(failure, ..)| failure.contains(&format!("IOC_{call}:"))), "{call}");

@@ -5,6 +5,8 @@
 mod damages;
 mod failures;
 mod pairs;
+mod params;
+mod reception;
 mod rig;
 
 use devices::virtio::VirtioDevice as _;

@@ -15,8 +15,8 @@ use devices::wake::{Wake, WakeCounter};
 use devices_host::poll::{PollFd, poll};
 use devices_host::sys::{Link, Sys};
 use zvmm::hypervisor::bhyve::{BhyveConfig, BhyveHypervisor, BhyveVm};
-use zvmm::hypervisor::{HypervisorError, Vm, VmSpec};
-use zvmm_double::viona::{Config, Viona, Wire};
+use zvmm::hypervisor::{HypervisorError, LinkOptions, Vm, VmSpec};
+use zvmm_double::viona::{Config, LinkState, Viona, Wire};
 use zvmm_double::{DoubleSys, Host, Injecting, Injection, Mutating, Mutation, Zone, bhyve};
 
 pub const MAC: [u8; 6] = [2, 8, 0x20, 1, 2, 3];
@@ -25,6 +25,7 @@ pub const VERSION_1: u64 = 1 << 32;
 pub const CTRL_VQ: u64 = 1 << 17;
 pub const MRG_RXBUF: u64 = 1 << 15;
 pub const MQ: u64 = 1 << 22;
+pub const CTRL_MAC_ADDR: u64 = 1 << 23;
 pub const RX: u16 = 0;
 pub const TX: u16 = 1;
 pub const CONTROL: u16 = 2;
@@ -38,6 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A process of the doubled system, and the far end of its link.
 pub struct Host1 {
     pub process: Arc<DoubleSys>,
+    viona: Arc<Viona>,
     pub sys: Arc<dyn Sys>,
     pub far: UnixDatagram,
 }
@@ -61,7 +63,7 @@ pub fn failing(config: Config, injections: &[&str]) -> Host1 {
     let process = DoubleSys::new(&host, Zone::bhyve(1));
     let injections: Vec<Injection> = injections.iter().map(|text| text.parse().unwrap()).collect();
     let sys = Injecting::new(process.clone(), injections);
-    Host1 { process, sys, far }
+    Host1 { process, viona: queues, sys, far }
 }
 
 impl Host1 {
@@ -70,10 +72,22 @@ impl Host1 {
         self.process.violations().iter().map(|violation| violation.rule.name).collect()
     }
 
+    /// The link's parameters: whether sent frames are copied, and the room before them.
+    pub fn params(&self) -> (String, bool, u16) {
+        let LinkState { copies, pad, .. } = self.viona.state_of("net0").unwrap();
+        ("net0".to_owned(), copies, pad)
+    }
+
+    /// The link's own address.
+    pub fn address(&self) -> [u8; 6] {
+        self.viona.state_of("net0").unwrap().mac
+    }
+
     /// The next process of the same zone.
     pub fn next(&self) -> Self {
         let process = DoubleSys::new(self.process.host(), Zone::bhyve(1));
-        Self { sys: process.clone(), process, far: self.far.try_clone().unwrap() }
+        let viona = self.viona.clone();
+        Self { sys: process.clone(), process, viona, far: self.far.try_clone().unwrap() }
     }
 
     /// A VM with its RAM.
@@ -107,8 +121,14 @@ impl Card {
 
     /// The same with so many queue pairs.
     pub fn with_pairs(vm: &dyn Vm, sys: &dyn Sys, pairs: u16) -> Result<Self, HypervisorError> {
+        Self::with(vm, sys, &LinkOptions::new(pairs), false)
+    }
+
+    /// The same with all options, of which one has it receive every frame.
+    pub fn with(vm: &dyn Vm, sys: &dyn Sys, options: &LinkOptions, every: bool) -> Result<Self, HypervisorError> {
+        let pairs = options.pairs;
         let link = sys.link("net0").map_err(|errno| HypervisorError::Unavailable(errno.to_string()))?;
-        let nic = vm.attach_link("net0", &link, pairs)?;
+        let nic = vm.attach_link("net0", &link, options)?;
         let config = NetConfig {
             mac: link.mac,
             mtu: nic.mtu,
@@ -119,7 +139,7 @@ impl Card {
         };
         let wake = Arc::new(WakeCounter::default());
         let receivers = (0..pairs).map(|_| wake.clone() as Arc<dyn Wake>).collect();
-        let device = KernelNet::new(NetDevice::new(config).with_pairs(receivers), &*nic.queues);
+        let device = KernelNet::new(NetDevice::new(config).with_pairs(receivers), &*nic.queues).promiscuous(every);
         let carried = Carried::new(nic.queues, device.data_queues(), wake);
         let worker = device.worker(carried.clone(), &[]);
         Ok(Self {

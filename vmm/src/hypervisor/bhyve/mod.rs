@@ -12,6 +12,7 @@ mod exits;
 mod irq;
 mod kick;
 mod memory;
+pub mod nvlist;
 mod registers;
 mod shell;
 mod state;

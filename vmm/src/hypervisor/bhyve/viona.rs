@@ -3,19 +3,23 @@
 //! The kernel's driver is taken for what it answers, not for its version's number: two interfaces share one. What it needs to
 //! have is asked once, when the link is attached; what it may lack has a way around it.
 
+mod params;
+mod receiver;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::interrupt::MsiMessage;
 use devices::virtio::QueueState;
-use devices::virtio::net::kernel::{KernelError, KernelQueues, Promiscuity, Window};
+use devices::virtio::net::kernel::{KernelError, KernelQueues, Reception, Window};
 use devices_host::sys::{Errno, Link};
 
+use self::receiver::{Receiver, ReceiverError};
 use super::error::{CallError, CallResult};
 use super::vmfd::{VionaFd, VmFd};
 use super::{abi, irq};
-use crate::hypervisor::{HypervisorError, KernelNic};
+use crate::hypervisor::{HypervisorError, KernelNic, LinkOptions};
 
 /// `VIRTIO_F_VERSION_1`: without it the kernel takes a driver for a legacy one.
 const VERSION_1: u64 = 1 << 32;
@@ -30,8 +34,10 @@ const USUAL_MTU: u32 = 1500;
 pub struct Viona {
     fd: VionaFd,
     link: String,
+    /// What the kernel carries in the queues.
     features: u64,
     pairs: Pairs,
+    receiver: Receiver,
     complaints: Complaints,
     /// It was let go of while the guest ran: no call is made any more.
     gone: AtomicBool,
@@ -103,11 +109,12 @@ struct Watch {
     set: AtomicBool,
 }
 
-/// Attaches `link`, called `name`, to the VM, with so many pairs of queues.
+/// Attaches `link`, called `name`, to the VM, as the `options` say.
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn attach(vm: &VmFd, name: &str, link: &Link, most: u16) -> Result<KernelNic, HypervisorError> {
+pub fn attach(vm: &VmFd, name: &str, link: &Link, options: &LinkOptions) -> Result<KernelNic, HypervisorError> {
+    let most = options.pairs;
     let sys = vm.handle().sys();
     let fd = VionaFd::open(sys).map_err(|error| HypervisorError::Unavailable(open_hint(error)))?;
     match fd.version() {
@@ -132,6 +139,8 @@ pub fn attach(vm: &VmFd, name: &str, link: &Link, most: u16) -> Result<KernelNic
         // Now, and not in front of a driver.
         pairs.allocate(&fd, most).map_err(|error| refused(error.to_string()))?;
     }
+    params::set(&fd, name, options)?;
+    let receiver = Receiver::new(&fd, link.mac)?;
     let features = fd.features()?;
     let mtu = follow_mtu(&fd, name, link.mtu)?;
     let descriptor = sys.poll_fd(fd.handle().raw()).map_err(|errno| CallError { call: VionaFd::NODE, errno })?;
@@ -141,6 +150,7 @@ pub fn attach(vm: &VmFd, name: &str, link: &Link, most: u16) -> Result<KernelNic
         link: name.to_owned(),
         features,
         pairs,
+        receiver,
         complaints,
         gone: AtomicBool::new(false),
         failure,
@@ -193,8 +203,9 @@ fn create_hint(name: &str, error: CallError) -> String {
 }
 
 impl Viona {
-    fn complain(&self, what: &str, error: CallError) {
-        match self.complaints.count(error.call) {
+    fn complain(&self, what: &str, error: impl Into<ReceiverError>) {
+        let error = error.into();
+        match self.complaints.count(error.call()) {
             Some(1) => log::error!("bhyve: link {}: {what}: {error}", self.link),
             Some(count) => log::error!("bhyve: link {}: {what}: {error} (time {count})", self.link),
             None => {}
@@ -239,7 +250,7 @@ impl Viona {
 
 impl KernelQueues for Viona {
     fn features(&self) -> u64 {
-        self.features
+        self.features | self.receiver.features()
     }
 
     fn accept(&self, features: u64) -> Result<(), KernelError> {
@@ -350,14 +361,20 @@ impl KernelQueues for Viona {
         }
     }
 
-    fn set_promiscuity(&self, promiscuity: Promiscuity) {
-        let mode = match promiscuity {
-            Promiscuity::Own => abi::VIONA_PROMISC_MULTI,
-            Promiscuity::All => abi::VIONA_PROMISC_ALL,
-        };
-        if let Err(error) = self.ask(|fd| fd.set_promisc(mode)) {
-            self.complain("which frames it receives", error);
+    fn set_reception(&self, reception: &Reception) {
+        match self.ask(|fd| Ok(self.receiver.follow(fd, reception))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.complain("it receives more frames than it should", error),
+            Err(error) => self.complain("it receives more frames than it should", error),
         }
+    }
+
+    fn set_address(&self, mac: [u8; 6]) -> Result<(), KernelError> {
+        let done = self.ask(|fd| Ok(self.receiver.set_address(fd, mac))).map_err(ReceiverError::from).flatten();
+        done.map_err(|error| {
+            self.complain("its address stays as it is", error);
+            KernelError::Failed(format!("link {}: {error}", self.link))
+        })
     }
 
     fn failure(&self) -> Option<String> {
@@ -367,6 +384,10 @@ impl KernelQueues for Viona {
 
 impl Drop for Viona {
     fn drop(&mut self) {
+        // Whoever has the link next knows it by its own.
+        if let Ok(Err(error)) = self.ask(|fd| Ok(self.receiver.give_address_back(fd))) {
+            log::warn!("bhyve: link {}: it keeps the address that its guest has given it: {error}", self.link);
+        }
         // The kernel would do it when the descriptor is closed. Errors are of a VM that is gone.
         if let Err(error) = self.ask(VionaFd::delete) {
             log::debug!("bhyve: link {}: {error}", self.link);

@@ -14,7 +14,7 @@ use super::state::{self, KernelState};
 use super::vcpu::BhyveVcpu;
 use super::viona;
 use super::vmfd::VmFd;
-use crate::hypervisor::{HardwareDoorbells, HypervisorError, KernelDevices, KernelNic, Vcpu, Vm};
+use crate::hypervisor::{HardwareDoorbells, HypervisorError, KernelDevices, KernelNic, LinkOptions, Vcpu, Vm};
 
 /// One VM on bhyve.
 pub struct BhyveVm {
@@ -128,8 +128,8 @@ impl Vm for BhyveVm {
         None
     }
 
-    fn attach_link(&self, name: &str, link: &Link, pairs: u16) -> Result<KernelNic, HypervisorError> {
-        viona::attach(&self.fd, name, link, pairs)
+    fn attach_link(&self, name: &str, link: &Link, options: &LinkOptions) -> Result<KernelNic, HypervisorError> {
+        viona::attach(&self.fd, name, link, options)
     }
 
     fn has_hpet(&self) -> bool {

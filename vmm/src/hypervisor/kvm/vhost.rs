@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices::GuestRam;
 use devices::interrupt::MsiMessage;
 use devices::virtio::QueueState;
-use devices::virtio::net::kernel::{KernelError, KernelQueues, Promiscuity, Window};
+use devices::virtio::net::kernel::{KernelError, KernelQueues, Reception, Window};
 use devices::virtio::pci::NOTIFY_MULTIPLIER;
 use devices_host::tap::{HEADER_BYTES, Offloads, SHORT_HEADER_BYTES, Tap};
 use vhost::net::VhostNet;
@@ -448,7 +448,7 @@ impl<K: VhostNet + Send + Sync> KernelQueues for Vhost<K> {
         }
     }
 
-    fn set_promiscuity(&self, _promiscuity: Promiscuity) {
+    fn set_reception(&self, _reception: &Reception) {
         // A TAP device hands over every frame there is.
     }
 }

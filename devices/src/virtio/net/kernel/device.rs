@@ -22,6 +22,7 @@ const OURS: u64 = feature::MAC
 #[derive(Clone)]
 pub struct KernelNet {
     card: NetDevice,
+    /// What the kernel has of the card's features, and what it needs no kernel for.
     features: u64,
     promiscuous: bool,
 }
@@ -33,7 +34,9 @@ impl KernelNet {
         Self { card, features, promiscuous: false }
     }
 
-    /// The card, with every frame of the network, whatever its driver asks for.
+    /// The card, with every frame of the network, whatever its driver asks for. Its driver may also give it another address,
+    /// where the kernel has that (`VIRTIO_NET_F_CTRL_MAC_ADDR`): others than such a card's may not, as hosts that keep guests to
+    /// their addresses know them by what the kernel has.
     #[must_use]
     pub fn promiscuous(self, promiscuous: bool) -> Self {
         Self { promiscuous, ..self }
@@ -67,7 +70,7 @@ impl VirtioDevice for KernelNet {
     }
 
     fn features(&self) -> u64 {
-        self.features
+        if self.promiscuous { self.features } else { self.features & !feature::CTRL_MAC_ADDR }
     }
 
     fn queue_max_sizes(&self) -> &[u16] {

@@ -32,14 +32,29 @@ pub enum Window {
     Port(u16),
 }
 
-/// Which frames of the network the queues get, beside those to all stations or to a group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Promiscuity {
-    /// Those to the card's own address.
-    #[default]
-    Own,
+/// Which frames of the network the queues get, beside those to the card's own address and to all stations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reception {
+    /// Those to every other station, too.
+    pub others: bool,
+    /// Those to groups. Of no matter where it is all frames.
+    pub groups: Groups,
+}
+
+/// Groups whose frames are received (virtio 1.3 §5.1.6.5.1 and §5.1.6.5.2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Groups {
     /// Every one.
+    #[default]
     All,
+    /// Those with these addresses, up to [`MOST_GROUPS`](Self::MOST_GROUPS): in order, none twice, and none of them that of all
+    /// stations.
+    Only(Vec<[u8; 6]>),
+}
+
+impl Groups {
+    /// The most there are to tell apart: who asks for more gets all.
+    pub const MOST_GROUPS: usize = super::filter::TABLE_ENTRIES;
 }
 
 /// What a kernel said. The variant decides what becomes of the queue.
@@ -123,8 +138,17 @@ pub trait KernelQueues: Send + Sync {
     /// still; nothing of it moves.
     fn take_broken(&self, _broken: &mut dyn FnMut(u16)) {}
 
-    /// Which frames the queues get.
-    fn set_promiscuity(&self, promiscuity: Promiscuity);
+    /// Which frames the queues get. A kernel that cannot tell them apart so finely gives more of them.
+    fn set_reception(&self, reception: &Reception);
+
+    /// The card's own address is another one from now on. Asked only of one that has `VIRTIO_NET_F_CTRL_MAC_ADDR` among its
+    /// [features](Self::features), while the queues get every frame ([`Reception::others`]).
+    ///
+    /// # Errors
+    /// What the kernel says; it is as before then.
+    fn set_address(&self, _mac: [u8; 6]) -> Result<(), KernelError> {
+        Ok(())
+    }
 
     /// What a call that gives no answer has met since this was asked last, where the rings cannot go on after that: the link
     /// is down then until a driver begins anew. Asked often, and after every call of [`set_msi`](Self::set_msi).

@@ -10,6 +10,8 @@ use crate::virtio::{VirtioDevice, VirtioWorker};
 use crate::wake::WakeCounter;
 
 const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_NET_F_CTRL_MAC_ADDR`.
+const CTRL_MAC_ADDR: u64 = 1 << 23;
 const SIZE: u16 = 16;
 const WINDOW: Window = Window::Mmio { address: 0xe000_3000, len_bytes: 8 };
 
@@ -40,7 +42,7 @@ impl Fake {
 
 impl KernelQueues for Fake {
     fn features(&self) -> u64 {
-        1 | 1 << 15 | 1 << 28 | 1 << 29
+        1 | 1 << 15 | CTRL_MAC_ADDR | 1 << 28 | 1 << 29
     }
 
     fn accept(&self, features: u64) -> Result<(), KernelError> {
@@ -104,8 +106,17 @@ impl KernelQueues for Fake {
         (0..64).filter(|queue| bits >> queue & 1 != 0).for_each(broken);
     }
 
-    fn set_promiscuity(&self, promiscuity: Promiscuity) {
-        self.note(format!("{promiscuity:?}"));
+    fn set_reception(&self, reception: &Reception) {
+        self.note(match reception {
+            Reception { others: true, .. } => "all frames".to_owned(),
+            Reception { groups: Groups::All, .. } => "all groups".to_owned(),
+            Reception { groups: Groups::Only(groups), .. } => format!("groups {groups:x?}"),
+        });
+    }
+
+    fn set_address(&self, mac: [u8; 6]) -> Result<(), KernelError> {
+        self.note(format!("address {mac:x?}"));
+        self.answer.lock().unwrap().take().map_or(Ok(()), Err)
     }
 
     fn failure(&self) -> Option<String> {
@@ -139,6 +150,14 @@ fn rig_with(pairs: u16) -> Rig {
 }
 
 impl Rig {
+    /// The same card with every frame of the network.
+    fn promiscuous(self) -> Self {
+        let device = self.device.promiscuous(true);
+        let carried = Carried::new(self.kernel.clone(), device.data_queues(), self.wake.clone());
+        let worker = device.worker(carried.clone(), &[]);
+        Self { device, carried, worker, ..self }
+    }
+
     fn ring_at(&self, notify: Option<u64>) {
         for queue in 0..3u16 {
             let at = notify.map(|at| Doorbell::Mmio { address: at + 4 * u64::from(queue), len: 2 });
@@ -327,13 +346,18 @@ fn a_kernel_that_fails_is_a_link_that_is_down_until_a_driver_begins_anew() {
 
 /// Has the driver use so many pairs; the card's answer.
 fn use_pairs(rig: &mut Rig, pairs: u16) -> u8 {
+    command(rig, &[&[4, 0], &pairs.to_le_bytes()[..]].concat())
+}
+
+/// Carries out a command on a control queue that begins with it; the card's answer.
+fn command(rig: &mut Rig, bytes: &[u8]) -> u8 {
     let at = u64::from(1 + rig.device.data_queues()) << 20;
     let state = DriverQueue::new(&rig.mem, at, SIZE, VERSION_1).state();
     let interrupt = rig.interrupt.activation(rig.device.features() | VERSION_1);
     rig.worker.start(&rig.mem, rig.device.data_queues(), state, &interrupt);
     let mut control = DriverQueue::new(&rig.mem, at, SIZE, VERSION_1);
-    let command = [&[4, 0], &pairs.to_le_bytes()[..]].concat();
-    let posted = control.post(&[crate::virtio::testing::Buf::Read(command), crate::virtio::testing::Buf::Write(1)]);
+    let posted =
+        control.post(&[crate::virtio::testing::Buf::Read(bytes.to_vec()), crate::virtio::testing::Buf::Write(1)]);
     control.publish();
     rig.worker.step(&rig.mem);
     assert_eq!(control.used().len(), 1);
@@ -376,6 +400,72 @@ fn the_kernel_hears_how_many_pairs_a_driver_uses_and_what_it_refuses_the_driver_
     assert!(rig.kernel.take().contains(&"use 2".to_owned()));
 }
 
+/// `VIRTIO_NET_CTRL_MAC_TABLE_SET` without an address of a single station.
+fn table(groups: &[[u8; 6]]) -> Vec<u8> {
+    [&[1, 0, 0, 0, 0, 0][..], &(groups.len() as u32).to_le_bytes(), &groups.concat()].concat()
+}
+
+#[test]
+fn the_kernel_hears_which_groups_a_driver_wants_once_that_has_said_so() {
+    let mut rig = rig();
+    rig.start(&rig.states());
+    rig.worker.step(&rig.mem);
+    let asked = |rig: &mut Rig, bytes: &[u8]| {
+        assert_eq!(command(rig, bytes), 0);
+        let calls = rig.kernel.take();
+        calls.into_iter().filter(|call| call.starts_with("groups") || call.starts_with("all ")).collect::<Vec<_>>()
+    };
+    let groups = [[1, 0, 0x5e, 0, 0, 2], [1, 0, 0x5e, 0, 0, 1]];
+    assert_eq!(asked(&mut rig, &table(&groups)), [""; 0], "a driver that names some without a word about all of them");
+    let in_order = "groups [[1, 0, 5e, 0, 0, 1], [1, 0, 5e, 0, 0, 2]]";
+    assert_eq!(asked(&mut rig, &[0, 1, 0]), [in_order]);
+    assert_eq!(asked(&mut rig, &table(&groups)), [""; 0], "the same again");
+    // Twice, that of all stations, and one of a single station: what is left is told.
+    assert_eq!(asked(&mut rig, &table(&[groups[1], [0xff; 6], groups[1], [2; 6]])), ["groups [[1, 0, 5e, 0, 0, 1]]"]);
+    assert_eq!(asked(&mut rig, &table(&[])), ["groups []"]);
+    assert_eq!(asked(&mut rig, &[0, 0, 1]), ["all frames"]);
+    assert_eq!(asked(&mut rig, &table(&groups)), [""; 0], "no matter meanwhile");
+    assert_eq!(asked(&mut rig, &[0, 0, 0]), [in_order]);
+    let many: Vec<_> = (0..65).map(|last| [1, 0, 0x5e, 0, 0, last]).collect();
+    assert_eq!(asked(&mut rig, &table(&many)), ["all groups"], "more than anybody could tell apart");
+    assert!(asked(&mut rig, &table(&many[1..]))[0].starts_with("groups [[1, 0, 5e, 0, 0, 1], "));
+    assert_eq!(asked(&mut rig, &[0, 1, 1]), ["all groups"]);
+    assert_eq!(asked(&mut rig, &[0, 1, 0]).len(), 1);
+    rig.stop(true);
+    VirtioWorker::<GuestRam>::forget_driver(&mut rig.worker);
+    assert!(rig.kernel.take().contains(&"all groups".to_owned()), "the next driver has not said anything");
+}
+
+#[test]
+fn a_driver_gives_the_card_another_address_where_the_operator_lets_it_have_every_frame() {
+    let mut rig = rig();
+    rig.start(&rig.states());
+    let other = [&[1, 1][..], &[2, 0, 0, 0, 0, 9]].concat();
+    assert_eq!((command(&mut rig, &other), rig.device.features() & CTRL_MAC_ADDR), (1, 0));
+    let mut rig = rig.promiscuous();
+    assert_eq!(rig.device.features() & CTRL_MAC_ADDR, CTRL_MAC_ADDR);
+    rig.start(&rig.states());
+    assert!(rig.kernel.take().contains(&"all frames".to_owned()), "before any address changes");
+    assert_eq!(command(&mut rig, &other), 0);
+    let address = |rig: &Rig| {
+        let mut mac = [0; 6];
+        rig.device.read_config(0, &mut mac);
+        mac
+    };
+    let now = [2, 0, 0, 0, 0, 9];
+    assert_eq!((rig.kernel.take().contains(&format!("address {now:x?}")), address(&rig)), (true, now));
+    *rig.kernel.answer.lock().unwrap() = Some(KernelError::Failed("no".to_owned()));
+    assert_eq!((command(&mut rig, &[&[1, 1][..], &[4; 6]].concat()), address(&rig)), (1, now));
+    assert_eq!(command(&mut rig, &[&[1, 1][..], &[1; 6]].concat()), 1, "that of a group");
+    let saved = VirtioWorker::<GuestRam>::save(&rig.worker);
+    rig.stop(true);
+    rig.kernel.take();
+    VirtioWorker::<GuestRam>::forget_driver(&mut rig.worker);
+    assert_eq!((rig.kernel.take(), address(&rig)), (vec![format!("address {:x?}", [2; 6])], [2; 6]));
+    VirtioWorker::<GuestRam>::restore(&mut rig.worker, &saved).unwrap();
+    assert_eq!((rig.kernel.take(), address(&rig)), (vec![format!("address {now:x?}")], now));
+}
+
 #[test]
 fn a_call_that_failed_without_an_answer_ends_the_link_until_a_driver_begins_anew() {
     let mut rig = rig();
@@ -411,15 +501,15 @@ fn a_saved_card_knows_what_its_driver_asked_for() {
     control.publish();
     rig.kernel.take();
     rig.worker.step(&rig.mem);
-    assert!(rig.kernel.take().contains(&"All".to_owned()));
+    assert!(rig.kernel.take().contains(&"all frames".to_owned()));
     let saved = VirtioWorker::<GuestRam>::save(&rig.worker);
     let mut other = self::rig();
     VirtioWorker::<GuestRam>::restore(&mut other.worker, &saved).unwrap();
     other.start(&other.states());
     other.worker.step(&other.mem);
-    assert!(other.kernel.take().contains(&"All".to_owned()));
+    assert!(other.kernel.take().contains(&"all frames".to_owned()));
     other.stop(true);
     VirtioWorker::<GuestRam>::forget_driver(&mut other.worker);
-    assert!(other.kernel.take().contains(&"Own".to_owned()));
+    assert!(other.kernel.take().contains(&"all groups".to_owned()));
     assert_eq!(VirtioWorker::<GuestRam>::save(&other.worker), untouched);
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemory;
 
-use super::{Carried, KernelError, KernelNet, Promiscuity};
+use super::{Carried, Groups, KernelError, KernelNet, Reception};
 use crate::virtio::counters::QueueCounters;
+use crate::virtio::net::device::feature;
 use crate::virtio::net::filter::Mode;
 use crate::virtio::net::{Header, NetBackend, NetDevice, NetError, NetWorker, Offloads, Received, Sent};
 use crate::virtio::queue::{GuestRange, Queue};
@@ -35,8 +36,10 @@ pub struct KernelWorker {
     running: Vec<(u16, QueueState)>,
     /// Stopped, with the place to go on.
     halted: Vec<(u16, QueueState)>,
-    promiscuity: Promiscuity,
+    reception: Reception,
     always_promiscuous: bool,
+    /// A driver may give the card another address.
+    has_addresses: bool,
     /// The kernel failed this driver.
     failed: bool,
     /// How many drivers it failed.
@@ -59,8 +62,9 @@ impl KernelWorker {
             activation: None,
             running: Vec::new(),
             halted: Vec::new(),
-            promiscuity: Promiscuity::Own,
+            reception: Reception::default(),
             always_promiscuous: device.is_promiscuous(),
+            has_addresses: device.features() & feature::CTRL_MAC_ADDR != 0,
             failed: false,
             failures: 0,
             stopping: false,
@@ -69,20 +73,35 @@ impl KernelWorker {
         worker
     }
 
-    /// A driver gets frames to other stations where it asks for them: kernels do not begin promiscuous.
+    /// A driver gets frames to other stations where it asks for them: kernels do not begin promiscuous. Those to groups it gets
+    /// until it says which of them, as not every driver does.
     fn expect_nothing_of_others(&mut self) {
-        self.control.settings().change(|now| now.filter.set_mode(Mode::Promiscuous, false));
+        self.control.settings().change(|now| {
+            now.filter.set_mode(Mode::Promiscuous, false);
+            now.filter.set_mode(Mode::AllMulticast, true);
+        });
     }
 
     /// Has the kernel receive what the driver wants.
     fn follow_filter(&mut self) {
         let features = self.activation.as_ref().map_or(0, |activation| activation.features);
-        let asked = self.control.settings().now().filter.wants_others(features);
-        let others = self.always_promiscuous || asked;
-        let wanted = if others { Promiscuity::All } else { Promiscuity::Own };
-        if self.promiscuity != wanted {
-            self.promiscuity = wanted;
-            self.carried.queues().set_promiscuity(wanted);
+        let wanted = {
+            let now = self.control.settings().now();
+            let others = self.always_promiscuous || now.filter.wants_others(features);
+            let groups = if others { None } else { now.filter.wanted_groups(features) };
+            Reception { others, groups: groups.map_or(Groups::All, Groups::Only) }
+        };
+        if self.reception != wanted {
+            self.carried.queues().set_reception(&wanted);
+            self.reception = wanted;
+        }
+    }
+
+    /// Has the kernel know the card by the address that it has now. What it refuses it has logged.
+    fn follow_address(&mut self) {
+        if self.has_addresses {
+            let mac = self.control.settings().now().filter.mac();
+            let _ = self.carried.queues().set_address(mac);
         }
     }
 
@@ -247,6 +266,7 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
         self.stopping = false;
         self.activation = Some(activation.clone());
         if queue == self.control_index {
+            self.follow_filter();
             self.control.start(mem, queue, state, activation);
         } else {
             self.run_ring(mem, queue, state);
@@ -301,8 +321,9 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
     fn forget_driver(&mut self) {
         VirtioWorker::<M>::forget_driver(&mut self.control);
         self.expect_nothing_of_others();
-        self.follow_filter();
         self.activation = None;
+        self.follow_filter();
+        self.follow_address();
         // What was met on the way out is no matter of the next driver's.
         self.carried.queues().failure();
         if std::mem::take(&mut self.failed) {
@@ -318,6 +339,7 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
         // A card that says nothing is promiscuous, as those begin whose frames are moved here: the driver has asked for it.
         VirtioWorker::<M>::restore(&mut self.control, state)?;
         self.follow_filter();
+        self.follow_address();
         Ok(())
     }
 
@@ -333,7 +355,8 @@ impl<M: GuestMemory> VirtioWorker<M> for KernelWorker {
     }
 }
 
-/// The link of a worker that has no frame to move, as far as the control queue has to do with it: queue pairs in use.
+/// The link of a worker that has no frame to move, as far as the control queue has to do with it: queue pairs in use, and the
+/// card's address.
 struct Pairs(Arc<Carried>);
 
 impl<M> NetBackend<M> for Pairs {
@@ -343,6 +366,10 @@ impl<M> NetBackend<M> for Pairs {
             return Ok(());
         }
         self.0.queues().use_pairs(pairs).map_err(|_| NetError::Unsupported)
+    }
+
+    fn set_address(&mut self, mac: [u8; 6]) -> Result<(), NetError> {
+        self.0.queues().set_address(mac).map_err(|_| NetError::Unsupported)
     }
 
     fn send(&mut self, _mem: &M, _header: &Header, _frame: &[GuestRange]) -> Result<Sent, NetError> {

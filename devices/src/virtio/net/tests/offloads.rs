@@ -177,6 +177,24 @@ fn features_nothing_here_stands_behind_are_never_offered() {
 }
 
 #[test]
+fn what_is_not_to_be_offered_takes_what_asks_for_it_with_it() {
+    let without = |mask: u64| NetDevice::new(config()).with_udp_segments().without_features(mask).features();
+    let all = without(0);
+    let gone = |mask: u64| all & !without(mask);
+    let (csum, ctrl_vq, tso4, tso6, ecn) = (1, 1 << 17, 1 << 11, 1 << 12, 1 << 13);
+    assert_eq!(gone(tso4), tso4);
+    assert_eq!(gone(tso4 | tso6), tso4 | tso6 | ecn);
+    assert_eq!(gone(csum), csum | tso4 | tso6 | ecn | HOST_USO);
+    let guest = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6;
+    assert_eq!(gone(GUEST_CSUM), guest);
+    let of_control = 1 << 2 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 21 | 1 << 23;
+    assert_eq!(gone(ctrl_vq), ctrl_vq | of_control);
+    assert_eq!(without(u64::MAX), 0);
+    // Bits that nobody offers change nothing.
+    assert_eq!(gone(1 << 6 | 1 << 10 | 1 << 62), 0);
+}
+
+#[test]
 fn udp_segments_are_offered_where_the_link_has_them_and_nowhere_else() {
     let all = HOST_USO | GUEST_USO4 | GUEST_USO6;
     let plain = NetDevice::new(config());

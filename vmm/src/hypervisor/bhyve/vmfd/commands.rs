@@ -74,6 +74,8 @@ plain! {
     VNA_IOC_RING_SET_MSI: vioc_ring_msi,
     VNA_IOC_INTR_POLL_MQ: vioc_intr_poll_mq,
     VNA_IOC_SET_NOTIFY_MMIO: vioc_notify_mmio,
+    VNA_IOC_SET_MAC_ADDR: vioc_mac_addr_v7,
+    VNA_IOC_GET_MAC_ADDR: vioc_mac_addr_v7,
 }
 
 /// Features are exchanged through a pointer to a word without a name.

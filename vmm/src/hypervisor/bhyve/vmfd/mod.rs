@@ -6,7 +6,7 @@ mod vcpu;
 mod viona;
 
 pub use data::WHOLE_VM;
-pub use viona::VionaFd;
+pub use viona::{AddressError, FilterError, VionaFd};
 
 /// The number of the call behind [`VmFd::make_room`].
 #[cfg(test)]
