@@ -105,8 +105,6 @@ impl NetConfig {
             found.add(id, format!("{queues} queue pairs are not possible; an interface has 1 to {most}"));
         } else if queues > 1 && !matches!(self.carrier, Carrier::Tap | Carrier::Vnic | Carrier::Viona) {
             found.add(id, format!("{queues} queue pairs are not possible on {}; it has one", self.carrier.key()));
-        } else if queues > 1 && self.vhost {
-            found.add(id, format!("{queues} queue pairs are not possible with vhost; it has one"));
         } else if !self.fds.is_empty() && usize::from(queues) != self.fds.len() {
             let fds = self.fds.len();
             found.add(id, format!("{queues} queue pairs are not possible with {fds} file descriptors; each has one"));
@@ -125,12 +123,12 @@ impl NetConfig {
         if self.carrier == Carrier::Viona {
             let mac = ("mac", self.mac.is_some(), "the guest has the address of the link");
             let check = ("mac_check", self.mac_check, "the kernel carries the frames; dladm protects the link");
+            refuse(id, "viona", [&mac].into_iter().chain(&of_the_process).chain([&check]), found);
+        }
         if !matches!(self.carrier, Carrier::Viona | Carrier::Vnic) || self.vhost || self.macvtap.is_some() {
             for key in self.viona_keys() {
                 found.add(id, format!("{key} is for viona, which is none of this link's"));
             }
-        }
-            refuse(id, "viona", [&mac].into_iter().chain(&of_the_process).chain([&check]), found);
         }
         if self.vhost {
             let carrier = self.carrier;
@@ -217,6 +215,8 @@ mod tests {
         ] {
             assert_eq!(problems(vec![net]), [problem]);
         }
+    }
+
     #[test]
     fn what_viona_alone_does_is_refused_on_other_links() {
         let keys = |net: NetConfig| NetConfig { tx_copy_data: Some(false), tx_header_pad: Some(32), ..net };
@@ -232,13 +232,15 @@ mod tests {
         }
     }
 
-    }
-
     #[test]
     fn what_needs_the_frames_in_the_process_does_not_go_with_vhost() {
         let vhost = |net: NetConfig| NetConfig { vhost: true, ..net };
         let tap = || vhost(NetConfig { mac: Some(Mac([2, 0, 0, 0, 0, 1])), ..NetConfig::new("tap0") });
-        let nets = vec![tap(), vhost(on_macvtap(2, "mv0")), vhost(on_fds(3, &[5]))];
+        let nets = vec![
+            NetConfig { queues: Some(16), ..tap() },
+            vhost(NetConfig { queues: Some(2), ..on_macvtap(2, "mv0") }),
+            vhost(on_fds(3, &[5, 6])),
+        ];
         assert_eq!(problems(nets), [""; 0]);
         let dhcp = serde_json::from_str(r#"{"ip": "10.0.0.5", "netmask": "255.255.255.0"}"#).unwrap();
         let limits = serde_json::from_str(r#"{"tx": {"packets": 1000}}"#).unwrap();
@@ -260,7 +262,6 @@ mod tests {
                 NetConfig { mac_check: true, ..tap() },
                 "mac_check does not go with vhost: the kernel carries the frames, and nobody here looks at them",
             ),
-            (NetConfig { queues: Some(2), ..tap() }, "2 queue pairs are not possible with vhost; it has one"),
             (
                 NetConfig { carrier: Carrier::Vnd, ..tap() },
                 "vhost does not go with vnd: it is Linux', and carries a TAP interface's frames",

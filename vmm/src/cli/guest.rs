@@ -116,10 +116,10 @@ pub struct GuestArgs {
     /// Keys: tap=NAME, mac=ADDRESS (both needed), slot=DEVICE[.FUNCTION], queues=N (queue pairs, 1 to 16; 1: a TAP
     /// device with more was created with multi_queue), queue_size=N (256), packed, in_order (ring features to offer, as
     /// with qemu), speed=N, duplex=half|full (what the guest is told of the link, in Mbit/s: unknown), mac_check=on (drop
-    /// what the guest sends from another address than mac, which it cannot change then: off), id=NAME (net0, net1, …).
-    /// vhost=on: the host's kernel carries the queues (/dev/vhost-net of Linux; off: threads of the process do), with one
-    /// queue pair and without ip=, mac_check, packed, in_order and rate limits. While the link of the host is down, so is the
-    /// guest's.
+    /// what the guest sends from another address than mac, which it cannot change then: off), feature_mask=MASK (features of
+    /// virtio-net not to offer, a bit each, such as 0x800 for HOST_TSO4: none), id=NAME (net0, net1, …).
+    /// vhost=on: the host's kernel carries the queues (/dev/vhost-net of Linux; off: threads of the process do), without ip=,
+    /// mac_check, packed, in_order and rate limits. While the link of the host is down, so is the guest's.
     ///
     /// Instead of tap=, macvtap=NAME (a macvtap interface, whose own address the guest has where no mac is given), or
     /// fd=N[:N…] (open file descriptors of a TAP or macvtap device, a queue each, set up for frames with the header of

@@ -237,12 +237,12 @@ pub trait Vm: Send + Sync {
         Err(HypervisorError::Unavailable(format!("link {name}: no kernel here carries the queues of a network card")))
     }
 
-    /// Has the kernel carry the data queues of a network card on the TAP device `tap`, called `name`, of which nobody else
-    /// moves frames.
+    /// Has the kernel carry the data queues of a network card on a TAP device, called `name`, of which nobody else moves frames:
+    /// a pair for each of its queues `taps`, of which the first one alone is [attached](Tap::set_attached).
     ///
     /// # Errors
     /// One line that says what to do.
-    fn attach_tap(&self, name: &str, _tap: Tap) -> Result<KernelNic, HypervisorError> {
+    fn attach_tap(&self, name: &str, _taps: Vec<Tap>) -> Result<KernelNic, HypervisorError> {
         Err(HypervisorError::Unavailable(format!("{name}: no kernel here carries the queues of a network card")))
     }
 

@@ -57,16 +57,18 @@ impl Builder<'_> {
     pub(super) fn vhost_net(
         &mut self,
         config: &NetConfig,
-        (tap, mac): (Tap, Mac),
+        (taps, mac): (Vec<Tap>, Mac),
         slot: Slot,
     ) -> Result<(), DeviceError> {
         let name = config.link_name();
         let again =
             |source| DeviceError::Host { id: config.id.clone(), what: "cannot open its TAP device twice", source };
-        let host = HostSide::new(name.clone(), tap.try_clone().map_err(again)?);
+        // The state of the device, whatever its queue.
+        let first = taps.first().map(|tap| tap.try_clone().map_err(again)).transpose()?;
+        let host = first.map(|tap| HostSide::new(name.clone(), tap));
         let refused = |source| DeviceError::Kernel { id: config.id.clone(), source };
-        let nic = self.vm.attach_tap(&name, tap).map_err(refused)?;
-        self.kernel_net(config, nic, mac, Some(host), slot)
+        let nic = self.vm.attach_tap(&name, taps).map_err(refused)?;
+        self.kernel_net(config, nic, mac, host, slot)
     }
 
     fn kernel_net(
@@ -83,9 +85,9 @@ impl Builder<'_> {
         // All pairs have the one worker.
         let receivers = (0..config.queue_count()).map(|_| -> Arc<dyn Wake> { Arc::new(WorkerWake(wake.clone())) });
         let card = NetDevice::new(face(config, mac.0, true, mtu)).with_pairs(receivers.collect());
+        let card = card.without_features(config.feature_mask);
         let device = KernelNet::new(card, &*queues).promiscuous(config.promiscuous);
         let carried = Carried::new(queues, device.data_queues(), Arc::new(WorkerWake(wake.clone())));
-        let card = card.without_features(config.feature_mask);
         let counters: Vec<_> = (0..=device.data_queues()).map(|_| Arc::new(QueueCounters::default())).collect();
         let spec = WorkerSpec {
             name: format!("{id}-ctl"),

@@ -28,8 +28,8 @@ use crate::worker::{BackendFd, DeviceWorkers, Rings, WorkerSpec};
 pub enum HostLink {
     /// The queues of a TAP or macvtap interface.
     Tap(Vec<Tap>),
-    /// A TAP or macvtap interface whose queues the kernel carries.
-    Vhost(Tap),
+    /// The queues of a TAP or macvtap interface that the kernel carries.
+    Vhost(Vec<Tap>),
     /// A device for plain frames.
     Frames(Arc<dyn FrameLink>),
     /// A data link whose queues the VM's kernel carries.
@@ -92,10 +92,7 @@ impl HostLink {
             }
             Some(found) => found.map_err(|error| StartError::HostLacks(format!("{}: {error}", config.id)))?,
         }
-        open_tap(config)?.into_iter().next().map(Self::Vhost).ok_or_else(|| {
-            // There is one for each queue pair.
-            StartError::Host(format!("{}: no TAP device was opened", config.id))
-        })
+        open_tap(config).map(Self::Vhost)
     }
 
     fn carried(config: &NetConfig, found: SysResult<Link>) -> Result<(Self, Mac), StartError> {

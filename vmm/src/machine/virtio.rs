@@ -390,7 +390,7 @@ impl Builder<'_> {
         for ((net, (link, mac)), slot) in config.nets.iter().zip(host.nets).zip(&plan.nets) {
             match link {
                 HostLink::Tap(tap) => self.net(net, (tap, mac), *slot)?,
-                HostLink::Vhost(tap) => self.vhost_net(net, (tap, mac), *slot)?,
+                HostLink::Vhost(taps) => self.vhost_net(net, (taps, mac), *slot)?,
                 HostLink::Kernel(link) => self.carried_net(net, &link, *slot)?,
                 HostLink::Frames(link) => self.frame_net(net, (link, mac), *slot)?,
             }

@@ -61,8 +61,8 @@ impl Vm for RecordingVm {
         Ok(KernelNic { queues: Arc::new(Unwatched(nic.queues)), ..nic })
     }
 
-    fn attach_tap(&self, name: &str, tap: Tap) -> Result<KernelNic, HypervisorError> {
-        let nic = self.inner.attach_tap(name, tap)?;
+    fn attach_tap(&self, name: &str, taps: Vec<Tap>) -> Result<KernelNic, HypervisorError> {
+        let nic = self.inner.attach_tap(name, taps)?;
         Ok(KernelNic { queues: Arc::new(Unwatched(nic.queues)), ..nic })
     }
 

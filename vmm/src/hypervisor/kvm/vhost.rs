@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::GuestRam;
@@ -31,7 +31,7 @@ use crate::hypervisor::{DoorbellAddress, HardwareDoorbells, KernelNic};
 
 const DEVICE: &str = "/dev/vhost-net";
 
-/// Rings of an instance: one to receive, one to send.
+/// Rings of a pair, and of an instance of the driver: one to receive, one to send.
 const RINGS: usize = 2;
 
 /// Features of virtio 1.3 §5.1.3 and §6 that somebody else than the rings' driver has: the TAP device.
@@ -51,31 +51,41 @@ const VERSION_1: u64 = 1 << 32;
 /// Those it is told of. Others of its bits mean something else than to a guest: with 27 it makes up headers itself.
 const OF_THE_RINGS: u64 = MRG_RXBUF | INDIRECT_DESC | EVENT_IDX | VERSION_1;
 
-/// One instance of the driver, with a TAP device behind it.
+/// The queues of a card on a TAP device: an instance of the driver for each pair of them.
 pub struct Vhost<K> {
-    kernel: K,
     ram: GuestRam,
     name: String,
-    frames: Mutex<Box<dyn Frames>>,
-    /// The same device, in the form that the driver is given.
-    backend: File,
+    pairs: Vec<Pair<K>>,
+    /// Pairs in use, which are the first ones. The TAP device gives the others nothing, and the kernel does not run their rings. Held while that changes, and while a ring begins or ends.
+    used: Mutex<u16>,
     /// What the driver has of [`OF_THE_RINGS`].
     features: u64,
-    rings: [Ring; RINGS],
     doorbells: Arc<dyn HardwareDoorbells>,
     /// Those that are watched, by ring.
-    bound: Mutex<Vec<(usize, DoorbellAddress)>>,
+    bound: Mutex<Vec<(u16, DoorbellAddress)>>,
     /// Readable while one of the rings' `waiting` or `broken` is.
     ready: Epoll,
 }
 
-/// What is said to the TAP device itself.
+/// One instance of the driver, with a queue of the TAP device behind it.
+struct Pair<K> {
+    kernel: K,
+    frames: Mutex<Box<dyn Frames>>,
+    /// The same queue, in the form that the driver is given.
+    backend: File,
+    rings: [Ring; RINGS],
+}
+
+/// What is said to a queue of the TAP device itself.
 trait Frames: Send {
     /// See [`Tap::set_header_bytes`].
     fn set_header_bytes(&self, len_bytes: usize) -> io::Result<()>;
 
     /// See [`Tap::set_offloads`].
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+
+    /// See [`Tap::set_attached`].
+    fn set_attached(&self, attached: bool) -> io::Result<()>;
 }
 
 impl Frames for Tap {
@@ -85,6 +95,10 @@ impl Frames for Tap {
 
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
         Tap::set_offloads(self, offloads)
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        Tap::set_attached(self, attached)
     }
 }
 
@@ -99,14 +113,16 @@ struct Ring {
     sends: Mutex<bool>,
     /// Where its used ring is.
     used_ring: AtomicU64,
+    /// The kernel knows where it is, and runs it where its pair is in use.
+    begun: AtomicBool,
 }
 
 /// What the driver is to know of a VM.
 pub struct Parts<'a> {
     pub ram: &'a GuestRam,
     pub doorbells: Arc<dyn HardwareDoorbells>,
-    /// By ring.
-    pub messages: [Box<dyn MessageFd>; RINGS],
+    /// By pair and ring.
+    pub messages: Vec<[Box<dyn MessageFd>; RINGS]>,
 }
 
 /// The driver of this kernel.
@@ -176,50 +192,56 @@ impl VhostNet for Kernel {
     }
 }
 
-/// Has `kernel` carry a card's queues to and from `tap`, called `name`.
+/// Has the kernel carry a card's queues to and from the queues `taps` of a TAP device, called `name`, a pair each. The first one
+/// is attached, and no other.
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn attach(kernel: Kernel, parts: Parts<'_>, name: &str, tap: Tap) -> Result<KernelNic, HypervisorError> {
-    let backend = tap.as_fd().try_clone_to_owned().map(File::from).map_err(host("dup"))?;
-    let mtu = tap.mtu().ok().and_then(|mtu| u16::try_from(mtu).ok());
-    let queues = queues(kernel, parts, name, (Box::new(tap), backend))?;
+pub fn attach(parts: Parts<'_>, name: &str, taps: Vec<Tap>) -> Result<KernelNic, HypervisorError> {
+    let mtu = taps.first().and_then(|tap| tap.mtu().ok()).and_then(|mtu| u16::try_from(mtu).ok());
+    let mut instances = Vec::new();
+    for tap in taps {
+        let backend = tap.as_fd().try_clone_to_owned().map(File::from).map_err(host("dup"))?;
+        instances.push((Kernel::open(parts.ram)?, Box::new(tap) as Box<dyn Frames>, backend));
+    }
+    let queues = queues(instances, parts, name)?;
     Ok(KernelNic { descriptor: queues.ready.as_raw_fd(), queues: Arc::new(queues), mtu })
 }
 
 fn queues<K: VhostNet>(
-    kernel: K,
+    instances: Vec<(K, Box<dyn Frames>, File)>,
     parts: Parts<'_>,
     name: &str,
-    (frames, backend): (Box<dyn Frames>, File),
 ) -> Result<Vhost<K>, HypervisorError> {
-    let features = kernel.get_features().map_err(failed("VHOST_GET_FEATURES"))?;
-    if features & VERSION_1 == 0 {
-        return Err(HypervisorError::Unavailable(format!("{DEVICE} has no modern virtio: use a newer kernel")));
-    }
-    kernel.set_owner().map_err(failed("VHOST_SET_OWNER"))?;
-    kernel.set_mem_table(&regions(parts.ram)).map_err(failed("VHOST_SET_MEM_TABLE"))?;
     let ready = Epoll::new().map_err(host("epoll"))?;
-    let [rx, tx] = parts.messages;
-    let rings = [Ring::new(rx)?, Ring::new(tx)?];
-    for (queue, ring) in rings.iter().enumerate() {
-        // Its kick and its errors stay what they are; a ring without a backend does nothing for them.
-        kernel.set_vring_kick(queue, &ring.kick).map_err(failed("VHOST_SET_VRING_KICK"))?;
-        kernel.set_vring_err(queue, &ring.broken).map_err(failed("VHOST_SET_VRING_ERR"))?;
-        kernel.set_vring_call(queue, &ring.waiting).map_err(failed("VHOST_SET_VRING_CALL"))?;
-        for fd in [&ring.waiting, &ring.broken].map(AsRawFd::as_raw_fd) {
-            let event = EpollEvent::new(EventSet::IN, 0);
-            ready.ctl(ControlOperation::Add, fd, event).map_err(host("epoll_ctl"))?;
+    let (mut features, mut pairs) = (OF_THE_RINGS, Vec::new());
+    for ((kernel, frames, backend), [rx, tx]) in instances.into_iter().zip(parts.messages) {
+        let of_this = kernel.get_features().map_err(failed("VHOST_GET_FEATURES"))?;
+        if of_this & VERSION_1 == 0 {
+            return Err(HypervisorError::Unavailable(format!("{DEVICE} has no modern virtio: use a newer kernel")));
         }
+        features &= of_this;
+        kernel.set_owner().map_err(failed("VHOST_SET_OWNER"))?;
+        kernel.set_mem_table(&regions(parts.ram)).map_err(failed("VHOST_SET_MEM_TABLE"))?;
+        let rings = [Ring::new(rx)?, Ring::new(tx)?];
+        for (queue, ring) in rings.iter().enumerate() {
+            // Its kick and its errors stay what they are; a ring without a backend does nothing for them.
+            kernel.set_vring_kick(queue, &ring.kick).map_err(failed("VHOST_SET_VRING_KICK"))?;
+            kernel.set_vring_err(queue, &ring.broken).map_err(failed("VHOST_SET_VRING_ERR"))?;
+            kernel.set_vring_call(queue, &ring.waiting).map_err(failed("VHOST_SET_VRING_CALL"))?;
+            for fd in [&ring.waiting, &ring.broken].map(AsRawFd::as_raw_fd) {
+                let event = EpollEvent::new(EventSet::IN, 0);
+                ready.ctl(ControlOperation::Add, fd, event).map_err(host("epoll_ctl"))?;
+            }
+        }
+        pairs.push(Pair { kernel, frames: Mutex::new(frames), backend, rings });
     }
     Ok(Vhost {
-        kernel,
         ram: parts.ram.clone(),
         name: name.to_owned(),
-        frames: Mutex::new(frames),
-        backend,
-        features: features & OF_THE_RINGS,
-        rings,
+        pairs,
+        used: Mutex::new(1),
+        features,
         doorbells: parts.doorbells,
         bound: Mutex::default(),
         ready,
@@ -257,13 +279,84 @@ fn system(error: Error) -> io::Error {
 impl Ring {
     fn new(message: Box<dyn MessageFd>) -> Result<Self, HypervisorError> {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("eventfd"));
-        let (sends, used_ring) = (Mutex::new(false), AtomicU64::new(0));
-        Ok(Self { kick: event()?, message, waiting: event()?, broken: event()?, sends, used_ring })
+        let (sends, used_ring, begun) = Default::default();
+        Ok(Self { kick: event()?, message, waiting: event()?, broken: event()?, sends, used_ring, begun })
     }
 
     /// Whether the kernel signals its message. Held while that changes.
     fn sends(&self) -> MutexGuard<'_, bool> {
         self.sends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: VhostNet> Pair<K> {
+    /// Has the kernel signal a ring's message, or what somebody waits for.
+    fn signal(&self, ring: usize, sends: &mut bool, wanted: bool) -> vhost::Result<()> {
+        if *sends != wanted
+            && let Some(of) = self.rings.get(ring)
+        {
+            self.kernel.set_vring_call(ring, if wanted { of.message.fd() } else { &of.waiting })?;
+            *sends = wanted;
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel where a ring is; an error is the call's that failed.
+    fn place(&self, ring: usize, at: &QueueState) -> Result<(), (&'static str, Error)> {
+        let named = |call| move |error| (call, error);
+        let place = VringConfigData {
+            queue_max_size: at.size,
+            queue_size: at.size,
+            flags: 0,
+            desc_table_addr: at.desc_table,
+            used_ring_addr: at.used_ring,
+            avail_ring_addr: at.avail_ring,
+            log_addr: None,
+        };
+        self.kernel.set_vring_num(ring, at.size).map_err(named("VHOST_SET_VRING_NUM"))?;
+        // The kernel reads where the used ring stands in the ring itself.
+        self.kernel.set_vring_base(ring, at.next_avail).map_err(named("VHOST_SET_VRING_BASE"))?;
+        self.kernel.set_vring_addr(ring, &place).map_err(named("VHOST_SET_VRING_ADDR"))
+    }
+
+    /// Has the kernel run a ring that it knows.
+    fn run(&self, ring: usize) -> Result<(), (&'static str, Error)> {
+        self.kernel.set_backend(ring, Some(&self.backend)).map_err(|error| ("VHOST_NET_SET_BACKEND", error))
+    }
+
+    /// Has it run a ring no more. It returns when the kernel's thread has let go of it.
+    fn stop(&self, ring: usize) -> Result<(), (&'static str, Error)> {
+        self.kernel.set_backend(ring, None).map_err(|error| ("VHOST_NET_SET_BACKEND", error))
+    }
+
+    /// The rings that the kernel knows.
+    fn begun(&self) -> impl Iterator<Item = (usize, &Ring)> {
+        self.rings.iter().enumerate().filter(|(_, ring)| ring.begun.load(Ordering::Relaxed))
+    }
+
+    fn set_attached(&self, attached: bool) -> Result<(), (&'static str, Error)> {
+        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        frames.set_attached(attached).map_err(|error| ("TUNSETQUEUE", Error::IOError(error)))
+    }
+
+    /// Goes out of use: its rings stand where they are, and the TAP device gives it nothing. In this order: what the kernel's
+    /// thread has taken from the device by now is in the ring when this returns, and not later.
+    fn end_use(&self) -> Result<(), (&'static str, Error)> {
+        self.begun().try_for_each(|(ring, _)| self.stop(ring))?;
+        self.set_attached(false)
+    }
+
+    /// Comes into use: the rings that have begun go on. After an error it is not in use.
+    fn begin_use(&self) -> Result<(), (&'static str, Error)> {
+        self.set_attached(true)?;
+        let running = self.begun().try_for_each(|(at, ring)| {
+            self.run(at)?;
+            // What the guest rang for meanwhile is nobody else's to tell. A full counter means that it is kicked already.
+            let _ = ring.kick.write(1);
+            Ok(())
+        });
+        // That it is not, the error says; what else is wrong comes with the next call.
+        running.inspect_err(|_| drop(self.end_use()))
     }
 }
 
@@ -276,55 +369,47 @@ impl<K: VhostNet> Vhost<K> {
         KernelError::Failed(format!("{}: {call}: {}", self.name, os_message(error)))
     }
 
-    fn ring(&self, queue: u16) -> Option<(usize, &Ring)> {
-        let queue = usize::from(queue);
-        self.rings.get(queue).map(|ring| (queue, ring))
+    /// The pair of a queue, and its ring in that.
+    fn ring(&self, queue: u16) -> Option<(&Pair<K>, usize, &Ring)> {
+        let (pair, at) = (usize::from(queue) / RINGS, usize::from(queue) % RINGS);
+        let pair = self.pairs.get(pair)?;
+        pair.rings.get(at).map(|ring| (pair, at, ring))
     }
 
-    /// Has the kernel signal a ring's message, or what somebody waits for.
-    fn signal(&self, (queue, ring): (usize, &Ring), sends: &mut bool, wanted: bool) {
-        if *sends != wanted {
-            let fd = if wanted { ring.message.fd() } else { &ring.waiting };
-            match self.kernel.set_vring_call(queue, fd) {
-                Ok(()) => *sends = wanted,
-                Err(error) => self.complain("its interrupt", error),
+    fn all_rings(&self) -> impl Iterator<Item = (u16, &Ring)> {
+        (0..).zip(self.pairs.iter().flat_map(|pair| &pair.rings))
+    }
+
+    fn used(&self) -> MutexGuard<'_, u16> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the first so many pairs in use. Where a call fails, those are that were reached.
+    fn use_first(&self, wanted: u16) -> Result<(), (&'static str, Error)> {
+        let mut used = self.used();
+        while *used > wanted {
+            if let Some(pair) = self.pairs.get(usize::from(*used) - 1) {
+                pair.end_use()?;
             }
+            *used -= 1;
         }
+        while *used < wanted {
+            if let Some(pair) = self.pairs.get(usize::from(*used)) {
+                pair.begin_use()?;
+            }
+            *used += 1;
+        }
+        Ok(())
     }
 
-    /// Gives a ring to the kernel; an error is the call's that failed.
-    fn begin(&self, (queue, ring): (usize, &Ring), at: &QueueState) -> Result<(), (&'static str, Error)> {
-        let named = |call| move |error| (call, error);
-        self.signal((queue, ring), &mut ring.sends(), false);
-        // What a driver before this one left.
-        for event in [&ring.waiting, &ring.broken] {
-            let _ = event.read();
-        }
-        ring.used_ring.store(at.used_ring, Ordering::Relaxed);
-        let place = VringConfigData {
-            queue_max_size: at.size,
-            queue_size: at.size,
-            flags: 0,
-            desc_table_addr: at.desc_table,
-            used_ring_addr: at.used_ring,
-            avail_ring_addr: at.avail_ring,
-            log_addr: None,
-        };
-        self.kernel.set_vring_num(queue, at.size).map_err(named("VHOST_SET_VRING_NUM"))?;
-        // The kernel reads where the used ring stands in the ring itself.
-        self.kernel.set_vring_base(queue, at.next_avail).map_err(named("VHOST_SET_VRING_BASE"))?;
-        self.kernel.set_vring_addr(queue, &place).map_err(named("VHOST_SET_VRING_ADDR"))?;
-        self.kernel.set_backend(queue, Some(&self.backend)).map_err(named("VHOST_NET_SET_BACKEND"))
-    }
-
-    fn bind(&self, queue: usize, window: Window) -> Result<DoorbellAddress, HypervisorError> {
+    fn bind(&self, queue: u16, ring: &Ring, window: Window) -> Result<DoorbellAddress, HypervisorError> {
         let at = match window {
             Window::Mmio { address, .. } => {
-                DoorbellAddress::Mmio(address.wrapping_add(NOTIFY_MULTIPLIER * queue as u64))
+                DoorbellAddress::Mmio(address.wrapping_add(NOTIFY_MULTIPLIER * u64::from(queue)))
             }
-            Window::Port(port) => DoorbellAddress::Pio { port, value: queue as u16 },
+            Window::Port(port) => DoorbellAddress::Pio { port, value: queue },
         };
-        self.doorbells.bind(at, self.rings[queue].kick.as_raw_fd()).map(|()| at)
+        self.doorbells.bind(at, ring.kick.as_raw_fd()).map(|()| at)
     }
 }
 
@@ -333,40 +418,65 @@ impl<K: VhostNet + Send + Sync> KernelQueues for Vhost<K> {
         self.features | OF_THE_TAP
     }
 
-    fn use_pairs(&self, _pairs: u16) -> Result<(), KernelError> {
-        // There is one: the configuration has no more, and MQ is not offered.
-        Ok(())
+    fn use_pairs(&self, pairs: u16) -> Result<(), KernelError> {
+        self.use_first(pairs).map_err(|(call, error)| {
+            let error = system(error);
+            log::error!("kvm: {}: its queue pairs: {call}: {}", self.name, os_message(&error));
+            self.failed(call, &error)
+        })
     }
 
     fn accept(&self, features: u64) -> Result<(), KernelError> {
         let has = |feature| features & feature != 0;
         let long = has(MRG_RXBUF | VERSION_1);
-        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        frames
-            .set_header_bytes(if long { HEADER_BYTES } else { SHORT_HEADER_BYTES })
-            .map_err(|error| self.failed("TUNSETVNETHDRSZ", &error))?;
-        let (csum, tso4, tso6, ecn) = (has(GUEST_CSUM), has(GUEST_TSO4), has(GUEST_TSO6), has(GUEST_ECN));
-        frames
-            .set_offloads(Offloads { csum, tso4, tso6, ecn, uso: false })
-            .map_err(|error| self.failed("TUNSETOFFLOAD", &error))?;
-        let set = self.kernel.set_features(features & self.features);
-        set.map_err(|error| self.failed("VHOST_SET_FEATURES", &system(error)))
+        self.use_first(1).map_err(|(call, error)| self.failed(call, &system(error)))?;
+        // Of the device, whatever its queue; the first one is always attached.
+        if let Some(first) = self.pairs.first() {
+            let frames = first.frames.lock().unwrap_or_else(PoisonError::into_inner);
+            frames
+                .set_header_bytes(if long { HEADER_BYTES } else { SHORT_HEADER_BYTES })
+                .map_err(|error| self.failed("TUNSETVNETHDRSZ", &error))?;
+            let (csum, tso4, tso6, ecn) = (has(GUEST_CSUM), has(GUEST_TSO4), has(GUEST_TSO6), has(GUEST_ECN));
+            frames
+                .set_offloads(Offloads { csum, tso4, tso6, ecn, uso: false })
+                .map_err(|error| self.failed("TUNSETOFFLOAD", &error))?;
+        }
+        for pair in &self.pairs {
+            let set = pair.kernel.set_features(features & self.features);
+            set.map_err(|error| self.failed("VHOST_SET_FEATURES", &system(error)))?;
+        }
+        Ok(())
     }
 
     fn init(&self, queue: u16, ring: &QueueState, _legacy: bool) -> Result<(), KernelError> {
-        let Some(known) = self.ring(queue) else { return Err(KernelError::Ring("there is no such ring".to_owned())) };
-        self.begin(known, ring).map_err(|(call, error)| {
+        let Some((pair, at, known)) = self.ring(queue) else {
+            return Err(KernelError::Ring("there is no such ring".to_owned()));
+        };
+        if let Err(error) = pair.signal(at, &mut known.sends(), false) {
+            self.complain("its interrupt", error);
+        }
+        // What a driver before this one left.
+        for event in [&known.waiting, &known.broken] {
+            let _ = event.read();
+        }
+        known.used_ring.store(ring.used_ring, Ordering::Relaxed);
+        let used = self.used();
+        let is_used = usize::from(queue) / RINGS < usize::from(*used);
+        let begun = pair.place(at, ring).and_then(|()| if is_used { pair.run(at) } else { Ok(()) });
+        begun.map_err(|(call, error)| {
             let error = system(error);
             match error.raw_os_error() {
                 Some(libc::EINVAL | libc::EFAULT) => KernelError::Ring(format!("{call}: {}", os_message(&error))),
                 _ => self.failed(call, &error),
             }
-        })
+        })?;
+        known.begun.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn kick(&self, queue: u16) {
         // A full counter means that it is kicked already.
-        if let Some((_, ring)) = self.ring(queue)
+        if let Some((_, _, ring)) = self.ring(queue)
             && let Err(error) = ring.kick.write(1)
             && error.kind() != io::ErrorKind::WouldBlock
         {
@@ -375,28 +485,31 @@ impl<K: VhostNet + Send + Sync> KernelQueues for Vhost<K> {
     }
 
     fn set_msi(&self, queue: u16, message: Option<MsiMessage>) {
-        let Some(ring) = self.ring(queue) else { return };
-        let mut sends = ring.1.sends();
-        let routed = match message.map(|message| ring.1.message.route(message)) {
+        let Some((pair, at, ring)) = self.ring(queue) else { return };
+        let mut sends = ring.sends();
+        let routed = match message.map(|message| ring.message.route(message)) {
             Some(Err(error)) => {
                 log::error!("kvm: {}: a message: {error}", self.name);
                 false
             }
             routed => routed.is_some(),
         };
-        self.signal(ring, &mut sends, routed);
+        if let Err(error) = pair.signal(at, &mut sends, routed) {
+            self.complain("its interrupt", error);
+        }
     }
 
     fn pause(&self, queue: u16) -> Result<(), KernelError> {
-        let Some((queue, _)) = self.ring(queue) else { return Ok(()) };
-        // It returns when the kernel's thread has let go of the ring.
-        let stopped = self.kernel.set_backend(queue, None);
-        stopped.map_err(|error| self.failed("VHOST_NET_SET_BACKEND", &system(error)))
+        let Some((pair, at, ring)) = self.ring(queue) else { return Ok(()) };
+        let _used = self.used();
+        pair.stop(at).map_err(|(call, error)| self.failed(call, &system(error)))?;
+        ring.begun.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     fn state(&self, queue: u16) -> Result<(u16, u16), KernelError> {
-        let Some((queue, ring)) = self.ring(queue) else { return Ok((0, 0)) };
-        let base = self.kernel.get_vring_base(queue);
+        let Some((pair, at, ring)) = self.ring(queue) else { return Ok((0, 0)) };
+        let base = pair.kernel.get_vring_base(at);
         let base = base.map_err(|error| self.failed("VHOST_GET_VRING_BASE", &system(error)))?;
         // The kernel itself goes by the index in the ring when it takes it up again (virtio 1.3 §2.7.8).
         let used_index = GuestAddress(ring.used_ring.load(Ordering::Relaxed).wrapping_add(2));
@@ -406,9 +519,10 @@ impl<K: VhostNet + Send + Sync> KernelQueues for Vhost<K> {
     }
 
     fn reset(&self, queue: u16) {
-        if let Some((queue, _)) = self.ring(queue)
-            && let Err(error) = self.kernel.set_backend(queue, None)
-        {
+        let Some((pair, at, ring)) = self.ring(queue) else { return };
+        let _used = self.used();
+        ring.begun.store(false, Ordering::Relaxed);
+        if let Err((_, error)) = pair.stop(at) {
             self.complain("a ring's reset", error);
         }
     }
@@ -417,10 +531,12 @@ impl<K: VhostNet + Send + Sync> KernelQueues for Vhost<K> {
         let warn = |error| log::warn!("kvm: {}: {error}: its doorbells are exits of the guest", self.name);
         let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
         for (queue, at) in bound.drain(..) {
-            self.doorbells.unbind(at, self.rings[queue].kick.as_raw_fd()).unwrap_or_else(warn);
+            if let Some((_, _, ring)) = self.ring(queue) {
+                self.doorbells.unbind(at, ring.kick.as_raw_fd()).unwrap_or_else(warn);
+            }
         }
-        for queue in 0..RINGS {
-            match window.map(|window| self.bind(queue, window)) {
+        for (queue, ring) in self.all_rings() {
+            match window.map(|window| self.bind(queue, ring, window)) {
                 None => {}
                 Some(Ok(at)) => bound.push((queue, at)),
                 Some(Err(error)) => warn(error),
@@ -429,7 +545,7 @@ impl<K: VhostNet + Send + Sync> KernelQueues for Vhost<K> {
     }
 
     fn poll(&self, raised: &mut dyn FnMut(u16)) {
-        for (queue, ring) in (0..).zip(&self.rings) {
+        for (queue, ring) in self.all_rings() {
             if ring.waiting.read().is_ok() {
                 raised(queue);
             }
@@ -441,7 +557,7 @@ impl<K: VhostNet + Send + Sync> KernelQueues for Vhost<K> {
     }
 
     fn take_broken(&self, broken: &mut dyn FnMut(u16)) {
-        for (queue, ring) in (0..).zip(&self.rings) {
+        for (queue, ring) in self.all_rings() {
             if ring.broken.read().is_ok() {
                 broken(queue);
             }

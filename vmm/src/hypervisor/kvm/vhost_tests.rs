@@ -117,7 +117,8 @@ impl VhostNet for Fake {
     }
 }
 
-struct FakeTap(Calls);
+/// A queue of a device: which pair's, and whether the next attachment fails.
+struct FakeTap(Calls, usize, Arc<Mutex<bool>>);
 
 impl Frames for FakeTap {
     fn set_header_bytes(&self, len_bytes: usize) -> io::Result<()> {
@@ -129,6 +130,15 @@ impl Frames for FakeTap {
         let bits = [csum, tso4, tso6, ecn].map(u8::from);
         self.0.lock().unwrap().push(format!("offloads {bits:?}"));
         Ok(())
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        self.0.lock().unwrap().push(format!("{} {}", if attached { "attach" } else { "detach" }, self.1));
+        if std::mem::take(&mut *self.2.lock().unwrap()) {
+            Err(io::Error::from_raw_os_error(libc::ENOMEM))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -164,20 +174,32 @@ impl HardwareDoorbells for FakeDoorbells {
 
 struct Rig {
     queues: Vhost<Fake>,
+    /// The next attachment fails.
+    refuses: Arc<Mutex<bool>>,
     calls: Calls,
     ram: GuestRam,
 }
 
 fn try_rig(features: u64) -> Result<Rig, HypervisorError> {
+    rig_with(&[features])
+}
+
+/// A pair for each kernel with these features.
+fn rig_with(features: &[u64]) -> Result<Rig, HypervisorError> {
     let (calls, ram) = (Calls::default(), guest_ram(RAM_BYTES));
-    let kernel = Fake { calls: calls.clone(), features, answer: Mutex::default(), given: Mutex::default() };
+    let refuses = Arc::<Mutex<bool>>::default();
+    let kernel = |features| Fake { calls: calls.clone(), features, answer: Mutex::default(), given: Mutex::default() };
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
     let message = || -> Box<dyn MessageFd> { Box::new(FakeMessage(calls.clone(), event())) };
     let doorbells = Arc::new(FakeDoorbells(calls.clone()));
-    let parts = Parts { ram: &ram, doorbells, messages: [message(), message()] };
-    let tap = (Box::new(FakeTap(calls.clone())) as Box<dyn Frames>, File::open("/dev/null").unwrap());
-    let queues = queues(kernel, parts, "tap0", tap)?;
-    Ok(Rig { queues, calls, ram })
+    let messages = features.iter().map(|_| [message(), message()]).collect();
+    let parts = Parts { ram: &ram, doorbells, messages };
+    let instance = |(pair, features): (usize, &u64)| {
+        let tap = Box::new(FakeTap(calls.clone(), pair, refuses.clone())) as Box<dyn Frames>;
+        (kernel(*features), tap, File::open("/dev/null").unwrap())
+    };
+    let queues = queues(features.iter().enumerate().map(instance).collect(), parts, "tap0")?;
+    Ok(Rig { queues, refuses, calls, ram })
 }
 
 fn rig() -> Rig {
@@ -191,7 +213,7 @@ impl Rig {
 
     /// The kernel signals what it was given.
     fn signal(&self, what: &str, queue: usize) {
-        let given = self.queues.kernel.given.lock().unwrap();
+        let given = self.queues.pairs[0].kernel.given.lock().unwrap();
         let (_, _, fd) = *given.iter().find(|(kind, of, _)| (*kind, *of) == (what, queue)).unwrap();
         let one = 1u64.to_ne_bytes();
         // SAFETY: the buffer has the length given.
@@ -263,7 +285,7 @@ fn a_ring_has_size_base_and_place_before_its_backend_and_loses_that_before_its_b
     rig.queues.init(1, &QueueState { next_avail: 7, next_used: 5, ..RING }, false).unwrap();
     assert_eq!(rig.take(), ["size 1 256", "base 1 7", "place 1 0x1000 0x2000 0x3000", "backend 1 on"]);
     rig.queues.kick(1);
-    assert_eq!(rig.queues.rings[1].kick.read().unwrap(), 1);
+    assert_eq!(rig.queues.pairs[0].rings[1].kick.read().unwrap(), 1);
     rig.queues.pause(1).unwrap();
     // Where the used ring stands is in the ring.
     rig.ram.write_obj(0x1234u16, GuestAddress(0x3002)).unwrap();
@@ -278,11 +300,11 @@ fn what_the_driver_put_there_wrong_is_its_own_and_anything_else_is_the_links() {
     let rig = rig();
     for (errno, is_drivers) in [(libc::EFAULT, true), (libc::EINVAL, true), (libc::ENOMEM, false), (libc::EBUSY, false)]
     {
-        *rig.queues.kernel.answer.lock().unwrap() = Some(errno);
+        *rig.queues.pairs[0].kernel.answer.lock().unwrap() = Some(errno);
         let error = rig.queues.init(0, &RING, false).unwrap_err();
         assert_eq!(matches!(error, KernelError::Ring(_)), is_drivers, "{error}");
     }
-    *rig.queues.kernel.answer.lock().unwrap() = Some(libc::ENOMEM);
+    *rig.queues.pairs[0].kernel.answer.lock().unwrap() = Some(libc::ENOMEM);
     let error = rig.queues.init(0, &RING, false).unwrap_err().to_string();
     assert_eq!(error, "tap0: VHOST_NET_SET_BACKEND: Cannot allocate memory");
 }
@@ -301,7 +323,7 @@ fn an_interrupt_without_a_message_waits_for_who_looks_and_one_with_a_message_is_
     rig.queues.set_msi(0, Some(MsiMessage { data: 0x42, ..MESSAGE }));
     assert_eq!(rig.take(), ["route 0x41", "call 0", "route 0x42"], "one message for another is a route alone");
     rig.signal("call", 0);
-    assert_eq!(rig.queues.rings[0].message.fd().read().unwrap(), 1);
+    assert_eq!(rig.queues.pairs[0].rings[0].message.fd().read().unwrap(), 1);
     assert!(!rig.is_readable());
 
     rig.queues.set_msi(0, None);
@@ -364,6 +386,83 @@ fn doorbells_are_a_register_or_a_value_at_a_port_for_each_ring_and_move_together
     rig.queues.notify_window(None);
     rig.queues.notify_window(None);
     assert_eq!(rig.take(), ["unbind Pio { port: c010, value: 0 }", "unbind Pio { port: c010, value: 1 }"]);
+}
+
+#[test]
+fn pairs_that_are_not_in_use_have_rings_that_stand_and_queues_that_are_detached() {
+    let rig = rig_with(&[OFFERED, OFFERED & !EVENT_IDX, OFFERED]).unwrap();
+    assert_eq!(rig.queues.features() & OF_THE_RINGS, OF_THE_RINGS & !EVENT_IDX, "what all of them have");
+    rig.take();
+    rig.queues.accept(DRIVER).unwrap();
+    let features = format!("features {:#x}", OF_THE_RINGS & !EVENT_IDX);
+    assert_eq!(rig.take(), ["header 12", "offloads [1, 1, 0, 0]", &features, &features, &features]);
+    for queue in 0..6 {
+        rig.queues.init(queue, &RING, false).unwrap();
+    }
+    let backends = |calls: Vec<String>| calls.into_iter().filter(|call| !call.contains("place")).collect::<Vec<_>>();
+    let of_one = |at| [format!("size {at} 256"), format!("base {at} 0")];
+    let one_runs =
+        [of_one(0).to_vec(), vec!["backend 0 on".to_owned()], of_one(1).to_vec(), vec!["backend 1 on".to_owned()]];
+    let others = [of_one(0), of_one(1), of_one(0), of_one(1)].concat();
+    assert_eq!(backends(rig.take()), [one_runs.concat(), others].concat());
+    let kicks = |pair: usize| [0, 1].map(|at| rig.queues.pairs[pair].rings[at].kick.read().unwrap_or(0));
+    rig.queues.use_pairs(2).unwrap();
+    assert_eq!(rig.take(), ["attach 1", "backend 0 on", "backend 1 on"]);
+    assert_eq!((kicks(1), kicks(2)), ([1, 1], [0, 0]), "what was rung for meanwhile is looked for");
+    rig.queues.use_pairs(3).unwrap();
+    rig.queues.use_pairs(3).unwrap();
+    assert_eq!(rig.take(), ["attach 2", "backend 0 on", "backend 1 on"]);
+    rig.queues.use_pairs(1).unwrap();
+    let out = |pair| ["backend 0 off".to_owned(), "backend 1 off".to_owned(), format!("detach {pair}")];
+    assert_eq!(rig.take(), [out(2), out(1)].concat());
+    // A ring that ends while it stands does not go on with its pair.
+    rig.queues.reset(2);
+    rig.queues.pause(3).unwrap();
+    rig.take();
+    rig.queues.use_pairs(2).unwrap();
+    assert_eq!(rig.take(), ["attach 1"]);
+    rig.queues.init(3, &RING, false).unwrap();
+    assert_eq!(rig.take().last().unwrap(), "backend 1 on");
+    // The next driver begins with one.
+    rig.queues.reset(3);
+    rig.take();
+    rig.queues.accept(DRIVER).unwrap();
+    assert_eq!(rig.take()[..2], ["detach 1", "header 12"]);
+}
+
+#[test]
+fn a_pair_that_cannot_come_into_use_is_as_it_was() {
+    let rig = rig_with(&[OFFERED; 2]).unwrap();
+    for queue in 0..4 {
+        rig.queues.init(queue, &RING, false).unwrap();
+    }
+    rig.take();
+    *rig.refuses.lock().unwrap() = true;
+    let error = rig.queues.use_pairs(2).unwrap_err().to_string();
+    assert_eq!(error, "tap0: TUNSETQUEUE: Cannot allocate memory");
+    rig.take();
+    *rig.queues.pairs[1].kernel.answer.lock().unwrap() = Some(libc::EINVAL);
+    assert_eq!(rig.queues.use_pairs(2).unwrap_err().to_string(), "tap0: VHOST_NET_SET_BACKEND: Invalid argument");
+    assert_eq!(rig.take(), ["attach 1", "backend 0 on", "backend 0 off", "backend 1 off", "detach 1"]);
+    rig.queues.use_pairs(2).unwrap();
+    assert_eq!(rig.take(), ["attach 1", "backend 0 on", "backend 1 on"]);
+}
+
+#[test]
+fn rings_of_every_pair_have_doorbells_messages_and_errors_of_their_own() {
+    let rig = rig_with(&[OFFERED; 2]).unwrap();
+    rig.take();
+    rig.queues.notify_window(Some(Window::Mmio { address: 0xe000_3000, len_bytes: 16 }));
+    let bound = [0, 4, 8, 12].map(|at| format!("bind Mmio({:x})", 0xe000_3000u64 + at));
+    assert_eq!(rig.take(), bound);
+    rig.queues.set_msi(3, Some(MESSAGE));
+    assert_eq!(rig.take(), ["route 0x41", "call 1"]);
+    rig.queues.pairs[1].rings[0].waiting.write(1).unwrap();
+    rig.queues.pairs[1].rings[1].broken.write(1).unwrap();
+    assert!(rig.is_readable());
+    assert_eq!((rig.polled(), rig.broken()), (vec![2], vec![3]));
+    assert!(!rig.is_readable());
+    assert!(matches!(rig.queues.init(4, &RING, false), Err(KernelError::Ring(_))));
 }
 
 #[test]

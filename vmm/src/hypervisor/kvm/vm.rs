@@ -103,13 +103,13 @@ impl Vm for KvmVm {
         Some(Arc::new(Ioeventfds(self.fd.clone())))
     }
 
-    fn attach_tap(&self, name: &str, tap: Tap) -> Result<KernelNic, HypervisorError> {
+    fn attach_tap(&self, name: &str, taps: Vec<Tap>) -> Result<KernelNic, HypervisorError> {
         let message = || -> Result<Box<dyn MessageFd>, HypervisorError> {
             Ok(Box::new(KvmMessageFd::new(&self.fd, self.routing.clone())?))
         };
         let doorbells = Arc::new(Ioeventfds(self.fd.clone()));
-        let parts = vhost::Parts { ram: &self.ram, doorbells, messages: [message()?, message()?] };
-        vhost::attach(vhost::Kernel::open(&self.ram)?, parts, name, tap)
+        let messages = taps.iter().map(|_| Ok([message()?, message()?])).collect::<Result<_, HypervisorError>>()?;
+        vhost::attach(vhost::Parts { ram: &self.ram, doorbells, messages }, name, taps)
     }
 
     fn port_collector(&self) -> Option<Arc<dyn PortCollector>> {

@@ -13,6 +13,7 @@ mod rebind;
 mod stream;
 mod uso;
 mod vhost;
+mod vhost_pairs;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
@@ -38,6 +39,7 @@ pub fn long() -> Vec<Scenario> {
         rebind::scenario(true),
         networkd::scenario(),
         uso::scenario(),
+        vhost_pairs::scenario(),
     ]
 }
 

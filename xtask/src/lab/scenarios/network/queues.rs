@@ -10,37 +10,38 @@ use super::super::{Scenario, Script, Vmm, output, outputs};
 use super::FEATURES;
 
 /// `VIRTIO_NET_F_MQ`.
-const MQ: usize = 22;
+pub(super) const MQ: usize = 22;
 
 /// At once, so that the kernel of the outer machine has flows to spread.
-const STREAMS: u64 = 4;
-const BYTES: u64 = 400_000;
+pub(super) const STREAMS: u64 = 4;
+pub(super) const BYTES: u64 = 400_000;
 /// Checked byte by byte at both ends.
-const CALL: &str = "(for port in 5001 5002 5003 5004; do lab-peer call 10.0.0.1:$port 400000 & done; wait)";
+pub(super) const CALL: &str = "(for port in 5001 5002 5003 5004; do lab-peer call 10.0.0.1:$port 400000 & done; wait)";
 /// A server of the calls before may still be reading, and has its port until it ends.
-const SERVE: &str = "timeout 20 sh -c 'while netstat -ltn | grep -q :500[1-4]; do sleep 0.05; done'; for port in 5001 5002 5003 5004; do \
+pub(super) const SERVE: &str = "timeout 20 sh -c 'while netstat -ltn | grep -q :500[1-4]; do sleep 0.05; done'; for port in 5001 5002 5003 5004; do \
     lab-peer serve 10.0.0.1:$port 400000 >> /tmp/served 2>&1 & done; \
     timeout 20 sh -c 'until [ $(netstat -ltn | grep -c :500[1-4]) = 4 ]; do sleep 0.05; done'";
 
 /// Pairs that the driver uses one after the other: as many as there are at its start.
-const PAIRS: [u64; 4] = [2, 1, 2, 1];
+pub(super) const PAIRS: [u64; 4] = [2, 1, 2, 1];
 /// While the streams run.
-const BUSY: &str = "((lab-peer call 10.0.0.1:5001 400000; lab-peer call 10.0.0.1:5002 400000; \
+pub(super) const BUSY: &str = "((lab-peer call 10.0.0.1:5001 400000; lab-peer call 10.0.0.1:5002 400000; \
     lab-peer call 10.0.0.1:5003 400000; lab-peer call 10.0.0.1:5004 400000) > /tmp/busy 2>&1 & \
     for n in 1 2 1 2 1 2 1 2; do /network/bin/ethtool -L eth0 combined $n || exit 1; done; \
     for k in 'tx off' 'tx on' 'tso off' 'tso on' 'gso off' 'gso on' 'gro off' 'gro on' 'rx-gro-hw off' 'rx-gro-hw on'; do \
     /network/bin/ethtool -K eth0 $k > /dev/null || exit 1; done; wait; cat /tmp/busy)";
 
 /// A driver that goes while packets come, and the next one.
-const REBIND: &str = "(device=$(basename $(readlink -f /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; \
+pub(super) const REBIND: &str = "(device=$(basename $(readlink -f /sys/class/net/eth0/device)); cd /sys/bus/virtio/drivers/virtio_net; \
     for n in 1 2 3 4 5 6 7 8 9 10; do echo $device > unbind || exit 1; echo $device > bind || exit 1; \
     ip addr add 10.0.0.2/24 dev eth0 && ip link set eth0 up || exit 1; done; echo bound)";
-const FLOOD: &str = "(while [ ! -e /tmp/calm ]; do ping -c 1 -W 1 10.0.0.2; \
+pub(super) const FLOOD: &str = "(while [ ! -e /tmp/calm ]; do ping -c 1 -W 1 10.0.0.2; \
     lab-peer frames tap0 52:54:00:12:34:56 0 200; done) > /dev/null 2>&1 &";
-const CALM: &str = "touch /tmp/calm";
-const ANSWERS: &str = "ping -c 3 -W 5 10.0.0.1 | grep -o '[0-9]* packets received'";
+pub(super) const CALM: &str = "touch /tmp/calm";
+pub(super) const ANSWERS: &str = "ping -c 3 -W 5 10.0.0.1 | grep -o '[0-9]* packets received'";
 
-fn set(pairs: u64) -> String {
+/// Has the driver use so many pairs, and shows how many there are and are in use.
+pub(super) fn set(pairs: u64) -> String {
     format!(
         "/network/bin/ethtool -L eth0 combined {pairs} 2>&1; \
          /network/bin/ethtool -l eth0 | awk '/^Combined/{{print $2}}' | tr '\\n' ' '"
