@@ -13,14 +13,12 @@ use devices::legacy::power::{PowerSink, ResetSource};
 use devices::legacy::uart::Uart;
 use devices::virtio::blk::{BlkBackend, BlkError, BlkOp, BlkRequest, Failure, FailureSink, RequestToken};
 use devices::virtio::console::ConsoleBackend;
-use devices::virtio::net::{Addresses, Header, NetBackend, NetError, Offloads, Received, Sent};
 use devices::virtio::queue::GuestRange;
 use devices::virtio::rng::{RngBackend, RngError};
 use devices::wake::Wake;
 use devices_host::engine::{Engine, EngineError, Op};
 use devices_host::event::Event;
-use devices_host::iovec::{FrameError, GuestRange as HostRange};
-use devices_host::tap::{HEADER_BYTES, Offloads as TapOffloads, Tap};
+use devices_host::iovec::GuestRange as HostRange;
 
 use crate::config::system_text;
 use crate::control::{DiskFailure, EventSender, MachineEvent, SerialPort, Timed};
@@ -111,7 +109,7 @@ impl Timed for Pm {
     }
 }
 
-fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
+pub(super) fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
     ranges.iter().map(|range| HostRange { address: range.addr, len: range.len })
 }
 
@@ -217,101 +215,6 @@ impl BlkBackend<GuestRam> for EngineDisk {
     }
 }
 
-/// A network link on a TAP device, or on one of its queues.
-pub struct TapLink {
-    tap: Tap,
-    /// Of the first queue pair's: the queues of the others, and which of them are attached.
-    further: Vec<(Tap, bool)>,
-}
-
-impl TapLink {
-    /// The link on the only queue, or on one of a pair from the second on.
-    pub fn new(tap: Tap) -> Self {
-        Self { tap, further: Vec::new() }
-    }
-
-    /// The link on the first queue, which has `further` ones attached and detached.
-    pub fn first(tap: Tap, further: Vec<Tap>) -> Self {
-        Self { tap, further: further.into_iter().map(|tap| (tap, false)).collect() }
-    }
-
-    fn attach(&mut self, pairs: usize) -> io::Result<()> {
-        for (pair, (tap, attached)) in (1..).zip(&mut self.further) {
-            let wanted = pair < pairs;
-            if *attached != wanted {
-                tap.set_attached(wanted)?;
-                *attached = wanted;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn link_error(error: FrameError) -> Result<(), NetError> {
-    match error {
-        FrameError::Memory(_) => Err(NetError::Memory),
-        FrameError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-        FrameError::Io(error) => Err(NetError::Host(error.raw_os_error().unwrap_or(libc::EIO))),
-    }
-}
-
-impl NetBackend<GuestRam> for TapLink {
-    fn send(&mut self, mem: &GuestRam, header: &Header, frame: &[GuestRange]) -> Result<Sent, NetError> {
-        match self.tap.send(mem, header, host_ranges(frame)) {
-            Ok(_) => Ok(Sent::Done),
-            Err(error) => link_error(error).map(|()| Sent::WouldBlock),
-        }
-    }
-
-    fn send_from(
-        &mut self,
-        mem: &GuestRam,
-        header: &Header,
-        addresses: &Addresses,
-        rest: &[GuestRange],
-    ) -> Result<Sent, NetError> {
-        let mut start = [0; size_of::<Header>() + size_of::<Addresses>()];
-        start[..size_of::<Header>()].copy_from_slice(header);
-        start[size_of::<Header>()..].copy_from_slice(addresses);
-        match self.tap.send(mem, &start, host_ranges(rest)) {
-            Ok(_) => Ok(Sent::Done),
-            Err(error) => link_error(error).map(|()| Sent::WouldBlock),
-        }
-    }
-
-    fn receive(
-        &mut self,
-        mem: &GuestRam,
-        header: &mut Header,
-        into: &[GuestRange],
-        spill: &mut [u8],
-    ) -> Result<Received, NetError> {
-        match self.tap.receive(mem, header, host_ranges(into), spill) {
-            Ok(len) => Ok(Received::Frame { len_bytes: len.saturating_sub(HEADER_BYTES) }),
-            Err(error) => link_error(error).map(|()| Received::WouldBlock),
-        }
-    }
-
-    fn tells_of_every_frame(&self) -> bool {
-        true
-    }
-
-    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), NetError> {
-        let Offloads { csum, tso4, tso6, ecn, uso } = offloads;
-        let set = self.tap.set_offloads(TapOffloads { csum, tso4, tso6, ecn, uso });
-        set.map_err(|error| NetError::Host(error.raw_os_error().unwrap_or(libc::EIO)))
-    }
-
-    fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
-        let before = 1 + self.further.iter().filter(|(_, attached)| *attached).count();
-        self.attach(pairs.into()).map_err(|error| {
-            // As before, as far as the system lets it.
-            let _ = self.attach(before);
-            NetError::Host(error.raw_os_error().unwrap_or(libc::EIO))
-        })
-    }
-}
-
 /// The thread of a queue, for another one to wake.
 pub struct WorkerWake(pub Arc<Event>);
 
@@ -414,7 +317,3 @@ impl SerialPort for ConsolePipe {
         taken
     }
 }
-
-#[cfg(test)]
-#[path = "pairs_tests.rs"]
-mod pairs_tests;

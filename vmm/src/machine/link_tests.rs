@@ -14,7 +14,7 @@ use devices_host::event::Event;
 use devices_host::poll::{PollFd, poll};
 
 use super::*;
-use crate::machine::adapters::TapLink;
+use crate::machine::tap_link::TapLink;
 use crate::worker::{BackendFd, Rings, WorkerSpec};
 
 const VERSION_1: u64 = 1 << 32;

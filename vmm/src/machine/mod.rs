@@ -14,6 +14,7 @@ mod limits;
 mod link;
 mod resize;
 mod stats;
+mod tap_link;
 mod virtio;
 pub(crate) mod write_through;
 
@@ -31,9 +32,9 @@ use devices_host::ram::{Pages, RamOptions};
 use firmware::acpi::build_acpi;
 use firmware::smbios::{SmbiosConfig, SystemInfo, build_smbios};
 
-use self::adapters::PowerEvents;
 #[doc(hidden)]
-pub use self::adapters::{EngineDisk, TapLink};
+pub use self::adapters::EngineDisk;
+use self::adapters::PowerEvents;
 use self::chipset::Chipset;
 pub use self::disk::round_bytes as disk_round_bytes;
 use self::image::KernelImage;
@@ -41,6 +42,7 @@ use self::inventory::Fixed;
 use self::keyboard::Typist;
 use self::link::Links;
 use self::resize::Resizer;
+pub use self::tap_link::TapLink;
 use self::virtio::{BuildError, Builder, Device, HostDevices};
 use crate::config::{HugePages, VmConfig, system_text};
 use crate::control::inventory::Inventory;

@@ -1,7 +1,7 @@
 //! Builds the virtio devices of a configuration: device, back end, workers, PCI function.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::pci::{PciAddress, PciError};
@@ -20,14 +20,13 @@ use devices_host::engine::Engine;
 use devices_host::event::Event;
 use devices_host::tap::{InterfaceEvents, Tap};
 
-use super::adapters::{
-    ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, TapLink, WorkerWake,
-};
+use super::adapters::{ConsoleEnd, ConsolePipe, DiskFailures, EngineDisk, HostClock, HostRandom, Pace, WorkerWake};
 use super::chipset::{Chipset, ChipsetError};
 use super::frame_link::{GuestLink, HostLink};
 use super::limits::{self, Groups};
 use super::link::{HostSide, NetLink};
 use super::resize::ResizableDisk;
+use super::tap_link::TapLink;
 use super::write_through::WriteThrough;
 use super::{StartError, disk};
 use crate::config::{
@@ -236,24 +235,25 @@ impl Builder<'_> {
         let (to_guest, from_guest) = throttles(config);
         let control = Arc::new(QueueCounters::default());
         let (mut specs, mut counters, mut watched) = (Vec::new(), Vec::new(), None);
-        let mut further: Vec<Tap> = taps.iter().skip(1).map(again).collect::<Result<_, _>>()?;
-        for (pair, (tap, wake)) in (0u16..).zip(taps.into_iter().zip(&rx_wakes)) {
+        let senders: Vec<Tap> = taps.iter().map(again).collect::<Result<_, _>>()?;
+        let rx_fds: Vec<RawFd> = taps.iter().map(AsRawFd::as_raw_fd).collect();
+        let receivers = TapLink::of_queues(taps).map_err(host("cannot open its TAP device twice"))?;
+        let of_pairs = receivers.into_iter().zip(rx_fds).zip(senders).zip(&rx_wakes);
+        for (pair, (((link, rx_fd), sender), wake)) in (0u16..).zip(of_pairs) {
             let [rx, tx] = [(); 2].map(|()| Arc::new(QueueCounters::default()));
             counters.extend([rx.clone(), tx.clone()]);
-            let sender = again(&tap)?;
             if watched.is_none() {
-                watched = Some(again(&tap)?);
+                watched = Some(again(&sender)?);
             }
-            let (rx_fd, tx_fd) = (tap.as_fd().as_raw_fd(), sender.as_fd().as_raw_fd());
+            let tx_fd = sender.as_raw_fd();
             let name =
                 |way| if pair == 0 { format!("{}-{way}", config.id) } else { format!("{}-{way}{pair}", config.id) };
             let mut counted = vec![rx.clone()];
             let receiver = if pair == 0 {
                 counted.push(control.clone());
-                let link = TapLink::first(tap, std::mem::take(&mut further));
                 device.rx_worker(link, rx, control.clone())
             } else {
-                device.further_rx_worker(pair, TapLink::new(tap), rx)
+                device.further_rx_worker(pair, link, rx)
             };
             let sender = device.further_tx_worker(pair, TapLink::new(sender), tx.clone());
             specs.push(WorkerSpec {

@@ -118,6 +118,15 @@ pub trait NetBackend<M: ?Sized>: Send {
         Ok(())
     }
 
+    /// The driver resets the receive queue by itself (`false`), or lets it begin again (`true`; also with the whole card's reset):
+    /// meanwhile frames that would have come by this link go to other pairs in use, where there are some, and are lost else
+    /// (virtio 1.3 §5.1.6.5.6.2). A link that cannot see to that keeps them, and they are asked for and lost when the queue
+    /// begins again. May take a few milliseconds. After an error it is as before.
+    fn set_receiving(&mut self, receiving: bool) -> Result<(), NetError> {
+        let _ = receiving;
+        Ok(())
+    }
+
     /// The card's own address is another one from now on, for links that have to do with that. Called on the link of the control
     /// queue. After an error it is as before, and the driver's command is refused.
     fn set_address(&mut self, mac: [u8; 6]) -> Result<(), NetError> {
@@ -161,6 +170,10 @@ impl<M: ?Sized, B: NetBackend<M> + ?Sized> NetBackend<M> for Box<B> {
 
     fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
         (**self).set_pairs(pairs)
+    }
+
+    fn set_receiving(&mut self, receiving: bool) -> Result<(), NetError> {
+        (**self).set_receiving(receiving)
     }
 
     fn set_address(&mut self, mac: [u8; 6]) -> Result<(), NetError> {

@@ -44,6 +44,8 @@ pub(super) struct Rx {
     bounce: Box<[u8]>,
     /// A frame in `bounce` that waits for buffers.
     waiting: Option<Frame>,
+    /// The queue has been reset by itself, and what came since is nobody's.
+    missed: bool,
     /// Guest ranges of the frame being received, kept for their allocation.
     ranges: Vec<GuestRange>,
     lately: Lately,
@@ -58,6 +60,9 @@ struct Frame {
     header: Header,
     len_bytes: usize,
 }
+
+/// Frames that a link keeps for a queue at most, as far as anybody waits for them: a TAP device has room for a thousand.
+const MOST_MISSED: usize = 1024;
 
 /// What stopped a round.
 enum Stop {
@@ -89,6 +94,7 @@ impl Rx {
             peak_bytes: 0,
             bounce: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
             waiting: None,
+            missed: false,
             ranges: Vec::with_capacity(MAX_FRAME_RANGES),
             lately: Lately::new(),
             alone: Alone::default(),
@@ -113,6 +119,42 @@ impl Rx {
         self.peak_bytes = self.waiting.map_or(0, |frame| self.framing.bytes_of(frame.len_bytes));
         if backend.set_offloads(self.framing.offloads).is_err() {
             // Frames that the driver could not digest are dropped one by one.
+            self.queue.counters().errors.count();
+        }
+    }
+
+    /// The driver has reset the queue by itself (§2.6.1): frames go to others meanwhile, or are lost (§5.1.6.5.6.2).
+    pub fn reset_alone<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B) {
+        self.abandon();
+        self.queue.take_state();
+        self.missed = true;
+        self.set_receiving(backend, false);
+    }
+
+    /// The queue begins again, or all of them do: what came for it while it was being reset is lost.
+    pub fn end_reset<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) {
+        if !self.missed {
+            return;
+        }
+        for _ in 0..if self.is_in_use { MOST_MISSED } else { 0 } {
+            match backend.receive(mem, &mut [0; HEADER_BYTES], &[], &mut self.bounce) {
+                Ok(Received::Frame { .. }) => self.queue.counters().dropped.count(),
+                // A link that is broken is the next round's matter.
+                Ok(Received::WouldBlock) | Err(_) => break,
+            }
+        }
+        self.receive_again(backend);
+    }
+
+    /// Frames come again, where the queue was being reset.
+    fn receive_again<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B) {
+        if std::mem::take(&mut self.missed) {
+            self.set_receiving(backend, true);
+        }
+    }
+
+    fn set_receiving<M: ?Sized, B: NetBackend<M>>(&self, backend: &mut B, receiving: bool) {
+        if backend.set_receiving(receiving).is_err() {
             self.queue.counters().errors.count();
         }
     }
@@ -162,7 +204,8 @@ impl Rx {
     }
 
     /// The driver has reset the card.
-    pub fn forget_driver(&mut self) {
+    pub fn forget_driver<M: ?Sized, B: NetBackend<M>>(&mut self, backend: &mut B) {
+        self.receive_again(backend);
         if let Some(station) = &self.station {
             station.forget();
         }

@@ -544,6 +544,33 @@ fn configuration_space_shows_the_card() {
     assert_eq!(NetDevice::new(config()).features() & 1 << 3, 0, "no MTU, no feature");
 }
 
+/// Virtio 1.3 §5.1.6.5.6.2. There is no other queue.
+#[test]
+fn frames_that_come_while_their_queue_is_being_reset_are_lost_and_counted() {
+    let mut rig = rig(1 << 32);
+    rig.post_rx(&[2048]);
+    rig.step();
+    assert!(rig.worker.reset_queue(&rig.mem, RX_QUEUE));
+    for _ in 0..3 {
+        rig.link.arrive(header(0, 0), &frame(60));
+    }
+    rig.step();
+    rig.rx = DriverQueue::new(&rig.mem, 0x10_0000, SIZE, 1 << 32);
+    let posted = rig.post_rx(&[2048; 4]);
+    let activation = rig.interrupt.activation(1 << 32);
+    rig.worker.start(&rig.mem, RX_QUEUE, rig.rx.state(), &activation);
+    rig.link.arrive(header(0, 0), &frame(70));
+    rig.step();
+    let received = rig.received(&posted);
+    assert_eq!((received.len(), received[0].len(), rig.rx_counters.dropped.get()), (1, 12 + 70, 3));
+    // A pause is no reset: what comes meanwhile waits.
+    let states = rig.pause();
+    rig.link.arrive(header(0, 0), &frame(80));
+    rig.start(states);
+    rig.step();
+    assert_eq!((rig.received(&posted).len(), rig.rx_counters.dropped.get()), (1, 3));
+}
+
 #[test]
 fn a_queue_reset_leaves_the_other_queue_running() {
     let mut rig = rig(1 << 32);
@@ -561,6 +588,7 @@ fn a_queue_reset_leaves_the_other_queue_running() {
     rig.rx.publish();
     let activation = rig.interrupt.activation(1 << 32);
     rig.worker.start(&rig.mem, RX_QUEUE, rig.rx.state(), &activation);
+    rig.link.arrive(header(0, 0), &frame(60));
     rig.worker.step(&rig.mem);
     assert_eq!((rig.rx.used().len(), rig.link.waiting()), (1, 0));
     assert!(rig.worker.reset_queue(&rig.mem, TX_QUEUE));

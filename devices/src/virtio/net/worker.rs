@@ -147,6 +147,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             rx.release();
             rx.queue.start(mem, &state, activation);
             rx.started(backend, activation.features, framing, settings);
+            rx.end_reset(mem, backend);
         }
         if let Some(tx) = tx.as_mut().filter(|tx| tx.queue.index() == queue) {
             tx.release();
@@ -244,7 +245,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
         if self.control.is_none() {
             return if card.is_none() { Ok(()) } else { refuse("it is that of the control queue's") };
         }
-        rx.forget_driver();
+        rx.forget_driver(&mut self.backend);
         rx.restore_answers(None);
         let unplugged = card.as_ref().is_some_and(|card| card.unplugged);
         self.reset_settings();
@@ -276,8 +277,9 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
     }
 
     fn forget_driver(&mut self) {
-        if let Some(rx) = &mut self.rx {
-            rx.forget_driver();
+        let Self { backend, rx, .. } = self;
+        if let Some(rx) = rx {
+            rx.forget_driver(backend);
         }
         if self.control.is_some() {
             self.reset_settings();
@@ -286,9 +288,9 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
 
     fn reset_queue(&mut self, _mem: &M, queue: u16) -> bool {
         // The link keeps no guest memory beyond a call.
-        if let Some(rx) = self.rx(queue) {
-            rx.abandon();
-            rx.queue.take_state();
+        let Self { backend, rx, .. } = self;
+        if let Some(rx) = rx.as_mut().filter(|rx| rx.queue.index() == queue) {
+            rx.reset_alone(backend);
         }
         if let Some(control) = self.control(queue) {
             control.abandon();

@@ -432,14 +432,15 @@ fn a_queue_of_a_further_pair_is_reset_alone_and_goes_on_with_the_settings() {
     card.post_rx(10);
     assert_eq!((card.set_pairs(2), card.command(&[0, 0, 0]), card.command(&[0, 2, 1])), (OK, OK, OK));
     assert!(card.workers[2].reset_queue(&card.mem, 2));
-    assert_eq!(card.three_flows(), [2, 0, 0], "the frame waits in the link");
+    assert_eq!(card.three_flows(), [2, 0, 0], "§5.1.6.5.6.2: nothing is delivered to it");
     card.queues[2] = DriverQueue::new(&card.mem, 3 << 20, SIZE, card.features);
     let state = card.queues[2].state();
     card.start_at(&[(2, state)]);
     card.rx(1).post(&[Buf::Write(2048)]);
     card.rx(1).publish();
     card.step();
-    assert_eq!(card.rx(1).used().len(), 1);
+    assert_eq!((card.rx(1).used().len(), card.counters[2].dropped.get()), (0, 1), "what came meanwhile is lost");
+    assert_eq!(card.three_flows(), [2, 1, 0]);
 }
 
 #[test]
