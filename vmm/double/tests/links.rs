@@ -3,6 +3,7 @@
 
 mod net;
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -380,6 +381,10 @@ fn the_double_notices_what_is_wrong_with_a_call() {
         ("value=100:getmsg:9", "dlpi-read-room"),
         ("drop:close:1", "sys-leak-handle"),
     ];
+    for cases in [&vnd[..], &dlpi] {
+        let rules: BTreeSet<_> = cases.iter().map(|(_, rule)| rule).collect();
+        assert!(rules.len() >= 15, "{} rules: {rules:?}", rules.len());
+    }
     let cases =
         vnd.iter().map(|case| (FrameDevice::Vnd, case)).chain(dlpi.iter().map(|case| (FrameDevice::Dlpi, case)));
     for (device, (mutation, rule)) in cases {
