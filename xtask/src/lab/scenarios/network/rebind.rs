@@ -42,8 +42,10 @@ fn down_and_up() -> String {
     )
 }
 
-/// Frames that come whether or not anybody takes them.
-const FLOOD: &str = "rm -f /tmp/calm; (while [ ! -e /tmp/calm ]; do lab-peer frames tap0 52:54:00:12:34:56 0 200; sleep 0.02; done) \
+/// Frames that come whether or not anybody takes them: no more than a guest takes that has a tenth of a CPU, which is some
+/// hundreds a second. With more of them the device's queue is full for as long as they come, and it is the answer to a ping
+/// that is lost.
+const FLOOD: &str = "rm -f /tmp/calm; (while [ ! -e /tmp/calm ]; do lab-peer frames tap0 52:54:00:12:34:56 0 20; sleep 0.1; done) \
     > /dev/null 2>&1 &";
 const CALM: &str = "touch /tmp/calm";
 const ANSWERS: &str = "ping -c 3 -A -W 5 10.0.0.1 | grep -o '[0-9]* packets received'";
