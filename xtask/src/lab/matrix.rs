@@ -51,7 +51,7 @@ const GATE: [(Vmm, &[&str]); 7] = [
 const NETWORKS: [(Vmm, &[&str]); 6] = [
     (Vmm::MICRO, &["net-iperf-2", "net-capture", "net-rebind-modern", "net-networkd", "net-uso"]),
     (BHYVE_ON_KVM, &["net-iperf-1", "net-offloads", "net-protocols", "net-rebind-legacy"]),
-    (BHYVE, &["net-iperf-1", "net-rebind-legacy"]),
+    (BHYVE, &["net-iperf-1", "net-rebind-legacy", "net-networkd"]),
     (BHYVE_ON_BHYVE, &["net-offloads", "net-protocols", "net-rebind-modern"]),
     (ILLUMOS_KVM, &["net-iperf-1", "net-capture", "net-rebind-modern"]),
     (BHYVE_ON_ILLUMOS_KVM, &["net-offloads", "net-protocols", "net-rebind-legacy", "net-networkd"]),
@@ -149,7 +149,7 @@ mod tests {
             assert!(on(&|vmm| vmm.profile != Profile::I440fx), "{} has one profile", scenario.name);
             for [double, _] in DOUBLES.map(|(_, vmms)| vmms) {
                 let has = on(&|vmm| vmm.program == double.program);
-                assert!(has || !scenario.fits(double) || scenario.name == "net-networkd", "{}", scenario.name);
+                assert!(has || !scenario.fits(double), "{}", scenario.name);
             }
         }
     }

@@ -164,6 +164,13 @@ impl Vmm {
         !matches!(self.program, Program::ZvmmDoubleIllumosKvm | Program::QemuQ35 | Program::QemuMicrovm)
     }
 
+    /// Whether UDP datagrams go through its guests' network cards in segments: viona has no feature bit for that, and devices for
+    /// plain frames have no segments at all.
+    #[must_use]
+    pub const fn has_udp_segments(self) -> bool {
+        matches!(self.program, Program::Zvmm)
+    }
+
     /// What carries the frames of its `n`th network interface: on the double of illumos KVM the devices that its zone has, which
     /// end in TAP interfaces there.
     const fn carrier(self, n: usize) -> &'static str {

@@ -38,9 +38,12 @@ impl Stream {
         script.shell(&answer).guest(&exchange)
     }
 
-    /// Ends it, when both sides have everything.
+    /// Ends it, when both sides have everything. What TCP waits for at both ends is written down before, for whoever looks for
+    /// the reason of a stream that does not go on: after a long time without a network it may be the next try of its own, which
+    /// comes later each time (timer 01 with the time left, and the number of tries that were in vain).
     pub fn end(self, script: Script) -> Script {
-        script.guest_within(&self.ended(), 150).shell(&self.answered())
+        let sockets = format!("grep -i ':{:04x} ' /proc/net/tcp /proc/net/tcp6; true", self.1);
+        script.guest(&sockets).shell(&sockets).guest_within(&self.ended(), 150).shell(&self.answered())
     }
 
     fn ended(self) -> String {
