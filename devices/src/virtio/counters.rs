@@ -66,7 +66,7 @@ counters! {
     bytes_to_guest,
 }
 
-/// A number that only grows.
+/// A number that only grows. One thread writes it at a time, and any reads it.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -76,9 +76,10 @@ impl Counter {
         self.add(1);
     }
 
-    /// Adds `n`.
+    /// Adds `n`. A plain load and store: a locked instruction would wait for all stores before it, such as that of a status
+    /// byte in a cache line that the driver's CPU has.
     pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
     }
 
     /// The number now.
