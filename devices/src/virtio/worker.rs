@@ -102,6 +102,13 @@ impl WorkerQueue {
         self.running.as_ref().map_or(0, |running| running.queue.seen())
     }
 
+    /// Looks how many there are now, see [`Queue::look`].
+    pub fn look<M: RingMem + ?Sized>(&mut self, mem: &M) {
+        if let Some(running) = &mut self.running {
+            running.queue.look(mem);
+        }
+    }
+
     /// Puts the chain popped last back into the ring, see [`Queue::unpop`].
     pub fn unpop(&mut self, chain: Chain) {
         match &mut self.running {

@@ -133,7 +133,7 @@ impl<B> BlkWorker<B> {
         let (mut drained, mut wake_at_ns, mut bytes) = (false, None, 0u64);
         let most_bytes = if self.answers_at_once { self.round_bytes } else { u64::MAX };
         for taken in 0..self.queue.size().min(ROUND_CHAINS) {
-            if bytes >= most_bytes && self.has_enough(taken, bytes, most_bytes) {
+            if bytes >= most_bytes && self.has_enough(mem, taken, bytes, most_bytes) {
                 break;
             }
             if !self.backend.has_room() {
@@ -178,8 +178,16 @@ impl<B> BlkWorker<B> {
 
     /// Whether a step is to show what it has taken before it takes more: not where so much more waits that the driver is
     /// behind anyway.
-    fn has_enough(&self, taken: u16, bytes: u64, most_bytes: u64) -> bool {
-        self.queue.seen() < taken.saturating_mul(DEEP) || bytes >= most_bytes.saturating_mul(DEEP.into())
+    fn has_enough<M: GuestMemory>(&mut self, mem: &Near<'_, M>, taken: u16, bytes: u64, most_bytes: u64) -> bool {
+        let (deep, seen) = (taken.saturating_mul(DEEP), self.queue.seen());
+        if bytes >= most_bytes.saturating_mul(DEEP.into()) {
+            return true;
+        }
+        // What was seen is older with every step. A look costs the driver's CPU a cache line: only where it is promising.
+        if seen > taken && seen < deep {
+            self.queue.look(mem);
+        }
+        self.queue.seen() < deep
     }
 
     #[inline(always)]

@@ -261,6 +261,10 @@ impl Packed {
         0
     }
 
+    /// See [`Queue::look`](super::Queue::look).
+    #[inline]
+    pub(super) fn look<M: RingMem + ?Sized>(&mut self, _mem: &M) {}
+
     /// See [`Queue::unpop`](super::Queue::unpop).
     pub(super) fn unpop(&mut self, chain: Chain) {
         self.in_flight.remove(chain.body.id, chain.body.slots);

@@ -195,6 +195,12 @@ impl Queue {
         either!(self, ring => ring.seen())
     }
 
+    /// Looks how many chains are available now, where the ring says so, for [`seen`](Self::seen).
+    #[inline]
+    pub fn look<M: RingMem + ?Sized>(&mut self, mem: &M) {
+        either!(mut self, ring => ring.look(mem));
+    }
+
     /// Undoes the latest [`pop`](Self::pop): the chain will be popped again. Chains go back in the opposite order of
     /// their popping, and none popped after `chain` may have been pushed meanwhile.
     pub fn unpop(&mut self, chain: Chain) {

@@ -271,6 +271,17 @@ impl Split {
         self.seen_avail.wrapping_sub(self.ring.next_avail())
     }
 
+    /// See [`Queue::look`](super::Queue::look).
+    #[inline]
+    pub(super) fn look<M: RingMem + ?Sized>(&mut self, mem: &M) {
+        // Acquire: as in `pop`, which goes by it. What breaks a rule there is left for it to find.
+        if let Ok(index) = mem.load_u16(self.ring.avail_ring().wrapping_add(RING_INDEX), Ordering::Acquire)
+            && index.wrapping_sub(self.ring.next_avail()) <= self.ring.size()
+        {
+            self.seen_avail = index;
+        }
+    }
+
     /// See [`Queue::unpop`](super::Queue::unpop).
     pub(super) fn unpop(&mut self, chain: Chain) {
         self.in_flight.remove(chain.body.head, chain.body.slots);

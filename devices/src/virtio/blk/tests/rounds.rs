@@ -74,4 +74,9 @@ fn a_step_goes_on_where_the_driver_is_behind_anyway_and_not_for_ever() {
         while rig.asked() > 0 {}
         assert_eq!(rig.driver.used().len(), posted);
     }
+    // The driver keeps up: what it has posted since the worker looked counts as well.
+    rig.post_reads(15);
+    assert_eq!((rig.asked(), rig.driver.used().len()), (4, 4));
+    rig.post_reads(4);
+    assert_eq!(rig.asked(), 4);
 }

@@ -141,6 +141,31 @@ fn an_available_index_that_goes_back_is_refused() {
 }
 
 #[test]
+fn a_look_counts_the_chains_of_an_index_that_keeps_the_rules_and_of_no_other() {
+    let (mem, mut driver, mut queue) = setup(8, 0);
+    for _ in 0..4 {
+        driver.post(&[Buf::Write(8)]);
+    }
+    driver.set_avail_index(2);
+    queue.look(&mem);
+    driver.set_avail_index(4);
+    assert_eq!(queue.seen(), 2);
+    queue.look(&mem);
+    assert_eq!(queue.seen(), 4);
+    queue.pop(&mem).unwrap().unwrap().abandon();
+    for broken in [0, 20] {
+        driver.set_avail_index(broken);
+        queue.look(&mem);
+        assert_eq!(queue.seen(), 3);
+    }
+    // What was seen before it broke is taken, and then it is found.
+    for _ in 0..3 {
+        queue.pop(&mem).unwrap().unwrap().abandon();
+    }
+    assert_eq!(queue.pop(&mem).unwrap_err(), QueueError::IndexJump { index: 20, next: 4, size: 8 });
+}
+
+#[test]
 fn split_buffers_are_returned_with_their_length_in_place_before_the_index_moves() {
     let (mem, mut driver, mut queue) = setup(8, 0);
     let posted = driver.post(&[Buf::Write(100)]);
