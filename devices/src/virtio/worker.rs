@@ -23,6 +23,8 @@ pub struct WorkerQueue {
 struct Running {
     queue: Queue,
     interrupt: Arc<dyn VirtioInterrupt>,
+    /// Chains returned that are not counted yet: a count that others may read costs more than the rest of it.
+    returned: u64,
     /// The driver broke the ring and has been told: nothing is taken from it until the next start.
     broken: bool,
 }
@@ -48,7 +50,8 @@ impl WorkerQueue {
     pub fn start<M: RingMem + ?Sized>(&mut self, mem: &M, state: &QueueState, activation: &WorkerActivation) {
         match Queue::new(mem, state, activation.features, self.max_size) {
             Ok(queue) => {
-                self.running = Some(Running { queue, interrupt: activation.interrupt.clone(), broken: false });
+                self.running =
+                    Some(Running { queue, interrupt: activation.interrupt.clone(), returned: 0, broken: false });
             }
             Err(error) => {
                 self.counters.malformed.count();
@@ -89,12 +92,41 @@ impl WorkerQueue {
     }
 
     /// The next chain; `None` where there is none, the queue is stopped, or the driver broke it.
+    #[inline(never)]
     pub fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Option<Chain> {
         let chain = self.with(|queue| queue.pop(mem)).flatten();
         if chain.is_some() {
             self.counters.chains.count();
         }
         chain
+    }
+
+    /// Gives chains to `take` for as long as there are some, and it says that it takes another one: what [`pop`](Self::pop)
+    /// costs beside the chain itself is paid once for all of them.
+    #[inline(always)]
+    pub fn pop_while<M: RingMem + ?Sized>(&mut self, mem: &M, mut take: impl FnMut(Chain) -> bool) {
+        let popped = self.with(|queue| {
+            let mut popped = 0u64;
+            loop {
+                match queue.pop(mem) {
+                    Ok(Some(chain)) => {
+                        popped = popped.wrapping_add(1);
+                        if !take(chain) {
+                            return Ok((popped, None));
+                        }
+                    }
+                    Ok(None) => return Ok((popped, None)),
+                    Err(error) => return Ok((popped, Some(error))),
+                }
+            }
+        });
+        let Some((popped, error)) = popped else { return };
+        if popped > 0 {
+            self.counters.chains.add(popped);
+        }
+        if let Some(error) = error {
+            self.fail(&error);
+        }
     }
 
     /// Chains that are known to be available, see [`Queue::seen`].
@@ -121,10 +153,10 @@ impl WorkerQueue {
     /// [`publish`](Self::publish).
     #[inline(always)]
     pub fn push<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Chain, written_bytes: u64) {
-        self.counters.completions.count();
         match &mut self.running {
             // A chain that was popped before the driver broke the ring still belongs to it.
             Some(running) => {
+                running.returned = running.returned.wrapping_add(1);
                 if let Err(error) = running.queue.push(mem, chain, written_bytes) {
                     self.fail(&error);
                 }
@@ -135,10 +167,8 @@ impl WorkerQueue {
 
     /// Shows what was pushed to the driver and interrupts it where it wants that.
     pub fn publish<M: RingMem + ?Sized>(&mut self, mem: &M) {
-        let Some(running) = &mut self.running else { return };
-        if !running.queue.has_unpublished() {
-            return;
-        }
+        self.count_returned();
+        let Some(running) = self.running.as_mut().filter(|running| running.queue.has_unpublished()) else { return };
         match running.queue.publish(mem) {
             Ok(true) => {
                 self.counters.interrupts_sent.count();
@@ -147,6 +177,11 @@ impl WorkerQueue {
             Ok(false) => self.counters.interrupts_suppressed.count(),
             Err(error) => self.fail(&error),
         }
+    }
+
+    fn count_returned(&mut self) {
+        let Some(running) = self.running.as_mut().filter(|running| running.returned > 0) else { return };
+        self.counters.completions.add(std::mem::take(&mut running.returned));
     }
 
     /// Tells the driver not to kick for now.
@@ -168,6 +203,7 @@ impl WorkerQueue {
     /// Stops the queue and gives its state; chains still in flight have to be abandoned. `None` where it was not
     /// running.
     pub fn take_state(&mut self) -> Option<QueueState> {
+        self.count_returned();
         self.running.take().map(|running| running.queue.state())
     }
 
@@ -191,6 +227,51 @@ impl WorkerQueue {
         {
             running.broken = !is_planted(Defect::RefusedRingSpins);
             running.interrupt.needs_reset(&NeedsReset { queue: self.index, reason: error.to_string() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{Buf, DriverQueue, RecordingInterrupt, guest_ram};
+
+    #[test]
+    fn chains_are_taken_together_while_they_are_wanted_and_until_one_breaks_a_rule() {
+        for features in [1 << 32, 1 << 32 | crate::virtio::queue::F_RING_PACKED] {
+            let (mem, interrupt) = (guest_ram(0x20_0000), RecordingInterrupt::new());
+            let mut driver = DriverQueue::new(&mem, 0x10_0000, 16, features);
+            let mut queue = WorkerQueue::new(0, 16, Arc::default());
+            queue.start(&mem, &driver.state(), &interrupt.activation(features));
+            (0..10).for_each(|_| drop(driver.post(&[Buf::Write(100)])));
+            driver.publish();
+            let mut taken = Vec::new();
+            let mut take = |queue: &mut WorkerQueue, up_to: usize| {
+                let before = taken.len();
+                queue.pop_while(&mem, |chain| {
+                    taken.push(chain);
+                    taken.len() < up_to
+                });
+                taken.len() - before
+            };
+            assert_eq!(take(&mut queue, 4), 4, "as many as are wanted");
+            assert_eq!(take(&mut queue, 100), 6, "as many as are there");
+            assert_eq!(take(&mut queue, 100), 0);
+            assert_eq!(queue.counters().chains.get(), 10);
+            driver.post(&[Buf::Write(100)]);
+            // Readable behind writable.
+            driver.post(&[Buf::Write(100), Buf::Read(vec![0; 4])]);
+            driver.publish();
+            assert_eq!(take(&mut queue, 100), 1, "those before it");
+            assert!(!queue.is_live() && interrupt.take_needs_reset().len() == 1);
+            assert_eq!((queue.counters().chains.get(), queue.counters().malformed.get()), (11, 1));
+            assert_eq!(take(&mut queue, 100), 0, "of a broken ring");
+            let returned = taken.len() as u64 - 1;
+            taken.pop().into_iter().for_each(Chain::abandon);
+            taken.into_iter().for_each(|chain| queue.push(&mem, chain, 0));
+            queue.publish(&mem);
+            queue.take_state();
+            assert_eq!(queue.counters().completions.get(), returned, "they are the driver's all the same");
         }
     }
 }

@@ -15,6 +15,7 @@ mod control;
 mod device;
 mod filter;
 mod header;
+mod held;
 pub mod kernel;
 mod lately;
 mod link;

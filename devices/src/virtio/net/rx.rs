@@ -7,7 +7,6 @@
 //! of a longer one is left over comes by way of our own buffer, too. To list buffers for the longest frame there is costs
 //! more than a small frame does.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
@@ -15,13 +14,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use super::backend::{HEADER_BYTES, Header, MAX_FRAME_RANGES, NetBackend, Received};
 use super::filter::{Filter, HEAD_BYTES};
 use super::header::{ETHERTYPE, Framing, GUEST_OFFLOADS, MAX_FRAME_BYTES, offloads, set_num_buffers};
+use super::held::{Held, Place};
 use super::lately::{Alone, Lately};
 use super::responder::{AnswersState, Station};
 use super::settings::Settings;
 use super::tx::{ROUND_BYTES, ROUND_FRAMES, Round};
 use crate::planted::{Defect, is_planted};
 use crate::virtio::limit::Throttle;
-use crate::virtio::queue::{Chain, ChainError, GuestRange, Near};
+use crate::virtio::queue::{Chain, GuestRange, Near};
 use crate::virtio::worker::WorkerQueue;
 
 pub(super) struct Rx {
@@ -34,10 +34,12 @@ pub(super) struct Rx {
     filter: Filter,
     is_in_use: bool,
     settings_seen: u64,
-    /// Chains popped and not used yet, oldest first.
-    held: VecDeque<Chain>,
-    /// Their writable bytes together.
-    held_bytes: u64,
+    /// Chains popped and not used yet.
+    held: Held,
+    /// Where a buffer was lately: the next ones will be near it.
+    buffers_at: u64,
+    /// So many are enough for any frame; none where a frame has one chain, whatever it takes.
+    enough_bytes: u64,
     /// The most bytes the driver ever had posted at once, as far as anybody looked: a frame beyond that will never fit.
     peak_bytes: u64,
     /// Where frames land that the held buffers may not take.
@@ -50,6 +52,8 @@ pub(super) struct Rx {
     ranges: Vec<GuestRange>,
     lately: Lately,
     alone: Alone,
+    /// Bytes of frames that are the driver's and were not counted yet.
+    delivered_bytes: u64,
     /// Where the answers of the card's own responder come from, where it has one.
     station: Option<Arc<Station>>,
     pub throttle: Throttle,
@@ -63,6 +67,9 @@ struct Frame {
 
 /// Frames that a link keeps for a queue at most, as far as anybody waits for them: a TAP device has room for a thousand.
 const MOST_MISSED: usize = 1024;
+
+/// So many chains are popped together where one is needed.
+const MORE_CHAINS: u8 = 16;
 
 /// What stopped a round.
 enum Stop {
@@ -89,8 +96,9 @@ impl Rx {
             filter,
             is_in_use: false,
             settings_seen: 0,
-            held: VecDeque::new(),
-            held_bytes: 0,
+            held: Held::default(),
+            buffers_at: 0,
+            enough_bytes: 0,
             peak_bytes: 0,
             bounce: vec![0; MAX_FRAME_BYTES].into_boxed_slice(),
             waiting: None,
@@ -98,6 +106,7 @@ impl Rx {
             ranges: Vec::with_capacity(MAX_FRAME_RANGES),
             lately: Lately::new(),
             alone: Alone::default(),
+            delivered_bytes: 0,
             station,
             throttle: Throttle::default(),
         }
@@ -112,6 +121,7 @@ impl Rx {
         settings: &Settings,
     ) {
         (self.features, self.framing, self.settings_seen) = (features, framing, 0);
+        self.enough_bytes = if framing.mergeable { framing.bytes_of(MAX_FRAME_BYTES) } else { 0 };
         self.renew(settings);
         // A frame kept through a pause was admitted for the driver of then.
         self.waiting = self.waiting.and_then(|frame| self.readmitted(frame));
@@ -227,10 +237,16 @@ impl Rx {
         if !self.queue.is_live() || !self.is_in_use {
             return Round::default();
         }
-        let near = &self.queue.near(mem);
+        if let Some([GuestRange { addr, .. }, ..]) = self.held.first().map(Chain::writable) {
+            self.buffers_at = *addr;
+        }
+        let near = &self.queue.near(mem).and_buffers(self.buffers_at);
         self.queue.disable_kicks(near);
         self.throttle.begin_step();
         let stop = self.receive_frames(near, backend);
+        if self.delivered_bytes > 0 {
+            self.queue.counters().bytes_to_guest.add(std::mem::take(&mut self.delivered_bytes));
+        }
         self.queue.publish(near);
         match stop {
             Stop::Budget => Round { again: true, ..Round::default() },
@@ -284,33 +300,28 @@ impl Rx {
 
     fn receive_frames<M: GuestMemory, B: NetBackend<M>>(&mut self, near: &Near<'_, M>, backend: &mut B) -> Stop {
         let mem = near.memory();
+        if let Some(frame) = self.waiting {
+            if !self.gather(near) {
+                return Stop::Budget;
+            }
+            if !self.deliver_bounced(near, frame) {
+                return Stop::Starved;
+            }
+        }
         // One a round: a guest that asks on and on does not keep its own frames from arriving.
-        let mut may_answer = true;
+        let mut may_answer = self.station.is_some();
         let (mut came, mut came_bytes) = (0u32, 0u64);
         for _ in 0..self.queue.size().min(ROUND_FRAMES) {
             if came_bytes >= ROUND_BYTES {
                 break;
             }
-            self.gather(near);
-            if let Some(frame) = self.waiting {
-                if !self.deliver_bounced(near, frame) {
-                    return Stop::Starved;
-                }
-                continue;
-            }
             if came == 1 && backend.tells_of_every_frame() && self.alone.is_all() {
                 return Stop::Empty;
             }
-            if self.held.is_empty() {
-                return Stop::Starved;
-            }
+            let Some(Place { mut direct, capacity, room }) = self.place(near) else { return Stop::Starved };
             if let Some(until_ns) = self.throttle.wait_until() {
                 return Stop::Held { until_ns };
             }
-            // Without mergeable buffers a frame has one chain, and what does not fit is lost either way.
-            let (mut direct, capacity) = self.capacity();
-            let room = if direct { self.lay_out(self.lately.longest_bytes()) } else { 0 };
-            let capacity = capacity.min(room.saturating_add(self.bounce.len()));
             let into = if direct { self.ranges.as_slice() } else { &[] };
             let mut header = [0; HEADER_BYTES];
             let answer =
@@ -354,59 +365,100 @@ impl Rx {
                 }
                 continue;
             }
-            let frame = Frame { header, len_bytes };
             if direct {
-                self.deliver_rest(mem, room, len_bytes.min(capacity));
-                self.finish(near, frame);
-            } else if !self.deliver_bounced(near, frame) {
+                if len_bytes > room {
+                    self.deliver_rest(mem, room, len_bytes.min(capacity));
+                }
+                self.finish(near, header, len_bytes);
+            } else if !self.deliver_bounced(near, Frame { header, len_bytes }) {
                 return Stop::Starved;
             }
         }
         Stop::Budget
     }
 
+    /// Where the next frame lands; `None` where the driver has no buffer for it. Pops buffers until they take any frame, or
+    /// one of them without mergeable buffers.
+    #[inline(always)]
+    fn place<M: GuestMemory>(&mut self, near: &Near<'_, M>) -> Option<Place> {
+        // A small frame has one buffer, which is one piece.
+        if self.held.bytes() >= self.enough_bytes
+            && let Some([GuestRange { addr, len }, rest @ ..]) = self.held.first().map(Chain::writable)
+            && let Some(len @ 1..) = len.checked_sub(self.framing.header_bytes as u32)
+            && len as usize >= self.lately.longest_bytes()
+            && (self.framing.mergeable || rest.is_empty())
+        {
+            let header_bytes = self.framing.header_bytes as u64;
+            self.ranges.clear();
+            self.ranges.push(GuestRange { addr: addr.saturating_add(header_bytes), len });
+            // As for any frame: without mergeable buffers this one is all that is held.
+            let (room, held) = (len as usize, self.held.bytes().saturating_sub(header_bytes));
+            let capacity = usize::try_from(held).unwrap_or(usize::MAX).min(room.saturating_add(self.bounce.len()));
+            return Some(Place { direct: true, capacity, room });
+        }
+        self.place_anywhere(near)
+    }
+
+    /// As [`place`](Self::place), of any frame.
+    #[inline(never)]
+    fn place_anywhere<M: GuestMemory>(&mut self, near: &Near<'_, M>) -> Option<Place> {
+        if !self.gather(near) || self.held.is_empty() {
+            return None;
+        }
+        // Without mergeable buffers a frame has one chain, and what does not fit is lost either way.
+        let (direct, capacity) = self.capacity();
+        let room = if direct { self.lay_out(self.lately.longest_bytes()) } else { 0 };
+        Some(Place { direct, capacity: capacity.min(room.saturating_add(self.bounce.len())), room })
+    }
+
     /// Pops buffers until they take any frame, or one of them without mergeable buffers. The first one has room for a
-    /// header.
-    fn gather<M: GuestMemory>(&mut self, near: &Near<'_, M>) {
+    /// header; `false` where so many had none that a driver must be giving them as fast as they go back.
+    fn gather<M: GuestMemory>(&mut self, near: &Near<'_, M>) -> bool {
         self.hold_enough(near);
+        let mut left = self.queue.size();
         // §5.1.6.3.1: a buffer holds at least the header. One that does not goes back, or it would be lost; only from
         // the front, because a chain that is unpopped may have none behind it that was pushed.
-        while self.held.front().is_some_and(|chain| chain.writable_bytes() < self.framing.header_bytes as u64) {
+        while self.held.first().is_some_and(|chain| chain.writable_bytes() < self.framing.header_bytes as u64) {
+            let Some(fewer) = left.checked_sub(1) else { return false };
+            left = fewer;
             self.queue.counters().malformed.count();
             self.use_first(near, 0);
             self.hold_enough(near);
         }
-        self.peak_bytes = self.peak_bytes.max(self.held_bytes);
+        self.peak_bytes = self.peak_bytes.max(self.held.bytes());
+        true
     }
 
+    /// Pops buffers until they take any frame, and some more then, as one that is popped with others costs less. Without
+    /// mergeable buffers a frame has one chain, and no other one is held.
     fn hold_enough<M: GuestMemory>(&mut self, near: &Near<'_, M>) {
-        let wanted = self.framing.bytes_of(MAX_FRAME_BYTES);
-        loop {
-            let enough = if self.framing.mergeable { self.held_bytes >= wanted } else { !self.held.is_empty() };
-            if enough {
-                break;
-            }
-            let Some(chain) = self.queue.pop(near) else { break };
-            self.held_bytes = self.held_bytes.saturating_add(chain.writable_bytes());
-            self.held.push_back(chain);
+        if !self.held.is_empty() && self.held.bytes() >= self.enough_bytes {
+            return;
         }
+        let Self { queue, held, enough_bytes, .. } = self;
+        let mut more = if *enough_bytes > 0 { MORE_CHAINS } else { 1 };
+        queue.pop_while(near, |chain| {
+            held.push(chain);
+            if held.bytes() >= *enough_bytes {
+                more = more.saturating_sub(1);
+            }
+            more > 0
+        });
     }
 
     /// Returns the oldest held chain with up to `bytes` bytes written; how many they were.
     fn use_first<M: GuestMemory>(&mut self, near: &Near<'_, M>, bytes: u64) -> u64 {
-        let Some(chain) = self.held.pop_front() else { return 0 };
-        let room = chain.writable_bytes();
-        self.held_bytes = self.held_bytes.saturating_sub(room);
-        let used = bytes.min(room);
+        let Some(chain) = self.held.take_first() else { return 0 };
+        let used = bytes.min(chain.writable_bytes());
         self.queue.push(near, chain, used);
         used
     }
 
     /// Whether the next frame goes straight into the held buffers, and how long it may be.
     fn capacity(&self) -> (bool, usize) {
-        let held_bytes = match self.held.front() {
+        let held_bytes = match self.held.first() {
             Some(first) if !self.framing.mergeable => first.writable_bytes(),
-            _ => self.held_bytes,
+            _ => self.held.bytes(),
         };
         let room = usize::try_from(held_bytes.saturating_sub(self.framing.header_bytes as u64)).unwrap_or(usize::MAX);
         if self.framing.mergeable && room < MAX_FRAME_BYTES { (false, self.bounce.len()) } else { (true, room) }
@@ -418,15 +470,7 @@ impl Rx {
         self.ranges.clear();
         let mut skip = self.framing.header_bytes as u64;
         let mut room = 0usize;
-        // A small frame has one buffer, which is one piece.
-        if let Some([GuestRange { addr, len }, ..]) = self.held.front().map(Chain::writable)
-            && let Some(len @ 1..) = len.checked_sub(self.framing.header_bytes as u32)
-            && len as usize >= wanted
-        {
-            self.ranges.push(GuestRange { addr: addr.saturating_add(skip), len });
-            return len as usize;
-        }
-        let chains = if self.framing.mergeable { self.held.len() } else { 1 };
+        let chains = if self.framing.mergeable { usize::MAX } else { 1 };
         for chain in self.held.iter().take(chains) {
             for range in chain.writable() {
                 let len = u64::from(range.len);
@@ -518,7 +562,7 @@ impl Rx {
     /// Copies the frame in `bounce` to the driver. `false` where it has to wait for more buffers.
     fn deliver_bounced<M: GuestMemory>(&mut self, near: &Near<'_, M>, frame: Frame) -> bool {
         let needed = self.framing.bytes_of(frame.len_bytes);
-        if needed > self.held_bytes {
+        if needed > self.held.bytes() {
             if needed > self.peak_bytes || self.queue.is_exhausted() {
                 // The driver never had that much posted, or cannot post more. To wait might mean to wait for ever, with
                 // the driver waiting for us.
@@ -531,39 +575,45 @@ impl Rx {
         }
         self.waiting = None;
         let data = self.bounce.get(..frame.len_bytes).unwrap_or_default();
-        match write_across(near.memory(), &self.held, self.framing.header_bytes as u64, data) {
-            Ok(()) => self.finish(near, frame),
+        match self.held.write(near.memory(), self.framing.header_bytes as u64, data) {
+            Ok(()) => self.finish_any(near, frame.header, frame.len_bytes),
             Err(_) => self.queue.counters().dropped.count(),
         }
         true
     }
 
     /// Copies what of a frame of `len_bytes` did not go into the `room` bytes that the link was given.
+    #[inline(never)]
     fn deliver_rest<M: GuestMemory>(&mut self, mem: &M, room: usize, len_bytes: usize) {
         let Some(rest) = len_bytes.checked_sub(room).and_then(|rest| self.bounce.get(..rest)) else { return };
-        if !rest.is_empty() {
-            let at = self.framing.bytes_of(room);
-            let written = write_across(mem, &self.held, at, rest);
-            debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
-        }
+        let at = self.framing.bytes_of(room);
+        let written = self.held.write(mem, at, rest);
+        debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
     }
 
-    /// Writes the header of a frame that is in place, and returns the chains it spans.
-    fn finish<M: GuestMemory>(&mut self, near: &Near<'_, M>, frame: Frame) {
-        let Some(first) = self.held.front() else { return };
-        let total = self.framing.bytes_of(frame.len_bytes);
-        let (mut spanned, mut buffers) = (first.writable_bytes(), 1u16);
-        if spanned < total {
-            for chain in self.held.iter().skip(1) {
-                spanned = spanned.saturating_add(chain.writable_bytes());
-                buffers = buffers.saturating_add(1);
-                if spanned >= total {
-                    break;
-                }
-            }
+    /// Writes the header of a frame of `len_bytes` that is in place, and returns the chains it spans.
+    #[inline(always)]
+    fn finish<M: GuestMemory>(&mut self, near: &Near<'_, M>, mut header: Header, len_bytes: usize) {
+        let total = self.framing.bytes_of(len_bytes);
+        let Some(first) = self.held.first() else { return };
+        if first.writable_bytes() < total || self.framing.header_bytes < HEADER_BYTES {
+            return self.finish_any(near, header, len_bytes);
         }
-        let mut header = frame.header;
+        set_num_buffers(&mut header, 1);
+        let written = first.write_first(near, &header);
+        debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
+        let Some(first) = self.held.take_first() else { return };
+        self.queue.push(near, first, total);
+        self.delivered_bytes = self.delivered_bytes.wrapping_add(len_bytes as u64);
+    }
+
+    /// As [`finish`](Self::finish), of a frame in however many chains.
+    #[inline(never)]
+    fn finish_any<M: GuestMemory>(&mut self, near: &Near<'_, M>, mut header: Header, len_bytes: usize) {
+        let total = self.framing.bytes_of(len_bytes);
+        let buffers = self.held.spanned_by(total);
         set_num_buffers(&mut header, buffers);
+        let Some(first) = self.held.first() else { return };
         // It has room for it.
         let written = first.writer(near.memory()).write(header.get(..self.framing.header_bytes).unwrap_or_default());
         debug_assert!(written.is_ok(), "a chain's memory was checked when it was popped");
@@ -571,48 +621,20 @@ impl Rx {
         for _ in 0..buffers {
             left = left.saturating_sub(self.use_first(near, left));
         }
-        self.queue.counters().bytes_to_guest.add(frame.len_bytes as u64);
+        self.delivered_bytes = self.delivered_bytes.wrapping_add(len_bytes as u64);
     }
 
     /// Puts every held chain back into the ring, so that the queue's state accounts for all of them.
     pub fn release(&mut self) {
         self.throttle.rest();
-        while let Some(chain) = self.held.pop_back() {
+        while let Some(chain) = self.held.take_last() {
             self.queue.unpop(chain);
         }
-        self.held_bytes = 0;
     }
 
     /// Forgets everything of the driver that is going away.
     pub fn abandon(&mut self) {
-        self.held.drain(..).for_each(Chain::abandon);
-        self.held_bytes = 0;
+        self.held.abandon();
         self.waiting = None;
-    }
-}
-
-/// Writes `data` at `offset` into the writable parts of `chains`, one after the other.
-fn write_across<M: GuestMemory>(
-    mem: &M,
-    chains: &VecDeque<Chain>,
-    mut offset: u64,
-    mut data: &[u8],
-) -> Result<(), ChainError> {
-    for chain in chains {
-        if data.is_empty() {
-            break;
-        }
-        let mut writer = chain.writer(mem);
-        let skip = offset.min(writer.remaining());
-        offset = offset.saturating_sub(skip);
-        writer.skip(skip)?;
-        let here = usize::try_from(writer.remaining()).unwrap_or(usize::MAX).min(data.len());
-        let (now, later) = data.split_at_checked(here).unwrap_or((data, &[]));
-        writer.write(now)?;
-        data = later;
-    }
-    match data.len() {
-        0 => Ok(()),
-        left => Err(ChainError::Short { wanted: left as u64, left: 0 }),
     }
 }

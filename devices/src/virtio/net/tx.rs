@@ -23,6 +23,8 @@ pub(super) struct Tx {
     blocked: Option<Chain>,
     /// Guest ranges of the frame being sent, kept for their allocation.
     ranges: Vec<GuestRange>,
+    /// Where a frame was lately: the next one will be near it.
+    buffers_at: u64,
     /// Hears what is for the card's own responder, where it has one.
     ear: Option<Ear>,
     /// The only source address that frames may have, where that is checked.
@@ -57,11 +59,20 @@ enum Verdict {
     Blocked,
 }
 
+/// A frame on its way to the link.
+struct Opened {
+    header: Header,
+    /// Bytes of the frame, the header not counted.
+    len_bytes: u64,
+    /// Its first bytes, where they were looked at.
+    addresses: Option<Addresses>,
+}
+
 impl Tx {
     pub fn new(queue: WorkerQueue, ear: Option<Ear>, source: Option<Mac>) -> Self {
         let ranges = Vec::with_capacity(MAX_FRAME_RANGES);
         let (framing, throttle) = (Framing::default(), Throttle::default());
-        Self { queue, framing, blocked: None, ranges, ear, source, throttle }
+        Self { queue, framing, blocked: None, ranges, buffers_at: 0, ear, source, throttle }
     }
 
     /// The queue has started.
@@ -74,7 +85,7 @@ impl Tx {
         if !self.queue.is_live() || self.blocked.is_some() && is_planted(Defect::StalledForGood) {
             return Round::default();
         }
-        let near = &self.queue.near(mem);
+        let near = &self.queue.near(mem).and_buffers(self.buffers_at);
         self.queue.disable_kicks(near);
         self.throttle.begin_step();
         let (mut drained, mut blocked, mut wake_at_ns, mut round_bytes) = (false, false, None, 0u64);
@@ -94,11 +105,8 @@ impl Tx {
                 break;
             };
             let mut sent_bytes = 0;
-            match self.send(mem, backend, up, &chain) {
-                Verdict::Sent { len_bytes } | Verdict::Kept { len_bytes } => {
-                    sent_bytes = len_bytes;
-                    self.queue.counters().bytes_from_guest.add(len_bytes);
-                }
+            match self.send(near, backend, up, &chain) {
+                Verdict::Sent { len_bytes } | Verdict::Kept { len_bytes } => sent_bytes = len_bytes,
                 Verdict::Lost => self.queue.counters().dropped.count(),
                 Verdict::Spoofed => self.queue.counters().spoofed.count(),
                 Verdict::LinkDown => self.queue.counters().link_down.count(),
@@ -112,6 +120,9 @@ impl Tx {
             self.throttle.charge(sent_bytes);
             round_bytes = round_bytes.saturating_add(sent_bytes);
             self.queue.push(near, chain, 0);
+        }
+        if round_bytes > 0 {
+            self.queue.counters().bytes_from_guest.add(round_bytes);
         }
         self.queue.publish(near);
         if let Some(at_ns) = wake_at_ns {
@@ -139,35 +150,22 @@ impl Tx {
         Round { wake_at_ns: Some(at_ns), ..Round::default() }
     }
 
-    fn send<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, up: bool, chain: &Chain) -> Verdict {
-        let mut header: Header = [0; HEADER_BYTES];
-        let mut frame = chain.reader(mem);
-        let Some(driver_header) = header.get_mut(..self.framing.header_bytes) else { return Verdict::Malformed };
-        let sight = self.ear.as_mut().map(|ear| ear.look(frame.clone(), driver_header));
-        let read = match &sight {
-            None => frame.read(driver_header).is_ok(),
-            Some(sight) => sight.is_some() && frame.skip(driver_header.len() as u64).is_ok(),
+    #[inline(always)]
+    fn send<M: GuestMemory, B: NetBackend<M>>(
+        &mut self,
+        near: &Near<'_, M>,
+        backend: &mut B,
+        up: bool,
+        chain: &Chain,
+    ) -> Verdict {
+        let mem = near.memory();
+        let Opened { header, len_bytes, addresses } = match self.open_plain(near, chain) {
+            Some(opened) => opened,
+            None => match self.open(mem, up, chain) {
+                Ok(opened) => opened,
+                Err(verdict) => return verdict,
+            },
         };
-        if !read {
-            return Verdict::Malformed;
-        }
-        for_the_link(&mut header);
-        let len_bytes = frame.remaining();
-        if len_bytes == 0 {
-            return Verdict::Malformed;
-        }
-        let mut addresses = None;
-        if let Some(own) = self.source {
-            addresses = frame.read_array().ok().filter(|[_, _, _, _, _, _, source @ ..]: &Addresses| *source == own);
-            if addresses.is_none() {
-                return Verdict::Spoofed;
-            }
-        }
-        if up && sight.flatten().is_some_and(|sight| self.is_kept(sight)) {
-            return Verdict::Kept { len_bytes };
-        }
-        self.ranges.clear();
-        frame.append_ranges(&mut self.ranges);
         if len_bytes > MAX_FRAME_BYTES as u64 || self.ranges.len() > MAX_FRAME_RANGES {
             return Verdict::Lost;
         }
@@ -183,6 +181,56 @@ impl Tx {
             Ok(Sent::WouldBlock) => Verdict::Blocked,
             Err(_) => Verdict::Lost,
         }
+    }
+
+    /// A frame that nobody but the link looks at, in one piece with its header, as small ones are; `None` of any other.
+    #[inline(always)]
+    fn open_plain<M: GuestMemory>(&mut self, near: &Near<'_, M>, chain: &Chain) -> Option<Opened> {
+        let &[GuestRange { addr, len }] = chain.readable() else { return None };
+        let len = len.checked_sub(HEADER_BYTES as u32).filter(|len| *len > 0)?;
+        if self.ear.is_some() || self.source.is_some() || self.framing.header_bytes != HEADER_BYTES {
+            return None;
+        }
+        self.buffers_at = addr;
+        let mut header = chain.read_first(near)?;
+        for_the_link(&mut header);
+        self.ranges.clear();
+        self.ranges.push(GuestRange { addr: addr.saturating_add(HEADER_BYTES as u64), len });
+        Some(Opened { header, len_bytes: len.into(), addresses: None })
+    }
+
+    /// Reads what is looked at of a frame, and lists where the rest of it is.
+    #[inline(never)]
+    fn open<M: GuestMemory>(&mut self, mem: &M, up: bool, chain: &Chain) -> Result<Opened, Verdict> {
+        let mut header: Header = [0; HEADER_BYTES];
+        let mut frame = chain.reader(mem);
+        let Some(driver_header) = header.get_mut(..self.framing.header_bytes) else { return Err(Verdict::Malformed) };
+        let sight = self.ear.as_mut().map(|ear| ear.look(frame.clone(), driver_header));
+        let read = match &sight {
+            None => frame.read(driver_header).is_ok(),
+            Some(sight) => sight.is_some() && frame.skip(driver_header.len() as u64).is_ok(),
+        };
+        if !read {
+            return Err(Verdict::Malformed);
+        }
+        for_the_link(&mut header);
+        let len_bytes = frame.remaining();
+        if len_bytes == 0 {
+            return Err(Verdict::Malformed);
+        }
+        let mut addresses = None;
+        if let Some(own) = self.source {
+            addresses = frame.read_array().ok().filter(|[_, _, _, _, _, _, source @ ..]: &Addresses| *source == own);
+            if addresses.is_none() {
+                return Err(Verdict::Spoofed);
+            }
+        }
+        if up && sight.flatten().is_some_and(|sight| self.is_kept(sight)) {
+            return Err(Verdict::Kept { len_bytes });
+        }
+        self.ranges.clear();
+        frame.append_ranges(&mut self.ranges);
+        Ok(Opened { header, len_bytes, addresses })
     }
 
     /// Whether the card's own responder takes the frame.

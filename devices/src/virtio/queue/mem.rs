@@ -189,6 +189,22 @@ pub(super) fn store_element<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, id: u3
     slice.store(id.to_le(), 0, Ordering::Relaxed).is_ok() && slice.store(len.to_le(), 4, Ordering::Relaxed).is_ok()
 }
 
+/// Writes twelve bytes as three words, where they are aligned in memory; whether they were written.
+#[inline(always)]
+pub(super) fn store_first<B: BitmapSlice>(slice: &VolatileSlice<'_, B>, bytes: &[u8; 12]) -> bool {
+    let &[a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+    let store = |word, offset| slice.store(u32::from_ne_bytes(word), offset, Ordering::Relaxed).is_ok();
+    store([a, b, c, d], 0) && store([e, f, g, h], 4) && store([i, j, k, l], 8)
+}
+
+/// Twelve bytes, as three words that are read once and atomically each, where they are aligned in memory.
+#[inline(always)]
+pub(super) fn load_first<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> Option<[u8; 12]> {
+    let word = |offset| load::<u32, B>(slice, offset, Ordering::Relaxed).map(u32::to_ne_bytes);
+    let ([a, b, c, d], [e, f, g, h], [i, j, k, l]) = (word(0)?, word(4)?, word(8)?);
+    Some([a, b, c, d, e, f, g, h, i, j, k, l])
+}
+
 /// A word of `slice`, at an offset that is aligned in it.
 #[inline(always)]
 fn load<T: AtomicAccess, B: BitmapSlice>(slice: &VolatileSlice<'_, B>, offset: usize, order: Ordering) -> Option<T> {

@@ -120,6 +120,8 @@ pub(super) struct Packed {
     next_used: Position,
     /// `next_used` as of the last [`publish`](Self::publish).
     published: Position,
+    /// Slots from there to `next_used`.
+    unshown: u32,
     /// The first used descriptor since then, not stored yet: the driver finds none of the later ones before it.
     first: Option<(u64, u64)>,
     /// `flags` of the device area as last written.
@@ -166,6 +168,7 @@ impl Packed {
             next_avail: Position::decode(state.next_avail, size)?,
             next_used,
             published: next_used,
+            unshown: 0,
             first: None,
             event_flags: None,
             in_flight: InFlight::new(1 << 16),
@@ -222,7 +225,7 @@ impl Packed {
     }
 
     /// See [`Queue::pop`](super::Queue::pop).
-    #[inline]
+    #[inline(never)]
     pub(super) fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<Option<Chain>, QueueError> {
         // Acquire: the rest of the chain is read after the flags that make it available (virtio 1.3 §2.8.2).
         let tail = self.load_tail(mem, self.next_avail, Ordering::Acquire)?;
@@ -283,7 +286,7 @@ impl Packed {
     #[inline(always)]
     pub(super) fn give_back<M: RingMem + ?Sized>(&mut self, mem: &M, chain: Returned) -> Result<(), QueueError> {
         let Returned { head, id, slots, len } = chain;
-        if !self.in_flight.contains(id) {
+        if !self.in_flight.take(id, slots) {
             return Err(QueueError::NotInFlight { head });
         }
         let mut flags = if self.next_used.wrap { AVAIL | USED } else { 0 };
@@ -295,10 +298,11 @@ impl Packed {
         let word = Tail { len, id, flags }.to_word();
         if self.first.is_none() {
             self.first = Some((at, word));
-        } else {
-            mem.store_u64(at, word, Ordering::Relaxed)?;
+        } else if let Err(outside) = mem.store_u64(at, word, Ordering::Relaxed) {
+            self.in_flight.insert(id, slots);
+            return Err(outside.into());
         }
-        self.in_flight.remove(id, slots);
+        self.unshown = self.unshown.wrapping_add(slots.into());
         self.free_head(head);
         self.next_used = self.next_used.plus(slots, self.size);
         Ok(())
@@ -314,7 +318,7 @@ impl Packed {
         let Some((at, word)) = self.first else { return Ok(false) };
         // Release: the later used descriptors and the data are visible before the first one, where the driver looks.
         mem.store_u64(at, word, Ordering::Release)?;
-        self.first = None;
+        (self.first, self.unshown) = (None, 0);
         let (old, new) = (self.published, self.next_used);
         self.published = new;
         // The driver stores its wish and then looks at the ring once more; the device stores the descriptor and then
@@ -366,22 +370,23 @@ impl Packed {
 
     /// Follows the chain whose first descriptor ends in `tail`. Returns its buffer id: the last descriptor's
     /// (virtio 1.3 §2.8.6).
+    #[inline(always)]
     fn walk<M: RingMem + ?Sized>(&mut self, mem: &M, tail: Tail, walked: &mut Body) -> Result<u16, QueueError> {
         // At most `size` slots are in flight or used and not shown yet: a driver that offers one of the latter again cannot
         // have seen it back, and the used descriptor that waits would be written over its next one.
-        let unshown = self.next_used.since(self.published, self.size);
-        let free = self.size.saturating_sub(self.in_flight.slots().saturating_add(unshown) as u16);
+        let free = self.size.saturating_sub(self.in_flight.slots().saturating_add(self.unshown) as u16);
         let (mut at, mut tail, mut sum) = (self.next_avail, tail, self.parser.sum());
         self.take_slot(walked, free)?;
         loop {
             let addr = mem.load_u64(self.slot(at), Ordering::Relaxed)?;
             if tail.flags & Descriptor::INDIRECT != 0 {
-                self.walk_table(mem, addr, tail, walked, &mut sum)?;
+                self.walk_table(mem, addr, tail, walked, sum)?;
                 break;
             }
             let write = tail.flags & Descriptor::WRITE != 0;
             self.parser.add(mem, &mut sum, walked, Buffer { addr, len: tail.len, write })?;
             if tail.flags & Descriptor::NEXT == 0 {
+                sum.close(walked)?;
                 break;
             }
             self.take_slot(walked, free)?;
@@ -394,7 +399,6 @@ impl Packed {
         if self.in_flight.contains(tail.id) {
             return Err(QueueError::HeadInFlight { head: tail.id });
         }
-        sum.close(walked)?;
         Ok(tail.id)
     }
 
@@ -411,14 +415,16 @@ impl Packed {
         }
     }
 
-    /// Reads an indirect table: all of it, in order; only its write flags mean anything (virtio 1.3 §2.8.7).
+    /// Reads an indirect table, which ends the chain: all of it, in order; only its write flags mean anything (virtio 1.3
+    /// §2.8.7).
+    #[inline(always)]
     fn walk_table<M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
         addr: u64,
         tail: Tail,
         walked: &mut Body,
-        sum: &mut Sum,
+        mut sum: Sum,
     ) -> Result<(), QueueError> {
         if !self.parser.indirect() {
             return Err(QueueError::IndirectNotNegotiated);
@@ -439,9 +445,9 @@ impl Packed {
             };
             let Descriptor { addr, len, next, .. } = desc;
             // The flags stand where a split ring has the next index.
-            self.parser.add(mem, sum, walked, Buffer { addr, len, write: next & Descriptor::WRITE != 0 })?;
+            self.parser.add(mem, &mut sum, walked, Buffer { addr, len, write: next & Descriptor::WRITE != 0 })?;
         }
-        Ok(())
+        sum.close(walked)
     }
 
     #[inline]

@@ -174,7 +174,7 @@ impl Queue {
     ///
     /// Every ring word and descriptor is read once. On an error nothing is consumed: the queue stands where it stood
     /// and the caller stops using it until the driver resets the device.
-    #[inline]
+    #[inline(always)]
     pub fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<Option<Chain>, QueueError> {
         let mut chain = either!(mut self, ring => ring.pop(mem))?;
         if let (Some(order), Some(chain)) = (&mut self.order, &mut chain) {

@@ -220,7 +220,7 @@ impl Split {
     }
 
     /// See [`Queue::pop`](super::Queue::pop).
-    #[inline]
+    #[inline(always)]
     pub(super) fn pop<M: RingMem + ?Sized>(&mut self, mem: &M) -> Result<Option<Chain>, QueueError> {
         let (next, size) = (self.ring.next_avail(), self.ring.size());
         if self.seen_avail == next {

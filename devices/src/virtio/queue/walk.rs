@@ -116,7 +116,7 @@ impl Parser {
     }
 
     /// Takes a chain back.
-    #[inline]
+    #[inline(always)]
     pub(super) fn recycle(&mut self, mut chain: Chain) {
         chain.clear();
         // The pool was sized for every head of the queue at once, so this never grows it.
@@ -231,7 +231,7 @@ impl InFlight {
     }
 
     /// Takes out a number, where it is in it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(&mut self, number: u16, slots: u16) -> bool {
         let Some(word) = self.bits.get_mut(usize::from(number >> 6)).filter(|word| **word & bit(number) != 0) else {
             return false;

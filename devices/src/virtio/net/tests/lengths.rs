@@ -1,5 +1,8 @@
 //! Frames behind others of other lengths: the link is given room for as much as frames took lately.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use super::*;
 
 const FEATURES: u64 = V1 | MRG | GUEST_CSUM | GUEST_TSO4;
@@ -73,5 +76,60 @@ fn a_frame_that_is_longer_than_its_buffer_is_lost_however_much_of_it_was_given_t
         if fits {
             assert_eq!(bytes, frame(len));
         }
+    }
+}
+
+#[test]
+fn a_frame_that_is_longer_than_all_that_is_held_for_it_is_lost_and_the_next_one_arrives() {
+    // A little more than the longest frame there is.
+    let held = 43 * 1536 - 12;
+    for (len, arrives) in [(held, true), (held + 1, false), (held + 2000, false)] {
+        let mut rig = rig(FEATURES);
+        let mut posted = rig.post_rx(&[1536; 43]);
+        for _ in 0..FORGOTTEN {
+            assert_eq!(receive(&mut rig, &posted, 60), (frame(60), 0));
+            posted.extend(rig.post_rx(&[1536]));
+        }
+        let (bytes, _) = receive(&mut rig, &posted, len);
+        assert_eq!(bytes, if arrives { frame(len) } else { Vec::new() }, "{len}");
+        assert_eq!(rig.rx_counters.dropped.get(), u64::from(!arrives), "{len}");
+        posted.extend(rig.post_rx(&[1536; 10]));
+        assert_eq!(receive(&mut rig, &posted, 60).0, frame(60), "{len}");
+    }
+}
+
+#[test]
+fn a_driver_whose_frames_have_a_buffer_each_gets_none_of_two() {
+    // Other than mergeable ones, however many are there.
+    for features in [FEATURES & !MRG, FEATURES] {
+        let mut rig = rig(features);
+        let posted = rig.post_rx(&[2000; 40]);
+        let (bytes, _) = receive(&mut rig, &posted, 3000);
+        assert_eq!(bytes, if features & MRG != 0 { frame(3000) } else { Vec::new() });
+        assert_eq!(receive(&mut rig, &posted, 1000).0, frame(1000));
+    }
+}
+
+#[test]
+fn a_driver_that_gives_buffers_without_room_for_a_header_again_and_again_does_not_keep_a_step_from_ending() {
+    for features in [V1, V1 | MRG] {
+        let mut rig = rig(features);
+        rig.post_rx(&[4; SIZE as usize]);
+        let Rig { rx, worker, mem, rx_counters, .. } = &mut rig;
+        let (counters, is_over) = (rx_counters.clone(), Arc::new(AtomicBool::new(false)));
+        std::thread::scope(|scope| {
+            let (seen, over) = (counters.clone(), is_over.clone());
+            scope.spawn(move || {
+                let start = Instant::now();
+                // Those that came back are offered again, before anybody has shown them to the driver.
+                while !over.load(Ordering::Relaxed) && start.elapsed() < Duration::from_secs(1) {
+                    rx.set_avail_index((seen.malformed.get() + u64::from(SIZE)) as u16);
+                }
+            });
+            worker.step(mem);
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert!(counters.malformed.get() <= 2 * u64::from(SIZE), "{} in a step", counters.malformed.get());
+        assert!(rig.interrupt.take_needs_reset().is_empty());
     }
 }
