@@ -33,7 +33,7 @@ const REMAINING: [(&str, &str, &str); 23] = [
     ("mem::load_u16_anywhere", "panic_bounds_check", "the same"),
     // Vectors whose length is bounded by the queue's: the host may be out of memory, the capacity does not overflow.
     ("walk::Parser>::add_unknown", "grow_one", "a chain has no more ranges than the queue has entries, 32768 at most"),
-    ("guest_path_pop", "handle_alloc_error", "what a chain consists of, of a fixed size, one a chain in flight"),
+    ("chain::Chain>::blank", "handle_alloc_error", "what a chain consists of, of a fixed size, one a chain in flight"),
     (
         "order::Order>::begin",
         "Returned>>>::grow",
