@@ -87,6 +87,9 @@ pub struct EngineOptions {
     /// Let the committing thread do a request itself when it is the only one in flight: saves two switches of thread,
     /// and costs that the worker hears nothing meanwhile.
     pub inline_single: bool,
+    /// Bytes from which on a request that goes through the page cache is done by the engine's threads or, with io_uring, by
+    /// the kernel's, and never by the committing thread. `u64::MAX` for none.
+    pub apart_bytes: u64,
     /// CPUs the threads may run on; empty means any.
     pub cpus: Vec<usize>,
     /// Who does the work.
@@ -111,10 +114,18 @@ impl Default for EngineOptions {
             threads: 4,
             depth: 256,
             inline_single: false,
+            apart_bytes: u64::MAX,
             cpus: Vec::new(),
             kind: Kind::Threads,
             bounce_bytes: 16 << 20,
         }
+    }
+}
+
+impl EngineOptions {
+    /// [`apart_bytes`](Self::apart_bytes) of a disk: what goes around the page cache is copied by nobody.
+    pub(crate) fn apart_bytes_on(&self, disk: &Disk) -> u64 {
+        if disk.alignment().is_some() { u64::MAX } else { self.apart_bytes }
     }
 }
 

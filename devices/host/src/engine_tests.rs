@@ -117,6 +117,59 @@ fn what_ends_while_it_is_committed_wakes_nobody() {
     }
 }
 
+/// Whether the kernel has started threads for the rings of this one.
+fn has_workers_of_the_kernel() -> bool {
+    let this = std::fs::read_link("/proc/thread-self").unwrap();
+    let name = format!("iou-wrk-{}", this.file_name().unwrap().to_str().unwrap());
+    std::fs::read_dir("/proc/self/task").unwrap().any(|task| {
+        // One that ends meanwhile is none of these.
+        std::fs::read_to_string(task.unwrap().path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+    })
+}
+
+#[test]
+fn a_long_request_is_done_by_others_than_the_committing_thread() {
+    for kind in KINDS {
+        let options = EngineOptions { inline_single: true, apart_bytes: 8192, ..options(kind) };
+        let mut bench = bench_with(1 << 20, &options, Cache::Buffered);
+        // Now the page cache has it.
+        std::fs::write(bench.dir.as_path().join("disk"), vec![0x5a; 1 << 20]).unwrap();
+        for len in [512, 4096, 8191] {
+            bench.one(Op::Read, 0, len).unwrap();
+            assert!(!bench.wake.clear(), "{kind:?}: {len} bytes");
+        }
+        assert!(!has_workers_of_the_kernel(), "{kind:?}");
+        for (ranges, len) in [(1, 8192), (2, 16384)] {
+            let ranges = (0..ranges).map(|at| GuestRange { address: at << 20, len: len / ranges as u32 });
+            bench.mem.write_slice(&[0; 8192], GuestAddress(0)).unwrap();
+            bench.engine.submit(1, Op::Read, 4096, len.into(), ranges);
+            bench.engine.commit();
+            if kind == Kind::Threads {
+                let mut fds = [PollFd::new(bench.wake.as_raw_fd()).readable(true)];
+                assert_eq!(poll(&mut fds, Some(20_000_000_000)).unwrap(), 1, "{len} bytes woke nobody");
+            }
+            bench.collect(1)[&1].unwrap();
+            bench.wake.clear();
+            assert_eq!(bench.mem.read_obj::<u32>(GuestAddress(4096)).unwrap(), 0x5a5a_5a5a);
+        }
+        assert_eq!(has_workers_of_the_kernel(), kind == Kind::IoUring);
+    }
+}
+
+#[test]
+fn what_goes_around_the_page_cache_is_long_nowhere() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.as_path().join("disk");
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let options = EngineOptions { apart_bytes: 8192, ..EngineOptions::default() };
+    for cache in CACHES {
+        let disk = Disk::open("d0", &path, DiskOptions { cache, ..DiskOptions::default() }).unwrap();
+        let expected = if disk.alignment().is_some() { u64::MAX } else { 8192 };
+        assert_eq!(options.apart_bytes_on(&disk), expected);
+        assert!(cache == Cache::Auto || expected == 8192);
+    }
+}
+
 #[test]
 fn failures_say_what_failed() {
     for (kind, cache) in ways() {

@@ -80,6 +80,8 @@ pub(crate) struct Pool {
     depth: usize,
     /// Room for requests done by the committing thread, where that is wanted.
     inline: Option<VectorBuffer>,
+    /// What it leaves to the others.
+    apart_bytes: u64,
 }
 
 impl Pool {
@@ -100,6 +102,7 @@ impl Pool {
         let threads = options.threads.clamp(1, MAX_THREADS);
         let bounce_bytes = options.bounce_bytes.max((threads + 1) * MAX_ALIGNMENT_BYTES as usize);
         let bounce = disk.alignment().map(|_| Bounce::map(bounce_bytes)).transpose()?;
+        let apart_bytes = options.apart_bytes_on(&disk);
         let shared = Arc::new(Shared {
             bounce,
             threads,
@@ -121,6 +124,7 @@ impl Pool {
             in_flight: 0,
             depth,
             inline: options.inline_single.then(VectorBuffer::default),
+            apart_bytes,
         };
         for number in 0..threads {
             let shared = engine.shared.clone();
@@ -166,7 +170,9 @@ impl Pool {
 
     /// Starts everything staged.
     pub(crate) fn commit(&mut self) {
-        if let (Some(buffer), [_], 1) = (&mut self.inline, &self.staged[..], self.in_flight) {
+        if let (Some(buffer), [job], 1) = (&mut self.inline, &self.staged[..], self.in_flight)
+            && job.len_bytes < self.apart_bytes
+        {
             if let Some(job) = self.staged.pop() {
                 let result = self.shared.execute(&job, buffer, self.shared.threads);
                 let result = match self.shared.ends_with_a_sync(&job) {

@@ -94,11 +94,20 @@ fn left_out(config: &DiskConfig, disk: &Disk) -> Result<Option<String>, String> 
 /// How long a queue's thread looks for the next request before it sleeps. Where the process has one CPU, the guest needs it
 /// to make that request.
 pub fn poll_ns(config: &DiskConfig) -> u64 {
-    let default = || match std::thread::available_parallelism() {
-        Ok(cpus) if cpus.get() > 1 => DiskConfig::DEFAULT_POLL_US,
-        _ => 0,
-    };
+    let default = || if has_one_cpu() { 0 } else { DiskConfig::DEFAULT_POLL_US };
     u64::from(config.poll_us.unwrap_or_else(default)) * 1000
+}
+
+/// Whether vCPUs and workers take turns.
+fn has_one_cpu() -> bool {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get) == 1
+}
+
+/// Bytes from which on a queue's worker does no request itself. Where it shares one CPU with the guest and copies much, it
+/// has had more of that CPU than the guest: a kick then does not get it the CPU before the guest has gone to sleep, which
+/// stops and starts the guest's tick as well. One that passes on what takes long runs when it is kicked.
+fn apart_bytes(one_cpu: bool) -> u64 {
+    if one_cpu { 64 << 10 } else { u64::MAX }
 }
 
 /// Bytes after which a step of a queue's worker takes no more requests, where the disk answers at once. io_uring costs a
@@ -157,6 +166,7 @@ pub fn engine(config: &DiskConfig, queues: u16) -> EngineOptions {
         threads: (DISK_THREADS / queues).clamp(1, MAX_THREADS),
         depth: usize::from(config.queue_size),
         inline_single: true,
+        apart_bytes: apart_bytes(has_one_cpu()),
         cpus: Vec::new(),
         kind: match config.engine {
             DiskEngine::Threads => Kind::Threads,
@@ -193,6 +203,13 @@ mod tests {
         let bytes = [(Kind::IoUring, 50_000), (Kind::IoUring, 0), (Kind::Threads, 50_000)]
             .map(|(kind, poll_ns)| round_bytes(kind, poll_ns));
         assert_eq!(bytes, [256 << 10, 128 << 10, 128 << 10]);
+    }
+
+    #[test]
+    fn a_worker_leaves_long_requests_to_others_only_where_the_guest_has_no_cpu_of_its_own() {
+        assert_eq!([true, false].map(apart_bytes), [64 << 10, u64::MAX]);
+        let cpus = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(engine(&DiskConfig::new("disk"), 1).apart_bytes, apart_bytes(cpus == 1));
     }
 
     #[test]

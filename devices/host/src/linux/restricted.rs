@@ -9,6 +9,8 @@ use io_uring::{IoUring, Probe, opcode};
 
 /// IOSQE_FIXED_FILE (io_uring_enter(2)): the file is one of the ring's own.
 const FIXED_FILE: u8 = 1 << 0;
+/// IOSQE_ASYNC (the same): one of the kernel's threads does it.
+const ASYNC: u8 = 1 << 4;
 /// IORING_UNREGISTER_FILES (`include/uapi/linux/io_uring.h`).
 const UNREGISTER_FILES: u8 = 3;
 
@@ -31,7 +33,7 @@ pub(crate) fn ring(entries: u32, files: &[RawFd], eventfd: RawFd) -> io::Result<
         opcode::AsyncCancel2::CODE,
     ];
     let mut allowed: Vec<_> = calls.into_iter().map(Restriction::sqe_op).collect();
-    allowed.push(Restriction::sqe_flags_allowed(FIXED_FILE));
+    allowed.push(Restriction::sqe_flags_allowed(FIXED_FILE | ASYNC));
     allowed.push(Restriction::register_op(UNREGISTER_FILES));
     submitter.register_restrictions(&mut allowed)?;
     submitter.register_enable_rings()?;
@@ -68,7 +70,7 @@ mod tests {
             opcode::UnlinkAt::new(Fd(libc::AT_FDCWD), path).build(),
             opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
             opcode::Nop::new().build(),
-            opcode::Fsync::new(Fixed(0)).build().flags(io_uring::squeue::Flags::ASYNC),
+            opcode::Fsync::new(Fixed(0)).build().flags(io_uring::squeue::Flags::IO_DRAIN),
         ];
         for entry in &refused {
             assert_eq!(outcome(&mut ring, entry), -libc::EACCES, "{entry:?}");

@@ -62,6 +62,8 @@ pub(crate) struct Ring {
     come: Vec<(u64, i32)>,
     in_flight: usize,
     depth: usize,
+    /// Bytes from which on a request is for the kernel's threads.
+    apart_bytes: u64,
     /// Requests that end when what is written is on stable storage.
     syncs: Syncs<usize>,
     /// Times in a row that the call for it has come to nothing.
@@ -106,6 +108,7 @@ impl Ring {
             come: Vec::with_capacity(depth.next_power_of_two().saturating_mul(2)),
             in_flight: 0,
             depth,
+            apart_bytes: options.apart_bytes_on(&disk),
             syncs: Syncs::with_capacity(depth),
             sync_retries: 0,
             eraser,
@@ -146,7 +149,11 @@ impl Ring {
         let (number, slot) = self.slots.begin(token, Op::Read, offset_bytes);
         let filled = slot.vectors.extend(&self.mem, ranges);
         match (filled, slot.vectors.vectors.as_slice()) {
-            (Ok(len_bytes), [vector]) if self.bouncing.is_none() && i64::try_from(offset_bytes).is_ok() => {
+            (Ok(len_bytes), [vector])
+                if self.bouncing.is_none()
+                    && (len_bytes as u64) < self.apart_bytes
+                    && i64::try_from(offset_bytes).is_ok() =>
+            {
                 let entry = read_call(vector, offset_bytes, number);
                 slot.whole_bytes = len_bytes;
                 self.push(&entry);
@@ -187,6 +194,7 @@ impl Ring {
             // No file has such a place, and the ring takes -1 for wherever the file was left.
             Ok(_) if i64::try_from(slot.offset_bytes).is_err() => self.end(number, Err(EngineError::Host(libc::EIO))),
             Ok(len_bytes) => {
+                slot.apart = len_bytes as u64 >= self.apart_bytes;
                 let bounces = self.bouncing.as_ref().is_some_and(|it| !it.alignment.is_met_by(&slot.vectors.vectors));
                 if bounces {
                     return self.bounce(number);
@@ -267,8 +275,9 @@ impl Ring {
     fn call(&mut self, number: usize) {
         let slot = &self.slots[number];
         let vectors = slot.vectors();
+        let flags = if slot.apart { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
         if let (Op::Read, [vector]) = (slot.op, vectors) {
-            return self.push(&read_call(vector, slot.offset_bytes, number));
+            return self.push(&read_call(vector, slot.offset_bytes, number).flags(flags));
         }
         let count = iovec::vectors_of_a_call(vectors) as u32;
         let entry = match slot.op {
@@ -281,7 +290,7 @@ impl Ring {
                     .build()
             }
         };
-        self.push(&entry.user_data(number as u64));
+        self.push(&entry.user_data(number as u64).flags(flags));
     }
 
     #[inline(always)]

@@ -29,7 +29,7 @@ impl Slots {
         });
         let slot = &mut self.all[number];
         (slot.token, slot.op, slot.offset_bytes, slot.first) = (token, op, offset_bytes, 0);
-        (slot.retries, slot.cancelled, slot.whole_bytes) = (0, false, 0);
+        (slot.retries, slot.cancelled, slot.whole_bytes, slot.apart) = (0, false, 0, false);
         slot.vectors.vectors.clear();
         (number, slot)
     }
@@ -76,6 +76,8 @@ pub(super) struct Slot {
     pub(super) first: usize,
     /// Bytes of the one call that is to do all of it, straight from or to guest memory; 0 for every other request.
     pub(super) whole_bytes: usize,
+    /// Its calls are for the kernel's threads.
+    pub(super) apart: bool,
     /// Calls in a row that have come to nothing.
     pub(super) retries: u8,
     /// To end as soon as the kernel is done with the call it has.
