@@ -248,8 +248,8 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
     ),
     (
         "--net vhost",
-        "--net=tap=t,mac=52:54:00:12:34:56,vhost=on,queues=2",
-        "net0: 2 queue pairs are not possible with vhost; it has one",
+        "--net=tap=t,mac=52:54:00:12:34:56,vhost=on,queues=17",
+        "net0: 17 queue pairs are not possible; an interface has 1 to 16",
     ),
     (
         "--net vhost",
@@ -257,6 +257,18 @@ pub const OPTIONS: &[(&str, &str, &str)] = &[
         "net0: vhost does not go with viona: it is Linux', and carries a TAP interface's frames",
     ),
     ("--net mac_check", "--net=tap=t,mac=52:54:00:12:34:56,mac_check=1", "--net: mac_check='1' is neither on nor off"),
+    (
+        "--net feature_mask",
+        "--net=tap=t,mac=52:54:00:12:34:56,feature_mask=tso",
+        "--net: feature_mask=tso: 'tso' is not a number of 64 bits such as 0x800",
+    ),
+    ("--net tx_copy_data", "--net=viona=a,tx_copy_data=1", "--net: tx_copy_data: '1' is neither on nor off"),
+    (
+        "--net tx_copy_data",
+        "--net=tap=t,mac=52:54:00:12:34:56,tx_copy_data=on",
+        "net0: tx_copy_data is for viona, which is none of this link's",
+    ),
+    ("--net tx_header_pad", "--net=viona=a,tx_header_pad=65536", "--net: tx_header_pad=65536 is too large"),
     (
         "--net limit_rx_packets",
         "--net=tap=t,mac=52:54:00:12:34:56,limit_rx_packets=0",
@@ -589,6 +601,9 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("nets[].queues", "-1", "nets[0].queues: invalid value: integer '-1', expected u16"),
     ("nets[].vhost", "1", "nets[0].vhost: invalid type: integer '1', expected a boolean"),
     ("nets[].mac_check", "1", "nets[0].mac_check: invalid type: integer '1', expected a boolean"),
+    ("nets[].feature_mask", "-1", "nets[0].feature_mask: invalid value: integer '-1', expected u64"),
+    ("nets[].tx_copy_data", "1", "nets[0].tx_copy_data: invalid type: integer '1', expected a boolean"),
+    ("nets[].tx_header_pad", "65536", "nets[0].tx_header_pad: invalid value: integer '65536', expected u16"),
     ("nets[].limits.rx.packets", "0", "net0: limit_rx_packets 0 would let nothing through; leave it out for no limit"),
     (
         "nets[].limits.rx.packets_burst",

@@ -50,7 +50,7 @@ const GATE: [(Vmm, &[&str]); 7] = [
 /// each of them another profile and one of the doubles, as far as these have what it is about.
 const NETWORKS: [(Vmm, &[&str]); 6] = [
     (Vmm::MICRO, &["net-iperf-2", "net-capture", "net-rebind-modern", "net-networkd", "net-uso"]),
-    (BHYVE_ON_KVM, &["net-iperf-1", "net-offloads", "net-protocols", "net-rebind-legacy"]),
+    (BHYVE_ON_KVM, &["net-iperf-1", "net-offloads", "net-protocols", "net-rebind-legacy", "net-vhost-2"]),
     (BHYVE, &["net-iperf-1", "net-rebind-legacy", "net-networkd"]),
     (BHYVE_ON_BHYVE, &["net-offloads", "net-protocols", "net-rebind-modern"]),
     (ILLUMOS_KVM, &["net-iperf-1", "net-capture", "net-rebind-modern"]),
