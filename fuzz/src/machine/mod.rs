@@ -632,6 +632,7 @@ impl Machine {
         if self.vmm.function.save() != saved {
             finding!("restore", "a restored function is not what was saved");
         }
+        self.vmm.runner.start_restored();
         self.settle();
     }
 }

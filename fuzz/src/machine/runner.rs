@@ -431,6 +431,18 @@ impl Runner {
         }
     }
 
+    /// Has the workers of a restored device start at once, as [`resume`](Self::resume) does: what a start does by itself is no
+    /// difference between the two.
+    pub fn start_restored(&self) {
+        let mut state = self.state.open();
+        for slot in &mut state.slots {
+            for message in std::mem::take(&mut slot.mail) {
+                self.handle(slot, message);
+                slot.awake = true;
+            }
+        }
+    }
+
     /// Whether the reset of `queue` alone waits.
     #[must_use]
     pub fn resets(&self, queue: u16) -> bool {

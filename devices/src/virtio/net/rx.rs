@@ -142,13 +142,15 @@ impl Rx {
     }
 
     /// The queue begins again, or all of them do: what came for it while it was being reset is lost.
-    pub fn end_reset<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B) {
+    pub fn end_reset<M: GuestMemory, B: NetBackend<M>>(&mut self, mem: &M, backend: &mut B, link_is_up: bool) {
         if !self.missed {
             return;
         }
+        let counters = self.queue.counters();
+        let lost = if link_is_up { &counters.dropped } else { &counters.link_down };
         for _ in 0..if self.is_in_use { MOST_MISSED } else { 0 } {
             match backend.receive(mem, &mut [0; HEADER_BYTES], &[], &mut self.bounce) {
-                Ok(Received::Frame { .. }) => self.queue.counters().dropped.count(),
+                Ok(Received::Frame { .. }) => lost.count(),
                 // A link that is broken is the next round's matter.
                 Ok(Received::WouldBlock) | Err(_) => break,
             }

@@ -147,7 +147,7 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
             rx.release();
             rx.queue.start(mem, &state, activation);
             rx.started(backend, activation.features, framing, settings);
-            rx.end_reset(mem, backend);
+            rx.end_reset(mem, backend, link.is_up());
         }
         if let Some(tx) = tx.as_mut().filter(|tx| tx.queue.index() == queue) {
             tx.release();
