@@ -191,9 +191,10 @@ impl Recorder {
         }
     }
 
-    /// The requests in flight will never complete.
+    /// The requests in flight will never complete, and nobody is told of those that have.
     pub(super) fn forget_all(&mut self) {
         self.times.iter_mut().for_each(|times| *times = None);
+        self.done.clear();
         self.in_flight = 0;
         self.stats.in_flight.store(0, Ordering::Relaxed);
     }
