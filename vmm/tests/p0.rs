@@ -18,6 +18,8 @@ mod limits;
 mod link;
 #[path = "p0/process.rs"]
 mod process;
+#[path = "p0/program.rs"]
+mod program;
 #[path = "p0/reboots.rs"]
 mod reboots;
 #[path = "p0/refusals.rs"]

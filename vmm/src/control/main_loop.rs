@@ -26,6 +26,10 @@ use crate::sandbox;
 /// How long readers of the console and clients of the control socket may keep the end of the process waiting.
 const FAREWELL_NS: u64 = 1_000_000_000;
 
+/// How long the program stays in memory once the guest may run: while it is given back no thread can take a page of it
+/// in, and a vCPU that is about to enter its guest for the first time would wait for that.
+const SETTLE_NS: u64 = 50_000_000;
+
 /// Everything the main thread looks after.
 pub struct MainLoop {
     inbox: Inbox,
@@ -39,6 +43,8 @@ pub struct MainLoop {
     fds: Vec<PollFd>,
     restarted: bool,
     signals: Option<SignalThread>,
+    /// When most of the program has been run for the last time and is given back; nothing once that is done.
+    settles_at_ns: Option<u64>,
 }
 
 impl MainLoop {
@@ -58,6 +64,7 @@ impl MainLoop {
             fds: Vec::new(),
             restarted,
             signals: None,
+            settles_at_ns: None,
         }
     }
 
@@ -70,8 +77,7 @@ impl MainLoop {
     /// guest wrote last has been written out.
     pub fn run(mut self) -> Exit {
         self.controller.start(&*self.machine);
-        // Most of the program has been run for the last time.
-        image::give_back();
+        self.settles_at_ns = Some(clock::monotonic_ns().saturating_add(SETTLE_NS));
         let mut again = false;
         let mut failed = false;
         while !failed && !matches!(self.controller.state(), State::Stopped(_)) {
@@ -134,6 +140,9 @@ impl MainLoop {
             }
         }
         let now_ns = clock::monotonic_ns();
+        if self.settles_at_ns.take_if(|at_ns| *at_ns <= now_ns).is_some() {
+            image::give_back();
+        }
         for timer in self.timers.iter().filter(|timer| timer.deadline_ns().is_some_and(|at_ns| at_ns <= now_ns)) {
             timer.tick(now_ns);
         }
@@ -160,7 +169,7 @@ impl MainLoop {
 
     fn timeout_ns(&self) -> Option<u64> {
         let timers = self.timers.iter().filter_map(|timer| timer.deadline_ns());
-        let deadline_ns = timers.chain(self.lines.deadline_ns()).min()?;
+        let deadline_ns = timers.chain(self.lines.deadline_ns()).chain(self.settles_at_ns).min()?;
         Some(deadline_ns.saturating_sub(clock::monotonic_ns()))
     }
 

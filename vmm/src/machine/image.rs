@@ -110,9 +110,7 @@ impl KernelImage {
             ram.write_slice(bytes, GuestAddress(*address)).map_err(|error| format!("firmware tables: {error}"))?;
         }
         // `&File` reads and seeks too; the offset is shared, but only one thread ever places the image.
-        let mut kernel = self.kernel.try_clone().map_err(|error| format!("kernel: {error}"))?;
-        let mut initrd =
-            self.initrd.as_ref().map(File::try_clone).transpose().map_err(|error| format!("initrd: {error}"))?;
+        let (mut kernel, mut initrd) = (&self.kernel, self.initrd.as_ref());
         let placement = Placement { rsdp: Some(rsdp), ecam, reused_memory };
         let loaded =
             boot::place(&self.plan, placement, ram, &mut kernel, initrd.as_mut()).map_err(|error| error.to_string())?;

@@ -15,6 +15,7 @@ mod link;
 mod resize;
 mod stats;
 mod tap_link;
+mod vcpu_threads;
 mod virtio;
 pub(crate) mod write_through;
 
@@ -43,8 +44,9 @@ use self::keyboard::Typist;
 use self::link::Links;
 use self::resize::Resizer;
 pub use self::tap_link::TapLink;
+use self::vcpu_threads::VcpuThreads;
 use self::virtio::{BuildError, Builder, Device, HostDevices};
-use crate::config::{HugePages, VmConfig, system_text};
+use crate::config::{HugePages, VmConfig};
 use crate::control::inventory::Inventory;
 use crate::control::{
     Built, Chord, DiskResize, EventSender, LinkChange, Machine as MachineControl, MachineEvent, SerialPort, Ticket,
@@ -52,7 +54,6 @@ use crate::control::{
 };
 use crate::exit::Exit;
 use crate::hypervisor::{self, Hypervisor, HypervisorError, Vcpu, VcpuStart, Vm, VmSpec};
-use crate::sandbox::{self, ThreadKind};
 use crate::vcpu::{self, Gate, VcpuCounters, VcpuEvent, VcpuIo, VcpuOwner};
 use crate::worker::Holder;
 
@@ -133,6 +134,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
     let (cpuid, topology) = cpuid(hypervisor, config, model, &layout).map_err(|error| cpu_error(&error))?;
     let mut host_devices = HostDevices::open(config, hypervisor)?;
 
+    let threads = VcpuThreads::start(config.cpus.count, &config.cpus.pin)?;
     let vm = hypervisor.create_vm(&vm_spec(config, &layout))?;
     let cpuid = cpuid.with_tsc(vm.tsc_khz()).map_err(|error| cpu_error(&error))?;
     let vcpus =
@@ -204,7 +206,7 @@ pub fn start(hypervisor: &dyn Hypervisor, config: &VmConfig, events: EventSender
         threads: Mutex::default(),
     });
     let boot = machine.place_image(machine.vm.ram_is_used())?;
-    machine.start_vcpus(vcpus, boot, cpuid.vendor(), &config.cpus.pin)?;
+    machine.start_vcpus(threads, vcpus, boot, cpuid.vendor());
     Ok(Built { machine, ports, timers, watches })
 }
 
@@ -314,31 +316,26 @@ impl Machine {
 
     fn start_vcpus(
         self: &Arc<Self>,
+        threads: VcpuThreads,
         vcpus: Vec<Box<dyn Vcpu>>,
         boot: VcpuStart,
         vendor: arch::msr::Vendor,
-        pin: &[usize],
-    ) -> Result<(), StartError> {
+    ) {
         let mut start = Some(boot);
-        for (id, vcpu) in (0u8..).zip(vcpus) {
+        let jobs = (0u8..).zip(vcpus).map(|(id, vcpu)| {
             let index = usize::from(id);
             let machine = self.clone();
             let start = start.take().unwrap_or(VcpuStart::WaitForSipi);
-            let cpus: Vec<usize> = pin.get(index).copied().into_iter().collect();
-            let body = move || {
-                sandbox::enter(ThreadKind::Vcpu);
+            Box::new(move || {
                 machine.thread_ids[index].store(hypervisor::thread_id(), Ordering::Relaxed);
                 let (ports, memory) = (machine.chipset.ports.clone(), machine.chipset.memory.clone());
                 let mut io = VcpuIo::new(ports, memory, vendor, machine.counters[index].clone());
                 let owner = Owner { id, machine: &machine };
                 vcpu::run(id, vcpu, start, &machine.gate, &owner, &mut io);
-            };
-            let thread = devices_host::thread::spawn(&format!("vcpu{id}"), &cpus, body).map_err(|error| {
-                StartError::Host(format!("vcpu{id}: cannot start its thread: {}", system_text(&error)))
-            })?;
-            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-        }
-        Ok(())
+            }) as Box<dyn FnOnce() + Send>
+        });
+        let threads = threads.run(jobs);
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
     }
 }
 

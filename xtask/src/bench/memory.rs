@@ -22,6 +22,9 @@ mod tap;
 const MEMORY_MIB: u32 = 256;
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// When zvmm has long given back what of its program only the start needs.
+const SETTLES: Duration = Duration::from_millis(500);
+
 /// Memory of the process outside guest RAM, in KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
@@ -61,6 +64,7 @@ pub fn paused(programs: &Programs) -> anyhow::Result<Footprint> {
             break;
         }
     }
+    sleep(SETTLES);
     sample(running.0.id())?.context("the process is gone")
 }
 

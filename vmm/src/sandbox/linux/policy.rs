@@ -276,7 +276,6 @@ policy! {
     SYS_ioctl request(KVM_SET_GSI_ROUTING), VCPU, seen "where messages go";
     SYS_ioctl request(KVM_IRQ_LINE), VCPU | QUEUES, seen "an interrupt by line";
     SYS_ioctl request(KVM_IRQ_LINE), MAIN, rare "an interrupt by line, for what comes from outside";
-    SYS_fcntl request(F_DUPFD_CLOEXEC as u32), VCPU, seen "kernel and initrd are read again at a reset";
-    SYS_lseek ALWAYS, VCPU, seen "the same";
+    SYS_lseek ALWAYS, VCPU, seen "kernel and initrd are read again at a reset";
     SYS_pread64 ALWAYS, VCPU, rare "the same, for a kernel of several parts";
 }
