@@ -292,6 +292,12 @@ impl<'a> Vectors<'a> {
     }
 }
 
+/// Whether one call takes so many vectors of so many bytes in all.
+#[inline]
+pub(crate) fn is_one_call(vectors: usize, bytes: usize) -> bool {
+    vectors <= MAX_VECTORS && bytes <= MAX_CALL_BYTES
+}
+
 /// How many of these vectors one call takes.
 #[inline]
 pub(crate) fn vectors_of_a_call(vectors: &[libc::iovec]) -> libc::c_int {

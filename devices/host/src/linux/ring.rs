@@ -27,7 +27,7 @@ use super::restricted;
 use crate::Event;
 use crate::disk::Disk;
 use crate::engine::{EngineError, EngineOptions, Op};
-use crate::iovec::{self, GuestRange, OutsideMemory};
+use crate::iovec::{GuestRange, OutsideMemory};
 use crate::pool::Pool;
 use crate::ram::SharedRam;
 use crate::syncs::Syncs;
@@ -279,7 +279,7 @@ impl Ring {
         if let (Op::Read, [vector]) = (slot.op, vectors) {
             return self.push(&read_call(vector, slot.offset_bytes, number).flags(flags));
         }
-        let count = iovec::vectors_of_a_call(vectors) as u32;
+        let count = slot.vectors_of_a_call() as u32;
         let entry = match slot.op {
             Op::Read => opcode::Readv::new(DISK, vectors.as_ptr(), count).offset(slot.offset_bytes).build(),
             _ => {

@@ -154,6 +154,16 @@ impl Slot {
         if self.chunks.is_empty() { &self.vectors.vectors[self.first..] } else { &self.bounced.vectors }
     }
 
+    /// How many of them it takes.
+    #[inline]
+    pub(super) fn vectors_of_a_call(&self) -> usize {
+        let vectors = self.vectors();
+        match self.whole_bytes {
+            bytes @ 1.. if iovec::is_one_call(vectors.len(), bytes) => vectors.len(),
+            _ => iovec::vectors_of_a_call(vectors) as usize,
+        }
+    }
+
     /// Takes note of what a call has moved.
     pub(super) fn advance(&mut self, moved: usize) {
         if matches!(self.op, Op::Read) && !self.chunks.is_empty() {
