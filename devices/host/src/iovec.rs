@@ -280,7 +280,9 @@ impl<'a> Vectors<'a> {
 
     /// As many vectors as one call takes.
     fn next_call(&self) -> (*const libc::iovec, libc::c_int) {
-        (self.vectors.as_ptr(), vectors_of_a_call(self.vectors))
+        let all = is_one_call(self.vectors.len(), self.len_bytes);
+        let count = if all { self.vectors.len() as libc::c_int } else { vectors_of_a_call(self.vectors) };
+        (self.vectors.as_ptr(), count)
     }
 
     /// Takes `moved` bytes off the front.
