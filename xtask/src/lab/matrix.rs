@@ -51,8 +51,8 @@ const GATE: [(Vmm, &[&str]); 7] = [
 const NETWORKS: [(Vmm, &[&str]); 6] = [
     (Vmm::MICRO, &["net-iperf-2", "net-capture", "net-rebind-modern", "net-networkd", "net-uso"]),
     (BHYVE_ON_KVM, &["net-iperf-1", "net-offloads", "net-protocols", "net-rebind-legacy", "net-vhost-2"]),
-    (BHYVE, &["net-iperf-1", "net-rebind-legacy", "net-networkd"]),
-    (BHYVE_ON_BHYVE, &["net-offloads", "net-protocols", "net-rebind-modern"]),
+    (BHYVE, &["net-iperf-1", "net-iperf-2", "net-rebind-legacy", "net-networkd"]),
+    (BHYVE_ON_BHYVE, &["net-offloads", "net-protocols", "net-capture", "net-rebind-modern"]),
     (ILLUMOS_KVM, &["net-iperf-1", "net-capture", "net-rebind-modern"]),
     (BHYVE_ON_ILLUMOS_KVM, &["net-offloads", "net-protocols", "net-rebind-legacy", "net-networkd"]),
 ];

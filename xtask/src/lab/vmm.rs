@@ -65,6 +65,10 @@ pub struct Machine {
     pub nics: Vec<(String, String)>,
     /// More keys of zvmm's for each of them, a comma before each.
     pub nic_keys: String,
+    /// Keys for those that the kernel of a double carries instead, likewise.
+    pub carried_keys: String,
+    /// And what their links in that kernel are, likewise.
+    pub link_keys: String,
     /// Offer packed virtqueues.
     pub packed: bool,
     /// Which drivers find the devices, when it is not to be the VMM's own choice.
@@ -210,7 +214,7 @@ impl Vmm {
         }
         let carried = self.carries(machine);
         for (tap, mac) in machine.nics.iter().filter(|_| carried) {
-            line.option("--link", format!("{tap},mac={mac}"));
+            line.option("--link", format!("{tap},mac={mac}{}", machine.link_keys));
         }
         line.word("run");
         match self.profile {
@@ -249,7 +253,7 @@ impl Vmm {
             line.option(
                 "--net",
                 match carried {
-                    true => format!("viona={tap}"),
+                    true => format!("viona={tap}{}", machine.carried_keys),
                     false => format!("{}={tap},mac={mac}{packed}{}", self.carrier(n), machine.nic_keys),
                 },
             );
@@ -382,6 +386,8 @@ mod tests {
             disks: vec!["d".into()],
             nics: vec![("tap0".into(), "52:54:00:00:00:01".into())],
             nic_keys: String::new(),
+            carried_keys: String::new(),
+            link_keys: String::new(),
             console: false,
             rng: false,
             cpu: "host".into(),
@@ -421,6 +427,19 @@ mod tests {
             let ours = ours.replacen("--net tap=tap0,mac=52:54:00:00:00:01", net, 1);
             assert_eq!(double, ours.replacen("zvmm", &format!("zvmm-double --hypervisor {hypervisor}{link}"), 1));
         }
+    }
+
+    #[test]
+    fn interfaces_in_the_double_s_kernel_have_keys_of_their_own_and_those_of_others_keep_them_out_of_it() {
+        let bhyve = Vmm { program: Program::ZvmmDoubleBhyve, ..Vmm::ZVMM };
+        let pairs = Machine { carried_keys: ",queues=2".to_owned(), link_keys: ",mtu=9000".to_owned(), ..machine() };
+        let words = bhyve.command(&pairs).join(" ");
+        assert!(words.contains("--link tap0,mac=52:54:00:00:00:01,mtu=9000 "), "{words}");
+        assert!(words.contains("--net viona=tap0,queues=2 "), "{words}");
+        let answered = Machine { nic_keys: ",ip=10.0.0.2".to_owned(), ..pairs.clone() };
+        let words = bhyve.command(&answered).join(" ");
+        assert!(words.contains("--net tap=tap0,mac=52:54:00:00:00:01,ip=10.0.0.2 ") && !words.contains("--link"));
+        assert_eq!(Vmm::ZVMM.command(&pairs), Vmm::ZVMM.command(&machine()));
     }
 
     #[test]

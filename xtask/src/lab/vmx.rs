@@ -185,6 +185,8 @@ fn stock_machine() -> Machine {
         disks: vec!["/tmp/a.img".to_owned()],
         nics: Vec::new(),
         nic_keys: String::new(),
+        carried_keys: String::new(),
+        link_keys: String::new(),
         console: false,
         rng: false,
         cpu: "host".to_owned(),

@@ -51,6 +51,8 @@ impl Script {
                 disks: Vec::new(),
                 nics: Vec::new(),
                 nic_keys: String::new(),
+                carried_keys: String::new(),
+                link_keys: String::new(),
                 console: false,
                 rng: false,
                 cpu: CPU.to_owned(),

@@ -61,25 +61,34 @@ pub fn scenario() -> Scenario {
             }
             script.power_off()
         },
-        check,
+        |outcome, vmm| {
+            check(outcome)?;
+            // What a kernel keeps out that carries the frames is its own to count.
+            if vmm.has_viona() { Ok(()) } else { check_filter(outcome) }
+        },
     )
-    // Where the kernel carries the frames, it does not filter by VLAN, and what it keeps out is its own to count.
-    .only_where(|vmm| vmm.is_zvmm() && !vmm.has_viona())
+    .only_where(Vmm::is_zvmm)
 }
 
-fn check(outcome: &Outcome, _: Vmm) -> anyhow::Result<()> {
-    let filtered: Vec<u64> = outcome.replies.iter().map(super::filtered).collect::<anyhow::Result<_>>()?;
-    ensure!(filtered.len() == 2 * LOOKS.len(), "{} answers to query-stats, not two a look", filtered.len());
+fn check(outcome: &Outcome) -> anyhow::Result<()> {
     for promiscuous in [false, true] {
         ensure!(output(outcome, &watch(promiscuous))?.contains("listening on eth0"), "tcpdump does not look");
     }
     let mut of = [outputs(outcome, &seen(false)).into_iter(), outputs(outcome, &seen(true)).into_iter()];
-    for (promiscuous, filtered) in LOOKS.into_iter().zip(filtered.chunks(2)) {
+    for promiscuous in LOOKS {
         let said = of[usize::from(promiscuous)].next().context("a look is missing")?;
-        let kept_out = filtered[1] - filtered[0];
         let others = if promiscuous { FRAMES } else { 0 };
         let wanted = format!("seen {others} {others} {FRAMES}");
         ensure!(said.trim() == wanted, "promiscuous: {promiscuous}, tcpdump has {said:?}, not {wanted:?}");
+    }
+    Ok(())
+}
+
+fn check_filter(outcome: &Outcome) -> anyhow::Result<()> {
+    let filtered: Vec<u64> = outcome.replies.iter().map(super::filtered).collect::<anyhow::Result<_>>()?;
+    ensure!(filtered.len() == 2 * LOOKS.len(), "{} answers to query-stats, not two a look", filtered.len());
+    for (promiscuous, filtered) in LOOKS.into_iter().zip(filtered.chunks(2)) {
+        let kept_out = filtered[1] - filtered[0];
         let right = if promiscuous { 0 } else { 2 * FRAMES };
         ensure!(kept_out == right, "promiscuous: {promiscuous}, {kept_out} frames were filtered, not {right}");
     }
@@ -106,20 +115,21 @@ mod tests {
 
     #[test]
     fn frames_to_others_are_seen_with_promiscuity_and_kept_out_without_and_nothing_else_passes() {
-        check(&good(), Vmm::ZVMM).unwrap();
+        check(&good()).unwrap();
+        check_filter(&good()).unwrap();
         for nth in [1, 3, 5] {
             let mut worse = good();
             worse.outputs[nth].1 = "seen 40 0 40\n".to_owned();
-            assert!(check(&worse, Vmm::ZVMM).is_err(), "{nth}");
+            assert!(check(&worse).is_err(), "{nth}");
         }
         for nth in 0..6 {
             let mut worse = good();
             worse.replies[nth]["return"]["devices"][0]["queues"][0]["filtered"] =
                 if nth % 2 == 0 { 0 } else { 999 }.into();
-            assert!(nth == 0 || check(&worse, Vmm::ZVMM).is_err(), "{nth}");
+            assert!(nth == 0 || check_filter(&worse).is_err(), "{nth}");
         }
         let mut blind = good();
         blind.outputs[0].1 = "no suitable device found\n".to_owned();
-        assert!(check(&blind, Vmm::ZVMM).is_err());
+        assert!(check(&blind).is_err());
     }
 }

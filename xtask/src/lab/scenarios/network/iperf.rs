@@ -94,14 +94,17 @@ pub fn scenario(pairs: u32) -> Scenario {
         format!(
             "iperf3 with TCP and UDP both ways, 1 and 4 streams, MTU 1500 and 9000, and ping -f, by {pairs} queue pairs"
         ),
-        move |_| {
+        move |vmm| {
             let script = Script::new().with(|machine| {
                 machine.initrd = at::NETWORK.to_owned();
                 machine.memory_mib = 512;
                 machine.cpus = pairs;
+                machine.link_keys = format!(",mtu={}", MTUS[1]);
             });
             let script = match pairs {
                 1 => script.nic(),
+                // All pairs have one link then.
+                _ if vmm.has_viona() => script.nic().with(|machine| machine.carried_keys = format!(",queues={pairs}")),
                 _ => script.nic_of_pairs(pairs),
             };
             let mut script = script
@@ -125,7 +128,7 @@ pub fn scenario(pairs: u32) -> Scenario {
     );
     match pairs {
         1 => scenario.only_where(super::Vmm::is_zvmm),
-        _ => scenario.only_where(|vmm| vmm.is_zvmm() && vmm.doubled().is_none()),
+        _ => scenario.only_where(super::Vmm::has_queue_pairs),
     }
 }
 
