@@ -9,7 +9,7 @@ use super::super::super::job::Outcome;
 use super::super::super::vmm::{Profile, Program};
 use super::super::{Scenario, Script, Vmm, output, outputs};
 use super::FEATURES;
-use super::queues::{ANSWERS, BUSY, BYTES, CALL, CALM, FLOOD, MQ, PAIRS, REBIND, SERVE, STREAMS, set};
+use super::queues::{ANSWERS, BYTES, CALL, CALM, FLOOD, MQ, PAIRS, REBIND, SERVE, STREAMS, busy, set};
 
 /// Interrupts of the second pair for received frames, on both CPUs.
 const SECOND: &str = "awk '/-input.1$/ {print $2 + $3}' /proc/interrupts";
@@ -36,7 +36,7 @@ pub fn scenario() -> Scenario {
                 script = script.guest(&set(pairs)).qmp("query-stats").guest(SECOND);
                 script = script.shell(SERVE).guest_within(CALL, 60).guest(SECOND);
             }
-            script = script.shell(SERVE).guest_within(BUSY, 90);
+            script = script.shell(SERVE).guest_within(&busy(""), 90);
             script = script.shell(FLOOD).guest_within(REBIND, 90).shell(CALM).guest(ANSWERS);
             script = script.qmp("query-stats").guest(SECOND).shell(SERVE).guest_within(CALL, 60).guest(SECOND);
             script.power_off()
@@ -57,7 +57,7 @@ fn check(outcome: &Outcome, _: Vmm) -> anyhow::Result<()> {
     let calls = outputs(outcome, CALL);
     let wanted = PAIRS.len() + 1;
     ensure!(calls.len() == wanted, "{} calls, not {wanted}", calls.len());
-    for text in calls.into_iter().chain([output(outcome, BUSY)?]) {
+    for text in calls.into_iter().chain([output(outcome, &busy(""))?]) {
         let whole = text.matches(&format!("received {BYTES} bytes")).count() as u64;
         ensure!(whole == STREAMS, "not everything arrived: {text}");
     }
@@ -101,7 +101,7 @@ mod tests {
             interrupts += if pairs == 2 { 5 } else { 0 };
             says(SECOND, &format!("{interrupts}\n"));
         }
-        says(BUSY, &"received 400000 bytes\n".repeat(4));
+        says(&busy(""), &"received 400000 bytes\n".repeat(4));
         says(REBIND, "bound\n");
         says(ANSWERS, "3 packets received\n");
         for in_use in PAIRS.into_iter().chain([2]) {
