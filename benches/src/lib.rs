@@ -1,5 +1,6 @@
 //! Benches of the hot paths, and the floors they are measured against.
 
+pub mod allocations;
 #[cfg(target_os = "linux")]
 pub mod calls;
 #[cfg(target_os = "linux")]

@@ -15,7 +15,7 @@ mod linux {
     use benches::disk::{self, Raw};
     use benches::figures::Figure;
     use benches::instructions::{Counted, of_run};
-    use benches::null::NullQueue;
+    use benches::null::{Null as _, NullQueue};
 
     /// Requests of the short run; the long one has twice as many.
     const REQUESTS: u64 = 4096;
@@ -48,11 +48,7 @@ mod linux {
                     "null-limited" => NullQueue::limited(),
                     side => NullQueue::new(side == "null-packed"),
                 };
-                for _ in 0..requests / depth {
-                    queue.post(depth);
-                    disk_cost_measured(&mut || queue.step());
-                    queue.take_back(depth);
-                }
+                queue.run(requests, depth, |queue| disk_cost_measured(&mut || queue.step()));
             }
             "raw" => {
                 let file = disk::open(&told.path, false).expect("the file opens");

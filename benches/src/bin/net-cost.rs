@@ -15,7 +15,7 @@ mod linux {
     use benches::figures::Figure;
     use benches::instructions::{Counted, of_run};
     use benches::net::{Card, Load, Pair, Raw, Shape};
-    use benches::null::{NullCard, Way};
+    use benches::null::{Null as _, NullCard, Way};
 
     /// Packets of the short run; the long one has twice as many.
     const PACKETS: u64 = 4096;
@@ -50,11 +50,7 @@ mod linux {
             let mut card = NullCard::new(way, side == "null-packed");
             // No more than the ring has.
             let depth = depth.min(256);
-            for _ in 0..told.count / depth {
-                card.post(depth);
-                net_cost_measured(&mut || card.step());
-                card.take_back(depth);
-            }
+            card.run(told.count, depth, |card| net_cost_measured(&mut || card.step()));
             return;
         }
         let pair = Pair::make().expect("a pair of TAP devices");

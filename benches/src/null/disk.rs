@@ -3,17 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use devices::GuestRam;
-use devices::virtio::VirtioWorker as _;
 use devices::virtio::blk::{BlkBackend, BlkConfig, BlkDevice, BlkError, BlkRequest, BlkStats, BlkWorker, RequestToken};
 use devices::virtio::limit::{Meters, Rate, Throttle};
-use devices::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED};
-use devices::virtio::testing::{Buf, DriverQueue, RecordingInterrupt, guest_ram};
+use devices::virtio::testing::Buf;
 
-use super::HostClock;
+use super::{HostClock, Null, QUEUE_SIZE, Running};
 
 /// `VIRTIO_F_VERSION_1` and `VIRTIO_BLK_F_FLUSH`.
-const FEATURES: u64 = 1 << 32 | 1 << 9 | F_INDIRECT_DESC | F_EVENT_IDX;
+const FEATURES: u64 = 1 << 32 | 1 << 9;
 
 /// A disk that does nothing.
 struct NullDisk(VecDeque<RequestToken>);
@@ -32,16 +29,11 @@ impl<M: ?Sized> BlkBackend<M> for NullDisk {
     }
 }
 
-/// A queue with its worker and its driver.
-pub struct NullQueue {
-    mem: GuestRam,
-    worker: BlkWorker<NullDisk>,
-    driver: DriverQueue,
-    interrupt: Arc<RecordingInterrupt>,
-}
+/// One queue of a disk.
+pub struct NullQueue(Running<BlkWorker<NullDisk>>);
 
 impl NullQueue {
-    /// One with a ring of 256 entries, of either format.
+    /// One with a ring of either format.
     #[must_use]
     pub fn new(packed: bool) -> Self {
         Self::with(packed, |worker| worker)
@@ -61,35 +53,26 @@ impl NullQueue {
     }
 
     fn with(packed: bool, equip: impl FnOnce(BlkWorker<NullDisk>) -> BlkWorker<NullDisk>) -> Self {
-        let mem = guest_ram(0x40_0000);
-        let features = FEATURES | if packed { F_RING_PACKED } else { 0 };
         let device = BlkDevice::new(BlkConfig { capacity_sectors: 1 << 20, ..BlkConfig::default() });
-        let mut worker = equip(device.worker(0, NullDisk(VecDeque::with_capacity(256)), Arc::default()));
-        let driver = DriverQueue::new(&mem, 0x10_0000, 256, features);
-        let interrupt = RecordingInterrupt::new();
-        worker.start(&mem, 0, driver.state(), &interrupt.activation(features));
-        Self { mem, worker, driver, interrupt }
+        let disk = NullDisk(VecDeque::with_capacity(QUEUE_SIZE.into()));
+        Self(Running::start(equip(device.worker(0, disk, Arc::default())), 0, FEATURES, packed))
     }
+}
 
-    /// The driver posts reads of 4 KiB, as Linux does: each an indirect table of header, data and status.
-    pub fn post(&mut self, count: u64) {
+impl Null for NullQueue {
+    /// Reads of 4 KiB, as Linux posts them: each an indirect table of header, data and status.
+    fn post(&mut self, count: u64) {
         for _ in 0..count {
-            self.driver.post_indirect(&[Buf::Read(vec![0; 16]), Buf::Write(4096), Buf::Write(1)]);
+            self.0.driver.post_indirect(&[Buf::Read(vec![0; 16]), Buf::Write(4096), Buf::Write(1)]);
         }
-        self.driver.publish();
+        self.0.driver.publish();
     }
 
-    /// The worker does what there is to do.
-    pub fn step(&mut self) {
-        while self.worker.step(&self.mem).again {}
+    fn step(&mut self) {
+        self.0.step();
     }
 
-    /// The driver takes its requests back.
-    ///
-    /// # Panics
-    /// When there are not so many.
-    pub fn take_back(&mut self, count: u64) {
-        assert_eq!(self.driver.used().len() as u64, count);
-        self.interrupt.take_used();
+    fn take_back(&mut self, count: u64) {
+        self.0.take_back(count);
     }
 }
