@@ -33,6 +33,8 @@ pub struct NetWorker<B> {
     rx: Option<Rx>,
     control: Option<Control>,
     tx: Option<Tx>,
+    /// The link has refused to go by the pairs in use, and is asked again as the next driver begins or goes.
+    link_lags: bool,
     stopping: bool,
 }
 
@@ -51,7 +53,7 @@ impl<B> NetWorker<B> {
             control.as_ref().map(|control| control.queue.index()),
         ];
         let indices = queues.into_iter().flatten().collect();
-        Self { backend, link, settings, mtu, indices, rx, control, tx, stopping: false }
+        Self { backend, link, settings, mtu, indices, rx, control, tx, link_lags: false, stopping: false }
     }
 
     /// Holds its receive queue and its transmit queue to rate limits, each counted in frames and in their bytes. What a limit
@@ -107,11 +109,22 @@ impl<B> NetWorker<B> {
         B: NetBackend<M>,
     {
         let pairs = self.settings.now().pairs;
-        if pairs != 1 && self.backend.set_pairs(1).is_err() {
-            self.count_error();
+        if pairs != 1 || self.link_lags {
+            self.tell_link(1);
         }
         self.settings.reset(self.link.first_mac());
         self.link.reset();
+    }
+
+    /// Has the link give frames to so many pairs.
+    fn tell_link<M: GuestMemory>(&mut self, pairs: u16)
+    where
+        B: NetBackend<M>,
+    {
+        self.link_lags = self.backend.set_pairs(pairs).is_err();
+        if self.link_lags {
+            self.count_error();
+        }
     }
 
     fn count_error(&self) {
@@ -134,6 +147,10 @@ impl<M: GuestMemory, B: NetBackend<M>> VirtioWorker<M> for NetWorker<B> {
 
     fn start(&mut self, mem: &M, queue: u16, state: QueueState, activation: &WorkerActivation) {
         self.stopping = false;
+        if self.link_lags {
+            let pairs = self.settings.now().pairs;
+            self.tell_link(pairs);
+        }
         let framing = Framing::new(activation, self.mtu);
         let Self { backend, link, settings, rx, control, tx, .. } = self;
         if control.is_some() {

@@ -244,6 +244,31 @@ fn a_link_that_cannot_serve_so_many_pairs_is_the_drivers_to_hear_of() {
 }
 
 #[test]
+fn a_link_that_stays_with_more_pairs_as_the_driver_goes_is_asked_again() {
+    for (mended_before_the_next_driver, found) in [(true, [3, 0, 0]), (false, [1, 0, 0])] {
+        let mut card = card(ALL | MQ);
+        assert_eq!(card.set_pairs(3), OK);
+        card.links[0].set_broken(true);
+        card.stop(true);
+        card.queues = driver_queues(&card.mem, card.features);
+        card.links[0].set_broken(!mended_before_the_next_driver);
+        card.start();
+        card.links[0].set_broken(false);
+        card.post_rx(20);
+        assert_eq!((card.device.pairs_in_use(), card.three_flows()), (1, found));
+        // Whoever was not served begins anew.
+        card.restart();
+        card.post_rx(20);
+        assert_eq!(card.three_flows(), [3, 0, 0]);
+        assert_eq!((card.set_pairs(2), card.three_flows()), (OK, [2, 1, 0]));
+        // What the driver has asked for since is not undone where it only pauses.
+        let states = card.stop(false);
+        card.start_at(&states);
+        assert_eq!(card.three_flows(), [2, 1, 0]);
+    }
+}
+
+#[test]
 fn each_transmit_queue_sends_whether_or_not_its_pair_is_in_use() {
     let mut card = card(ALL | MQ);
     // §5.1.6.5.6.1: a driver does so only before its command is carried out, and loses nothing.
