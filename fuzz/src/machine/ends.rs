@@ -11,18 +11,20 @@ use devices::virtio::rng::{RngBackend, RngError};
 use super::ram::{Hash, Ram, Stream};
 use crate::finding;
 use crate::lone::Lone;
-use crate::oracle::net::{CONTROL, Frame};
+use crate::oracle::net::{Frame, PAIRS};
 use crate::oracle::{Device, Oracles, console, resources, rng};
 
 /// What the three share with the machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Inner {
     /// The link takes nothing for now; the terminal shows nothing.
     pub full: bool,
     /// Every call fails.
     pub broken: bool,
-    /// Frames that have arrived.
-    pub frames: VecDeque<Frame>,
+    /// Frames that have arrived, by queue pair.
+    pub frames: [VecDeque<Frame>; PAIRS],
+    /// Pairs that frames arrive for.
+    pub pairs: u16,
     /// Bytes typed so far, and how many of them the device has read.
     pub typed: u64,
     read: u64,
@@ -35,11 +37,12 @@ pub struct Inner {
     next_frame: u64,
 }
 
-/// The other end of a card, console or generator. Clones are the same one.
+/// The other end of a card's queue pair, a console or a generator. Clones are the same one.
 #[derive(Clone, Debug)]
 pub struct End {
     /// What it does.
     pub inner: Arc<Lone<Inner>>,
+    pair: u16,
     oracles: Arc<Lone<Oracles>>,
 }
 
@@ -55,24 +58,42 @@ impl End {
     /// An end that works.
     #[must_use]
     pub fn new(oracles: &Arc<Lone<Oracles>>) -> Self {
-        let inner = Inner { room: 1 << 20, ..Inner::default() };
-        Self { inner: Arc::new(Lone::new(inner)), oracles: oracles.clone() }
+        let inner = Inner {
+            full: false,
+            broken: false,
+            frames: Default::default(),
+            pairs: 1,
+            typed: 0,
+            read: 0,
+            room: 1 << 20,
+            shown: Hash::default(),
+            printed: Stream::default(),
+            next_frame: 0,
+        };
+        Self { inner: Arc::new(Lone::new(inner)), pair: 0, oracles: oracles.clone() }
     }
 
-    /// A frame arrives.
-    pub fn arrive(&self, len: u32, flags: u8, gso: u8, to: Option<([u8; 6], Option<u16>)>) {
+    /// As seen by another queue pair of its card.
+    #[must_use]
+    pub fn of_pair(&self, pair: u16) -> Self {
+        Self { pair, ..self.clone() }
+    }
+
+    /// A frame of some flow arrives, for the pair that has the flow.
+    pub fn arrive(&self, flow: u8, len: u32, (flags, gso): (u8, u8), to: Option<([u8; 6], Option<u16>)>) {
         let inner = &mut *self.inner.open();
-        if inner.frames.len() < 8 {
+        let frames = &mut inner.frames[usize::from(flow) % usize::from(inner.pairs)];
+        if frames.len() < 8 {
             inner.next_frame += 1;
-            inner.frames.push_back(Frame { seed: inner.next_frame, len, flags, gso, to });
+            frames.push_back(Frame { seed: inner.next_frame, len, flags, gso, to });
         }
     }
 
-    /// Whether a wait for input would end.
+    /// Whether a wait for input of a queue pair would end.
     #[must_use]
-    pub fn readable(&self) -> bool {
+    pub fn readable(&self, pair: usize) -> bool {
         let inner = self.inner.open();
-        !inner.frames.is_empty() || inner.has_typed()
+        inner.frames.get(pair).is_some_and(|frames| !frames.is_empty()) || inner.has_typed()
     }
 
     /// Whether a wait for room would end.
@@ -92,7 +113,7 @@ impl NetBackend<Ram> for End {
         let Oracles { rings, device, .. } = oracles;
         if let (Device::Net(net), false) = (&mut *device, rings.blind()) {
             let ranges: Vec<_> = frame.iter().map(|range| (range.addr, range.len)).collect();
-            net.sends(mem, rings.flying_mut(1), header, &ranges, takes);
+            net.sends(mem, rings.flying_mut(2 * self.pair + 1), header, &ranges, takes);
         }
         if inner.broken {
             return Err(NetError::Host(5));
@@ -121,17 +142,21 @@ impl NetBackend<Ram> for End {
     ) -> Result<Received, NetError> {
         let _quiet = resources::Quiet::begin();
         let inner = &mut *self.inner.open();
-        if inner.broken {
-            return Err(NetError::Host(5));
-        }
-        let Some(frame) = inner.frames.pop_front() else { return Ok(Received::WouldBlock) };
         let oracles = &mut *self.oracles.open();
         let Oracles { rings, device, fetches, .. } = oracles;
+        let pair = usize::from(self.pair);
         if let Device::Net(net) = device {
             if rings.blind() {
                 net.look_away();
             }
-            net.receives(frame, rings.flying(0));
+            net.asks(pair);
+        }
+        if inner.broken {
+            return Err(NetError::Host(5));
+        }
+        let Some(frame) = inner.frames[pair].pop_front() else { return Ok(Received::WouldBlock) };
+        if let Device::Net(net) = device {
+            net.receives(pair, frame, rings.flying(2 * self.pair));
         }
         *header = frame.header();
         let mut at = 0;
@@ -170,9 +195,25 @@ impl NetBackend<Ram> for End {
         let bits = bits | u64::from(uso) << 54 | u64::from(uso) << 55;
         let oracles = &mut *self.oracles.open();
         if let Device::Net(net) = &mut oracles.device {
-            net.told_offloads(oracles.rings.flying_mut(CONTROL), bits, !broken);
+            net.told_offloads(oracles.rings.flying_mut(net.control()), bits, !broken);
         }
         if broken { Err(NetError::Host(5)) } else { Ok(()) }
+    }
+
+    fn set_pairs(&mut self, pairs: u16) -> Result<(), NetError> {
+        let _quiet = resources::Quiet::begin();
+        let inner = &mut *self.inner.open();
+        let oracles = &mut *self.oracles.open();
+        if let Device::Net(net) = &mut oracles.device {
+            net.told_pairs(oracles.rings.flying_mut(net.control()), pairs, !inner.broken);
+        }
+        if inner.broken {
+            return Err(NetError::Host(5));
+        }
+        inner.pairs = pairs;
+        // What waits in a queue that is none any more is lost with it.
+        inner.frames.iter_mut().skip(pairs.into()).for_each(VecDeque::clear);
+        Ok(())
     }
 }
 

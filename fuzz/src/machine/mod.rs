@@ -18,6 +18,7 @@ use std::sync::Arc;
 use devices::bus::Access;
 use devices::legacy::clock::ManualClock;
 use devices::park::Parked;
+use devices::virtio::WorkerState;
 use devices::virtio::blk::BlkError;
 
 use crate::finding;
@@ -37,7 +38,7 @@ pub use setup::{Driven, Setup};
 /// Rounds after which something that has to end has not.
 const MAX_ROUNDS: usize = 64;
 /// Queues a driver here looks after.
-pub const QUEUES: usize = 3;
+pub const QUEUES: usize = 2 * net::PAIRS + 1;
 /// The first queue's window of guest memory.
 const WINDOWS: u64 = 0x1_0000;
 
@@ -134,7 +135,7 @@ impl Machine {
                 unheard: (0, 0),
                 config: shape.disk.clone(),
             }),
-            Kind::Net => Device::Net(net::Net::new()),
+            Kind::Net => Device::Net(net::Net::new(shape.pairs)),
             Kind::Console => Device::Console(console::Console::default()),
             Kind::Rng => Device::Rng(rng::Rng::default()),
         };
@@ -155,7 +156,7 @@ impl Machine {
             wired,
             wiring,
             vmm,
-            drivers: [driver(0), driver(1), driver(2)],
+            drivers: std::array::from_fn(|queue| driver(queue as u64)),
             transport,
             bars: [None; 3],
             capabilities: (0, 0),
@@ -175,6 +176,13 @@ impl Machine {
     #[must_use]
     pub fn queues(&self) -> u16 {
         (self.vmm.device.queue_max_sizes().len() as u16).min(QUEUES as u16)
+    }
+
+    /// What a card's driver calls the control queue; the queues before it carry frames.
+    #[must_use]
+    pub fn control(&self) -> u16 {
+        let control = 2 * self.shape.pairs;
+        (0..control).find(|queue| self.transport.place(*queue) == Some(control)).unwrap_or(control)
     }
 
     /// Features a modern driver may accept.
@@ -444,7 +452,7 @@ impl Machine {
         }
         let done: Vec<u16> = self.transport.resetting_queues().collect();
         for queue in done {
-            if !self.vmm.runner.resets(queue) {
+            if self.transport.place(queue).is_none_or(|queue| !self.vmm.runner.resets(queue)) {
                 self.transport.queue_reset_done(queue);
             }
         }
@@ -534,7 +542,7 @@ impl Machine {
                 let up = value & 1 == 0;
                 let Oracles { rings, device: model, .. } = &mut *self.oracles.open();
                 if let Device::Net(net) = model {
-                    net.set_link(up, rings.flying_mut(1));
+                    net.set_link(up, rings);
                 }
                 device.set_link(up)
             }
@@ -622,7 +630,7 @@ impl Machine {
             blk.lost = lost;
             blk.moves_on(rings.kept_mut());
         }
-        self.vmm.runner.restore(&workers);
+        self.restore_workers(&workers);
         if let Err(error) = self.vmm.function.restore(&saved, &queues) {
             finding!("restore", "a state that was saved is refused: {error}");
         }
@@ -634,6 +642,32 @@ impl Machine {
         }
         self.vmm.runner.start_restored();
         self.settle();
+    }
+}
+
+impl Machine {
+    /// Gives new workers what old ones held, over a link that another process has opened: it gives frames to one queue until
+    /// it is told of more, and does what it is told.
+    fn restore_workers(&self, saved: &[WorkerState]) {
+        let due = match &self.oracles.open().device {
+            Device::Net(net) if !net.card.lost => net.card.pairs,
+            _ => 0,
+        };
+        let (broken, follows) = {
+            let mut end = self.end.inner.open();
+            // One that has failed over a reset is as it was.
+            let follows = end.pairs == due;
+            if follows {
+                end.pairs = 1;
+            }
+            (std::mem::take(&mut end.broken), follows)
+        };
+        self.vmm.runner.restore(saved);
+        let mut end = self.end.inner.open();
+        end.broken = broken;
+        if follows && end.pairs != due {
+            finding!("restore", "the link gives frames to {} pairs and not to {due} any more", end.pairs);
+        }
     }
 }
 

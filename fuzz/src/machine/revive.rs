@@ -44,7 +44,7 @@ impl Machine {
         }
         let mut end = self.end.inner.open();
         (end.full, end.broken, end.room) = (false, false, usize::MAX >> 1);
-        end.frames.clear();
+        end.frames.iter_mut().for_each(std::collections::VecDeque::clear);
         drop(end);
         let oracles = &mut *self.oracles.open();
         oracles.fetches.change_with(None);
@@ -54,7 +54,7 @@ impl Machine {
                 device.set_capacity(SECTORS);
             }
             (Device::Net(net), super::Handle::Net(device)) => {
-                net.set_link(true, oracles.rings.flying_mut(1));
+                net.set_link(true, &mut oracles.rings);
                 device.set_link(true);
             }
             _ => {}
@@ -119,18 +119,42 @@ impl Machine {
     fn revive_card(&mut self) {
         let header = [0; 12];
         let frame = [0xab; 60];
-        let chain = [self.place(1, &header, 0), self.place(1, &frame, 0)];
-        self.serve(1, &chain);
-        self.end.arrive(60, 0, 0, None);
-        let buffer = self.place(0, &[0xee; 1526], Descriptor::WRITE);
-        let len = self.serve(0, &[buffer]);
+        let pairs = self.shape.pairs;
+        for queue in (0..pairs).map(|pair| 2 * pair + 1) {
+            let chain = [self.place(queue, &header, 0), self.place(queue, &frame, 0)];
+            self.serve(queue, &chain);
+        }
+        // One pair is in use until the driver asks for more: frames of every flow come to it.
+        for flow in 0..pairs {
+            self.revive_receiver(flow, 0);
+        }
+        self.command(&[0, 0, 1]);
+        if pairs > 1 {
+            let [low, high] = pairs.to_le_bytes();
+            self.command(&[4, 0, low, high]);
+            for flow in 0..pairs {
+                self.revive_receiver(flow, 2 * flow);
+            }
+        }
+    }
+
+    /// A frame of this flow is received in this queue.
+    fn revive_receiver(&mut self, flow: u16, queue: u16) {
+        self.end.arrive(flow as u8, 60, (0, 0), None);
+        let buffer = self.place(queue, &[0xee; 1526], Descriptor::WRITE);
+        let len = self.serve(queue, &[buffer]);
         if len != 72 {
             finding!("wedge", "a frame of 60 bytes is received as {len} after a reset");
         }
-        let command = [self.place(2, &[0, 0, 1], 0), self.place(2, &[0xee], Descriptor::WRITE)];
-        let len = self.serve(2, &command);
-        if len != 1 || self.ram.word(command[1].addr, 1) != 0 {
-            finding!("wedge", "a command after a reset is answered with {}", self.ram.word(command[1].addr, 1));
+    }
+
+    fn command(&mut self, bytes: &[u8]) {
+        let queue = self.control();
+        let command = [self.place(queue, bytes, 0), self.place(queue, &[0xee], Descriptor::WRITE)];
+        let len = self.serve(queue, &command);
+        let answer = self.ram.word(command[1].addr, 1);
+        if len != 1 || answer != 0 {
+            finding!("wedge", "command {bytes:?} is answered with {answer} after a reset");
         }
     }
 

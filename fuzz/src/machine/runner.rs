@@ -20,6 +20,7 @@ use crate::finding;
 use crate::lone::Lone;
 use crate::oracle::transport::Told;
 use crate::oracle::{Device, Oracles, net, resources};
+use devices::wake::WakeCounter;
 
 /// Ring features the workers carry.
 pub const ALL_RINGS: u64 = F_RING_PACKED | F_IN_ORDER | F_RING_RESET;
@@ -37,6 +38,8 @@ pub struct Runner {
     max_sizes: Vec<u16>,
     state: Lone<State>,
     told: Arc<Lone<Vec<Told>>>,
+    /// Wakes of workers by others, each with a queue of the one that is woken.
+    wakes: Vec<(u16, Arc<WakeCounter>)>,
 }
 
 #[derive(Default)]
@@ -107,7 +110,14 @@ impl Runner {
             max_sizes: max_sizes.to_vec(),
             state: Lone::new(state),
             told: Arc::default(),
+            wakes: Vec::new(),
         }
+    }
+
+    /// The workers, which wake each other by `wakes`, each with a queue of the one that is woken.
+    #[must_use]
+    pub fn woken_by(self, wakes: Vec<(u16, Arc<WakeCounter>)>) -> Self {
+        Self { wakes, ..self }
     }
 
     /// What the workers told the transport since the last call.
@@ -148,8 +158,11 @@ impl Runner {
         let before = resources::allocations();
         let mut starts = false;
         loop {
-            let ready =
-                slot.last.want_readable && self.end.readable() || slot.last.want_writable && self.end.writable();
+            let pair = slot.queues.first().map_or(0, |queue| usize::from(*queue / 2));
+            let readable = || self.end.readable(pair);
+            let ready = slot.last.want_readable && readable() || slot.last.want_writable && self.end.writable();
+            let told = |(queue, wake): &(u16, Arc<WakeCounter>)| slot.queues.contains(queue) && wake.take() > 0;
+            slot.awake |= self.wakes.iter().any(told);
             let ready = ready || slot.last.wake_at_ns.is_some_and(|at_ns| at_ns <= self.clock.monotonic_ns());
             if !(slot.awake || slot.last.again || ready || !slot.mail.is_empty()) || *left == 0 {
                 break;
@@ -214,10 +227,13 @@ impl Runner {
                 Device::Any => false,
                 Device::Blk(_) => self.disk.is_full() || slot.last.wake_at_ns.is_some(),
                 // Frames and typed bytes come first; without them buffers wait.
-                Device::Net(_) if queue == 0 => end.frames.is_empty() || end.broken,
+                Device::Net(net) => match net.role(queue) {
+                    net::Role::Receive(pair) => end.frames[pair].is_empty() || end.broken || !net.may_receive(pair),
+                    net::Role::Send(_) => slot.last.want_writable,
+                    net::Role::Control => false,
+                },
                 Device::Console(console) if queue == 0 => !console.has_input() && !end.has_typed(),
-                Device::Net(_) if queue == net::CONTROL => false,
-                Device::Net(_) | Device::Console(_) => slot.last.want_writable,
+                Device::Console(_) => slot.last.want_writable,
                 // A buffer that was put back is in flight for the model until it is taken again.
                 Device::Rng(_) => end.broken || !oracles.rings.flying(queue).is_empty(),
             };

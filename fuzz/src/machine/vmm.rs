@@ -14,6 +14,7 @@ use devices::virtio::net::{NetConfig, NetDevice};
 use devices::virtio::pci::{Interfaces, VirtioPci, VirtioPciParts};
 use devices::virtio::rng::RngDevice;
 use devices::virtio::{VirtioDevice, VirtioWorker};
+use devices::wake::{Wake, WakeCounter};
 
 use super::disk::Disk;
 use super::ends::End;
@@ -21,6 +22,7 @@ use super::ram::Ram;
 use super::runner::Runner;
 use super::wires::Wired;
 use crate::lone::Lone;
+use crate::oracle::net::PAIRS;
 use crate::oracle::{Device, Oracles, limit, resources};
 
 pub use crate::oracle::blk::SECTORS;
@@ -67,6 +69,8 @@ pub struct Shape {
     pub vectors: usize,
     /// Ring features its workers carry.
     pub rings: u64,
+    /// Queue pairs of the card.
+    pub pairs: u16,
     /// The disk.
     pub disk: BlkConfig,
     /// Its queues are held to a rate.
@@ -96,6 +100,7 @@ impl Shape {
             transitional: knob & 0x20 == 0,
             vectors: if knob & 0xc0 == 0xc0 { 0 } else { 3 },
             rings: super::runner::ALL_RINGS,
+            pairs: 1,
             disk,
             limited: false,
             timed: false,
@@ -122,7 +127,8 @@ pub struct Vmm {
     /// What the queues of a disk say of themselves.
     pub stats: Vec<Arc<BlkStats>>,
     /// Counters of a card's queues.
-    card: [Arc<QueueCounters>; 3],
+    card: [Arc<QueueCounters>; super::QUEUES],
+    pairs: u16,
 }
 
 type Workers = Vec<Box<dyn VirtioWorker<Ram>>>;
@@ -175,7 +181,8 @@ impl Vmm {
         clock: &Arc<ManualClock>,
     ) -> Self {
         let mut stats = Vec::new();
-        let card: [Arc<QueueCounters>; 3] = Default::default();
+        let card: [Arc<QueueCounters>; super::QUEUES] = Default::default();
+        let mut wakes = Vec::new();
         let (handle, device, workers): (Handle, Arc<dyn VirtioDevice>, Workers) = match shape.kind {
             Kind::Blk => {
                 let device = BlkDevice::with_sink(shape.disk.clone(), Arc::new(Operator(oracles.clone())));
@@ -203,15 +210,26 @@ impl Vmm {
                     speed_mbits: shape.disk.discard.is_some().then_some(10_000),
                     duplex: None,
                 };
-                let device = NetDevice::new(config).with_udp_segments();
-                let workers: Workers = if shape.disk.queues == 1 {
-                    vec![Box::new(device.worker(end.clone(), card.clone()))]
+                let mut device = NetDevice::new(config).with_udp_segments();
+                if shape.pairs > 1 {
+                    wakes.extend((0..shape.pairs).map(|pair| (2 * pair, Arc::<WakeCounter>::default())));
+                    device = device.with_pairs(wakes.iter().map(|(_, wake)| wake.clone() as Arc<dyn Wake>).collect());
+                }
+                let of = |queue: u16| card[usize::from(queue)].clone();
+                let control = of(device.control_queue());
+                let mut workers: Workers = if shape.disk.queues == 1 {
+                    vec![Box::new(device.worker(end.clone(), [of(0), of(1), control]))]
                 } else {
                     vec![
-                        Box::new(device.rx_worker(end.clone(), card[0].clone(), card[2].clone())),
-                        Box::new(device.tx_worker(end.clone(), card[1].clone())),
+                        Box::new(device.rx_worker(end.clone(), of(0), control)),
+                        Box::new(device.tx_worker(end.clone(), of(1))),
                     ]
                 };
+                for pair in 1..shape.pairs {
+                    let end = end.of_pair(pair);
+                    workers.push(Box::new(device.further_rx_worker(pair, end.clone(), of(2 * pair))));
+                    workers.push(Box::new(device.further_tx_worker(pair, end, of(2 * pair + 1))));
+                }
                 (Handle::Net(device.clone()), Arc::new(device), workers)
             }
             Kind::Console => {
@@ -225,7 +243,8 @@ impl Vmm {
             }
         };
         let sizes = device.queue_max_sizes().to_vec();
-        let runner = Arc::new(Runner::new(ram, oracles, (end, disk, clock), shape.rings, &sizes, workers));
+        let runner = Runner::new(ram, oracles, (end, disk, clock), shape.rings, &sizes, workers);
+        let runner = Arc::new(runner.woken_by(wakes));
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let mapper = Arc::new(BarMapper::new(&ports, &memory, windows()).expect("windows of PCI"));
         let sources = if shape.vectors > 0 { wired.sources() } else { Vec::new() };
@@ -259,12 +278,14 @@ impl Vmm {
             device,
             stats,
             card,
+            pairs: shape.pairs,
         }
     }
 
-    /// Frames that a card's receive and transmit queue count as lost because the link was down.
+    /// Frames that a card's receive and transmit queues count as lost because the link was down.
     #[must_use]
-    pub fn lost_to_link(&self) -> [u64; 2] {
-        [0, 1].map(|queue: usize| self.card[queue].link_down.get())
+    pub fn lost_to_link(&self) -> [u64; 2 * PAIRS] {
+        let control = 2 * usize::from(self.pairs);
+        std::array::from_fn(|queue| if queue < control { self.card[queue].link_down.get() } else { 0 })
     }
 }

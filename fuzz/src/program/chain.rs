@@ -125,6 +125,8 @@ pub(crate) mod palette {
     ];
     /// VLANs, and what is none.
     pub const VLANS: [u16; 8] = [0, 1, 5, 4095, 4096, 0xffff, 63, 64];
+    /// Queue pairs that a driver asks for.
+    pub const PAIRS: [u16; 8] = [1, 2, 2, 1, 2, 0, 3, 0x200];
     /// Addresses in a half of a MAC table.
     pub const TABLE: [usize; 8] = [0, 1, 2, 3, 64, 65, 70, 5];
     /// Bytes of a buffer of a console.
@@ -139,7 +141,7 @@ pub fn request(machine: &mut Machine, queue: u16, op: &Op) -> Chain {
     let mut chain = Chain::new();
     match machine.shape.kind {
         Kind::Blk => disk(machine, queue, op, &mut chain),
-        Kind::Net if queue == 2 => command(machine, queue, op, &mut chain),
+        Kind::Net if queue == machine.control() => command(machine, queue, op, &mut chain),
         Kind::Net => frame(machine, queue, op, &mut chain),
         Kind::Console => text(machine, queue, op, &mut chain),
         Kind::Rng => chain.push(writable(machine, queue, palette::RANDOM_BYTES[usize::from(op.b % 6)])),
@@ -189,7 +191,7 @@ fn disk(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
 }
 
 fn frame(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
-    if queue == 0 {
+    if queue.is_multiple_of(2) {
         chain.push(writable(machine, queue, palette::RECEIVE_BYTES[usize::from(op.b & 15)]));
         return;
     }
@@ -237,6 +239,7 @@ fn command(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
     };
     let (v, kind) = (op.v, op.b & 15);
     let header = match kind {
+        10..=12 if machine.shape.pairs > 1 => [4, 0],
         // Promiscuous mode is the one without which the others show.
         0..=2 => [0, 0],
         3..=5 => [0, (v % 7) as u8],
@@ -263,6 +266,7 @@ fn command(machine: &mut Machine, queue: u16, op: &Op, chain: &mut Chain) {
         [1, 1] => add(&palette::ADDRESSES[(v & 7) as usize]),
         [2, _] => add(&palette::VLANS[(v & 7) as usize].to_le_bytes()),
         [3, _] => {}
+        [4, 0] => add(&palette::PAIRS[(v & 7) as usize].to_le_bytes()),
         [5, _] => {
             let known = u64::from(v) & 0x382;
             let bits = if v >> 29 == 7 { 1 << (v >> 10 & 63) } else { known };

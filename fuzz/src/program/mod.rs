@@ -58,6 +58,9 @@ impl Knobs<'_> {
         let mut shape = Shape { limited, timed: self.at(7) & 0xc0 == 0xc0, ..Shape::new(kind, self.at(0)) };
         let policy =
             |bits: u8| [OnError::Report, OnError::Hold, OnError::HoldIfFull, OnError::Report][usize::from(bits & 3)];
+        if kind == Kind::Net && self.at(7) & 0x0c == 0x0c {
+            shape.pairs = 2;
+        }
         shape.disk.on_write_error = policy(self.at(7) >> 2);
         shape.disk.on_read_error = policy(self.at(7) >> 4);
         shape
@@ -108,7 +111,7 @@ impl Knobs<'_> {
 /// Sizes of queues a driver may choose.
 const SIZES: [u16; 8] = [16, 8, 4, 2, 1, 128, 7, 32];
 /// Features of the device a driver may leave.
-const LEFT: [u64; 4] = [0, 1 << 9, 1 << 15 | 1 << 11, 0x3fff & !(1 << 9)];
+const LEFT: [u64; 4] = [0, 1 << 9 | 1 << 22, 1 << 15 | 1 << 11, 0x3fff & !(1 << 9)];
 
 /// A driver's choices from three bytes; zeroes are a modern split driver with everything on.
 #[must_use]

@@ -70,11 +70,11 @@ impl Player {
     }
 
     fn queue(&self, a: u8) -> u16 {
-        match self.machine.queues() {
+        match self.machine.shape.kind {
             // A card's control queue is for one operation in eight: most are about frames.
-            3 if a & 0x0e == 0x0e => 2,
-            3 => u16::from(a) % 2,
-            queues => u16::from(a) % queues.max(1),
+            Kind::Net if a & 0x0e == 0x0e => self.machine.control(),
+            Kind::Net => u16::from(a) % self.machine.control(),
+            _ => u16::from(a) % self.machine.queues().max(1),
         }
     }
 
@@ -472,8 +472,12 @@ impl Player {
                 let len = [60, 1514, 100, 3000, 9000, 65554, 0, 60][usize::from(op.c & 7)];
                 let (flags, gso) = if op.c & 0x38 == 0x38 { (op.v as u8 & 3, (op.v >> 8) as u8) } else { (0, 0) };
                 let to = chain::destination(op.b >> 3, op.v);
-                self.machine.end.arrive(len, flags, gso, to);
-                let _ = write!(log, "a frame of {len} bytes arrives, flags {flags:#x}, gso {gso:#x}, to {to:x?}");
+                self.machine.end.arrive(op.a, len, (flags, gso), to);
+                let flow = op.a;
+                let _ = write!(
+                    log,
+                    "a frame of {len} bytes arrives, flow {flow}, flags {flags:#x}, gso {gso:#x}, to {to:x?}"
+                );
             }
             (0..=3, _) => {
                 let count = [1, 5, 64, 300][usize::from(op.c & 3)];

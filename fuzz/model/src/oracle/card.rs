@@ -20,6 +20,7 @@ const CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
 /// Checksums, segments of both versions of IP, and of congested ones.
 const OFFLOADS: u64 = 1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 54 | 1 << 55;
 const GUEST_ANNOUNCE: u64 = 1 << 21;
+const MQ: u64 = 1 << 22;
 const CTRL_MAC_ADDR: u64 = 1 << 23;
 /// Addresses of one kind that are told apart; who names more gets all of them.
 const TABLE: u64 = 64;
@@ -36,10 +37,19 @@ pub struct Card {
     vlans: BTreeSet<u16>,
     /// Its choice of the offloads it has accepted.
     offloads: Option<u64>,
-    /// What it was before the last command, where that changed it.
-    before: Option<Option<u64>>,
+    /// Queue pairs that received frames go to.
+    pub pairs: u16,
+    /// What the last command changed that the link has a say in.
+    before: Option<Before>,
     /// Commands may have been missed: until the next reset nobody knows.
     pub lost: bool,
+}
+
+/// What was there before a command.
+#[derive(Debug)]
+enum Before {
+    Offloads(Option<u64>),
+    Pairs(u16),
 }
 
 impl Card {
@@ -53,18 +63,19 @@ impl Card {
             tables: [Some(BTreeSet::new()), Some(BTreeSet::new())],
             vlans: BTreeSet::new(),
             offloads: None,
+            pairs: 1,
             before: None,
             lost: false,
         }
     }
 
-    /// Carries out the command in a chain, of a driver with these features; its answer.
-    pub fn obey(&mut self, ram: &Ram, chain: &Flying, features: u64) -> u8 {
+    /// Carries out the command in a chain, of a driver with these features whose card has so many queue pairs; its answer.
+    pub fn obey(&mut self, ram: &Ram, chain: &Flying, features: u64, pairs: u16) -> u8 {
         self.before = None;
-        u8::from(self.carry_out(ram, chain, features).is_none())
+        u8::from(self.carry_out(ram, chain, features, pairs).is_none())
     }
 
-    fn carry_out(&mut self, ram: &Ram, chain: &Flying, features: u64) -> Option<()> {
+    fn carry_out(&mut self, ram: &Ram, chain: &Flying, features: u64, pairs: u16) -> Option<()> {
         let total = chain.readable_bytes;
         let has = |feature: u64| (features & CTRL_VQ != 0 && features & feature != 0).then_some(());
         let whole = |len: u64| (total == len).then_some(());
@@ -121,6 +132,15 @@ impl Card {
                 has(GUEST_ANNOUNCE)?;
                 whole(2)?;
             }
+            (4, 0) => {
+                has(MQ)?;
+                whole(4)?;
+                let wanted = u16::from_le_bytes(bytes(ram, chain, 2)?);
+                if !(1..=pairs).contains(&wanted) {
+                    return None;
+                }
+                self.before = Some(Before::Pairs(std::mem::replace(&mut self.pairs, wanted)));
+            }
             (5, 0) => {
                 has(CTRL_GUEST_OFFLOADS)?;
                 whole(10)?;
@@ -128,7 +148,7 @@ impl Card {
                 if bits & !(features & OFFLOADS) != 0 {
                     return None;
                 }
-                self.before = Some(self.offloads.replace(bits));
+                self.before = Some(Before::Offloads(self.offloads.replace(bits)));
             }
             _ => return None,
         }
@@ -142,9 +162,18 @@ impl Card {
 
     /// The link does not do what the last command asks of it; `true` where it was asked for that.
     pub fn link_refuses(&mut self) -> bool {
-        let before = self.before.take();
-        self.offloads = before.unwrap_or(self.offloads);
-        before.is_some()
+        match self.before.take() {
+            Some(Before::Offloads(before)) => self.offloads = before,
+            Some(Before::Pairs(before)) => self.pairs = before,
+            None => return false,
+        }
+        true
+    }
+
+    /// Whether the link has not yet done, or refused, what the last command asks of it.
+    #[must_use]
+    pub fn asks_the_link(&self) -> bool {
+        self.before.is_some()
     }
 
     /// The offloads a driver with these features has now, as feature bits.

@@ -103,12 +103,16 @@ impl Oracles {
 impl Device {
     /// Whether a chain of `queue` is done with before the next one is taken.
     pub fn is_serial(&self, queue: u16) -> bool {
-        matches!((self, queue), (Self::Console(_), _) | (Self::Net(_), 1 | net::CONTROL))
+        match self {
+            Self::Console(_) => true,
+            Self::Net(net) => !matches!(net.role(queue), net::Role::Receive(_)),
+            Self::Any | Self::Blk(_) | Self::Rng(_) => false,
+        }
     }
 
     /// Whether chains of `queue` go back in ways only their used elements tell.
     pub fn gives_back_unseen(&self, queue: u16) -> bool {
-        matches!((self, queue), (Self::Net(_), 0))
+        matches!(self, Self::Net(net) if matches!(net.role(queue), net::Role::Receive(_)))
     }
 
     /// A chain was popped.
@@ -140,8 +144,7 @@ impl Device {
     pub fn started(&mut self, queue: u16, features: u64, legacy: bool) {
         match self {
             Self::Blk(blk) => (blk.features, blk.legacy) = (features, legacy),
-            Self::Net(net) if queue == 0 => net.started(features, legacy),
-            Self::Net(net) => (net.features, net.legacy) = (features, legacy),
+            Self::Net(net) => net.started(queue, features, legacy),
             Self::Any | Self::Console(_) | Self::Rng(_) => {}
         }
     }
@@ -185,9 +188,9 @@ impl Device {
 
     /// `queue` was reset.
     pub fn stopped(&mut self, queue: u16) {
-        match (self, queue) {
-            (Self::Net(net), 0) => net.reset(),
-            (Self::Blk(blk), _) => blk.times.iter_mut().for_each(|times| times.reset(queue)),
+        match self {
+            Self::Net(net) => net.reset(queue),
+            Self::Blk(blk) => blk.times.iter_mut().for_each(|times| times.reset(queue)),
             _ => {}
         }
     }

@@ -6,14 +6,12 @@ use std::collections::VecDeque;
 use super::blk::{gather, pieces};
 use super::card::Card;
 pub use super::card::MAC;
-use super::ring::{Flying, Plan, Range};
+use super::ring::{Flying, Plan, Range, Rings};
 use crate::finding;
 use crate::ram::Ram;
 
-const RX: u16 = 0;
-const TX: u16 = 1;
-/// The control queue.
-pub const CONTROL: u16 = 2;
+/// Queue pairs of the largest card here.
+pub const PAIRS: usize = 2;
 /// The longest frame: 64 KiB behind an Ethernet header with a VLAN tag.
 pub const MAX_FRAME_BYTES: u64 = 65536 + 18;
 const MAX_FRAME_RANGES: usize = 512;
@@ -91,9 +89,42 @@ impl Frame {
     }
 }
 
+/// What a queue of a card is for (§5.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Frames to the driver, of this pair.
+    Receive(usize),
+    /// Frames from it.
+    Send(usize),
+    /// Commands.
+    Control,
+}
+
+/// The receive queue of a pair.
+#[derive(Debug, Default)]
+struct Receiver {
+    /// Frames the device has taken from the link and not delivered.
+    taken: VecDeque<(Frame, bool)>,
+    /// Which frame is which is not known any more: one that may have been lost begins in a buffer without a byte of it.
+    lost: bool,
+    /// The frame whose buffers are going back: bytes with header done, buffers left where that is known.
+    progress: Option<(Frame, u64, Option<u16>)>,
+}
+
+impl Receiver {
+    /// What waits may be dropped.
+    fn doubt(&mut self) {
+        for (_, may_drop) in &mut self.taken {
+            *may_drop = true;
+        }
+    }
+}
+
 /// A card and its driver's view of it.
 #[derive(Debug, Default)]
 pub struct Net {
+    /// Queue pairs it has.
+    pairs: u16,
     /// Features of the running driver.
     pub features: u64,
     /// Whether it is a legacy one.
@@ -105,36 +136,57 @@ pub struct Net {
     /// The link is down.
     down: bool,
     /// Frames that were lost to that, by queue: at least, and at most.
-    lost_to_link: [(u64, u64); 2],
+    lost_to_link: [(u64, u64); 2 * PAIRS],
     /// Frames may have been lost unseen.
     uncounted: bool,
-    /// Frames the device has taken from the link and not delivered.
-    taken: VecDeque<(Frame, bool)>,
-    /// Which frame is which is not known any more: one that may have been lost begins in a buffer without a byte of it.
-    lost: bool,
-    /// The frame whose buffers are going back: bytes with header done, buffers left where that is known.
-    progress: Option<(Frame, u64, Option<u16>)>,
+    receivers: [Receiver; PAIRS],
 }
 
 impl Net {
-    /// A card nobody has driven yet.
+    /// A card with so many queue pairs that nobody has driven yet.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(pairs: u16) -> Self {
+        Self { pairs, ..Self::default() }
     }
 
-    /// The operator pulls the cable or plugs it in; `sending`: chains of the transmit queue in flight.
-    pub fn set_link(&mut self, up: bool, sending: &mut [Flying]) {
+    /// What the card has its queue of this index for.
+    #[must_use]
+    pub fn role(&self, queue: u16) -> Role {
+        let pair = usize::from(queue / 2);
+        match queue % 2 {
+            _ if queue == self.control() => Role::Control,
+            0 => Role::Receive(pair),
+            _ => Role::Send(pair),
+        }
+    }
+
+    /// Its control queue, behind all pairs.
+    #[must_use]
+    pub fn control(&self) -> u16 {
+        2 * self.pairs
+    }
+
+    /// Whether received frames go to this pair, as far as anybody knows.
+    #[must_use]
+    pub fn may_receive(&self, pair: usize) -> bool {
+        self.card.lost || pair < usize::from(self.card.pairs)
+    }
+
+    /// The operator pulls the cable or plugs it in.
+    pub fn set_link(&mut self, up: bool, rings: &mut Rings) {
         let goes_down = !up && !self.down;
         self.down = !up;
         if goes_down {
             // What waits for buffers may be delivered only if the worker does not look before the link is up.
-            self.lost_to_link[0].1 += self.taken.len() as u64;
-            self.doubt();
-            for chain in sending.iter_mut().filter(|chain| chain.plan == Plan::Send(Sending::Waits)) {
-                self.lost_to_link[1].1 += 1;
-                chain.plan = Plan::Send(Sending::Doubtful);
+            for (pair, queue) in (0..self.pairs.into()).zip((0u16..).step_by(2)) {
+                self.lost_to_link[2 * pair].1 += self.receivers[pair].taken.len() as u64;
+                let sending = rings.flying_mut(queue + 1).iter_mut();
+                for chain in sending.filter(|chain| chain.plan == Plan::Send(Sending::Waits)) {
+                    self.lost_to_link[2 * pair + 1].1 += 1;
+                    chain.plan = Plan::Send(Sending::Doubtful);
+                }
             }
+            self.doubt();
         }
     }
 
@@ -143,7 +195,9 @@ impl Net {
         (self.lost_to_link, self.uncounted) = Default::default();
         if self.down {
             // A ring that its driver broke lost nothing of what waits; the new card takes it up again, and does.
-            self.lost_to_link[RX as usize].1 = self.taken.len() as u64;
+            for (pair, receiver) in self.receivers.iter().enumerate() {
+                self.lost_to_link[2 * pair].1 = receiver.taken.len() as u64;
+            }
         }
     }
 
@@ -153,7 +207,7 @@ impl Net {
     }
 
     /// What a card's counters say of frames that were lost because the link was down.
-    pub fn judge_lost(&self, counted: [u64; 2]) {
+    pub fn judge_lost(&self, counted: [u64; 2 * PAIRS]) {
         for (queue, (count, (least, most))) in counted.into_iter().zip(self.lost_to_link).enumerate() {
             if !self.uncounted && !(least..=most).contains(&count) {
                 finding!("spec", "queue {queue} counts {count} frames lost to the link, not {least} to {most}");
@@ -196,8 +250,23 @@ impl Net {
     }
 
     fn doubt(&mut self) {
-        for (_, may_drop) in &mut self.taken {
-            *may_drop = true;
+        self.receivers.iter_mut().for_each(Receiver::doubt);
+    }
+
+    /// The link is told how many pairs get frames, and `takes` that or not: for a command, or by a card that begins anew or
+    /// goes on elsewhere.
+    pub fn told_pairs(&mut self, chains: &mut [Flying], pairs: u16, takes: bool) {
+        let commanded = self.card.asks_the_link();
+        if !takes {
+            if let (true, Some(chain)) = (self.card.link_refuses(), chains.last_mut()) {
+                chain.plan = Plan::Control(1);
+            }
+            return;
+        }
+        self.card.link_takes();
+        let resets = !commanded && pairs == 1;
+        if !self.card.lost && pairs != self.card.pairs && !resets {
+            finding!("spec", "the link is told of {pairs} pairs where the driver wants {}", self.card.pairs);
         }
     }
 
@@ -220,41 +289,51 @@ impl Net {
         }
     }
 
-    /// A driver starts or restarts the receive queue.
-    pub fn started(&mut self, features: u64, legacy: bool) {
-        // A frame kept through a pause may not be what another driver takes.
-        self.doubt();
+    /// A driver starts or restarts a queue.
+    pub fn started(&mut self, queue: u16, features: u64, legacy: bool) {
+        if let Role::Receive(pair) = self.role(queue) {
+            // A frame kept through a pause may not be what another driver takes.
+            self.receivers[pair].doubt();
+        }
         (self.features, self.legacy) = (features, legacy);
         self.packed = features & devices::virtio::queue::F_RING_PACKED != 0;
     }
 
-    /// The receive queue was reset.
-    pub fn reset(&mut self) {
-        self.taken.clear();
-        self.progress = None;
-        self.lost = false;
+    /// A queue was reset.
+    pub fn reset(&mut self, queue: u16) {
+        if let Role::Receive(pair) = self.role(queue) {
+            let receiver = &mut self.receivers[pair];
+            receiver.taken.clear();
+            (receiver.progress, receiver.lost) = (None, false);
+        }
     }
 
     pub(super) fn popped(&mut self, ram: &Ram, queue: u16, chain: &mut Flying) {
-        if queue == CONTROL && chain.writable_bytes > 0 {
-            chain.plan = Plan::Control(self.card.obey(ram, chain, self.features));
-            // What a frame in waiting was admitted for may not be what the driver takes now.
-            self.doubt();
-        }
-        if queue != TX {
-            return;
-        }
+        let pair = match self.role(queue) {
+            Role::Control if chain.writable_bytes > 0 => {
+                chain.plan = Plan::Control(self.card.obey(ram, chain, self.features, self.pairs));
+                // What a frame in waiting was admitted for may not be what the driver takes now, nor where it wants it.
+                return self.doubt();
+            }
+            Role::Send(pair) => pair,
+            Role::Control | Role::Receive(_) => return,
+        };
         let mut ranges = 0;
         let data = chain.readable_bytes.saturating_sub(self.header_bytes());
         pieces(&chain.readable, self.header_bytes(), u64::MAX, |_, _| ranges += 1);
         let good = data > 0 && data <= MAX_FRAME_BYTES && ranges <= MAX_FRAME_RANGES;
         if good && self.down {
-            self.lost_to_link[1].0 += 1;
-            self.lost_to_link[1].1 += 1;
+            self.lose(2 * pair + 1);
         }
         let sent = good && !self.down;
         chain.plan = Plan::Send(if sent { Sending::Waits } else { Sending::Never });
         chain.leaving = !sent;
+    }
+
+    /// A frame of this queue is lost to the link.
+    fn lose(&mut self, queue: usize) {
+        let (least, most) = &mut self.lost_to_link[queue];
+        (*least, *most) = (*least + 1, *most + 1);
     }
 
     /// The link is offered a frame, and takes it (or fails) or not.
@@ -284,13 +363,17 @@ impl Net {
         }
     }
 
-    /// The device takes a frame from the link, with chains of `held` writable bytes before it.
-    pub fn receives(&mut self, frame: Frame, held: &[Flying]) {
+    /// The link is asked for a frame of a pair.
+    pub fn asks(&self, pair: usize) {
+        if !self.may_receive(pair) {
+            finding!("spec", "the link is asked for frames of pair {pair} where {} are in use", self.card.pairs);
+        }
+    }
+
+    /// The device takes a frame of a pair from the link, with chains of `held` writable bytes before it.
+    pub fn receives(&mut self, pair: usize, frame: Frame, held: &[Flying]) {
         if self.down {
-            // It is lost.
-            self.lost_to_link[0].0 += 1;
-            self.lost_to_link[0].1 += 1;
-            return;
+            return self.lose(2 * pair);
         }
         if !self.card.lost && !self.card.wants(self.features, &frame.head()) {
             // It shall not come, and takes nothing.
@@ -308,12 +391,12 @@ impl Net {
             || !self.admits(&frame)
             || needed > room
             || u64::from(frame.len) > MAX_FRAME_BYTES;
-        self.taken.push_back((frame, may_drop));
+        self.receivers[pair].taken.push_back((frame, may_drop));
     }
 
     pub(super) fn used(&mut self, ram: &Ram, queue: u16, chain: &Flying, len: u32) {
-        match queue {
-            TX => {
+        match self.role(queue) {
+            Role::Send(_) => {
                 if len != 0 {
                     finding!("spec", "used length {len} of a sent frame");
                 }
@@ -321,9 +404,8 @@ impl Net {
                     finding!("spec", "a buffer goes back before its frame is sent");
                 }
             }
-            RX => self.received(ram, chain, len),
-            CONTROL => self.answered(ram, chain, len),
-            _ => {}
+            Role::Receive(pair) => self.received(ram, pair, chain, len),
+            Role::Control => self.answered(ram, chain, len),
         }
     }
 
@@ -341,16 +423,19 @@ impl Net {
         }
     }
 
-    fn received(&mut self, ram: &Ram, chain: &Flying, len: u32) {
-        if self.lost {
+    fn received(&mut self, ram: &Ram, pair: usize, chain: &Flying, len: u32) {
+        if self.receivers[pair].lost {
             return;
         }
+        if len > 0 && !self.may_receive(pair) {
+            finding!("spec", "pair {pair} gets a frame where {} are in use", self.card.pairs);
+        }
         let len = u64::from(len);
-        let (frame, done, left) = match self.progress.take() {
+        let (frame, done, left) = match self.receivers[pair].progress.take() {
             Some(progress) => progress,
             None if len == 0 => {
                 // A buffer without room for a header, or one that a frame did not fit in.
-                let lost = self.taken.front().is_some_and(|(_, may_drop)| *may_drop);
+                let lost = self.receivers[pair].taken.front().is_some_and(|(_, may_drop)| *may_drop);
                 if chain.writable_bytes >= self.header_bytes() && (!lost || self.mergeable()) {
                     finding!("spec", "a receive buffer goes back empty");
                 }
@@ -363,7 +448,7 @@ impl Net {
                     finding!("spec", "a frame begins in a buffer of {} bytes", chain.writable_bytes);
                 }
                 // Frames before this one were lost.
-                while let Some((frame, may_drop)) = self.taken.front() {
+                while let Some((frame, may_drop)) = self.receivers[pair].taken.front() {
                     let fits = u64::from(frame.len) + self.header_bytes();
                     let several = chain.shared || header[10..] != [1, 0];
                     let goes_on = self.mergeable() && several && len == chain.writable_bytes && len < fits;
@@ -372,13 +457,13 @@ impl Net {
                     if matches && (chain.shared || self.begins(ram, chain, frame, len)) || !*may_drop {
                         break;
                     }
-                    self.taken.pop_front();
+                    self.receivers[pair].taken.pop_front();
                 }
-                let Some((frame, may_drop)) = self.taken.pop_front() else {
+                let Some((frame, may_drop)) = self.receivers[pair].taken.pop_front() else {
                     finding!("spec", "a frame is delivered that did not arrive")
                 };
                 if may_drop && (chain.shared || len < self.header_bytes() + 4) {
-                    self.lost = true;
+                    self.receivers[pair].lost = true;
                     return;
                 }
                 let counted = u16::from_le_bytes([header[10], header[11]]);
@@ -409,7 +494,7 @@ impl Net {
             }
             Some(0) => {}
             None if done == total => {}
-            left => self.progress = Some((frame, done, left)),
+            left => self.receivers[pair].progress = Some((frame, done, left)),
         }
     }
 

@@ -18,6 +18,8 @@ const NEEDS_RESET: u8 = 64;
 const FAILED: u8 = 128;
 const VERSION_1: u64 = 1 << 32;
 const NO_VECTOR: u16 = 0xffff;
+/// `VIRTIO_NET_F_MQ`.
+const NET_MQ: u64 = 1 << 22;
 const OF_RINGS: u64 = F_RING_PACKED | F_IN_ORDER | F_RING_RESET;
 
 /// What workers told the transport.
@@ -64,6 +66,8 @@ struct Vector {
 #[derive(Debug, Default)]
 pub struct Transport {
     max_sizes: Vec<u16>,
+    /// Queue pairs of a network card that has several.
+    pairs: Option<u16>,
     device_features: u64,
     rings: u64,
     status: u8,
@@ -94,6 +98,8 @@ impl Transport {
     pub fn power_on(&mut self, device: &dyn VirtioDevice, rings: u64, vectors: usize) {
         self.max_sizes.clear();
         self.max_sizes.extend_from_slice(device.queue_max_sizes());
+        let pairs = self.max_sizes.len() as u16 / 2;
+        self.pairs = (device.device_type() == 1 && pairs > 1).then_some(pairs);
         self.device_features = device.features();
         self.rings = rings;
         self.vectors.clear();
@@ -153,11 +159,28 @@ impl Transport {
         self.queues.get(usize::from(queue)).map(|queue| queue.size)
     }
 
-    /// Where the driver rings `queue`, with the legacy header at `ports` and the modern registers at `modern` (§4.1.4.4,
+    /// The device's queue that the driver means by `queue`: where it knows of one pair of queues, the third one is the
+    /// control queue, which is behind all of them (§5.1.2).
+    #[must_use]
+    pub fn place(&self, queue: u16) -> Option<u16> {
+        match (self.pairs.filter(|_| self.features & NET_MQ == 0), queue) {
+            (None, _) | (_, 0 | 1) => Some(queue),
+            (Some(pairs), 2) => Some(2 * pairs),
+            (Some(_), _) => None,
+        }
+    }
+
+    /// What the driver calls a queue of the device, where it knows it.
+    fn called(&self, queue: u16) -> Option<u16> {
+        (0..self.queues.len() as u16).find(|called| self.place(*called) == Some(queue))
+    }
+
+    /// Where the driver rings the device's queue `queue`, with the legacy header at `ports` and the modern registers at `modern` (§4.1.4.4,
     /// §4.1.4.10); `None` while it does not run, or has no place to ring.
     #[must_use]
     pub fn doorbell(&self, queue: u16, ports: Option<u64>, modern: Option<u64>) -> Option<Doorbell> {
         let enabled = |queue: &&Queue| queue.enabled && queue.reset != Reset::Pending;
+        let queue = self.called(queue)?;
         self.queues.get(usize::from(queue)).filter(|_| self.running).filter(enabled)?;
         if self.legacy {
             ports.map(|at| Doorbell::Pio { port: at as u16 + 0x10, datamatch: queue })
@@ -539,8 +562,8 @@ impl Transport {
     pub fn told(&mut self, what: Told) {
         match what {
             Told::Used(queue) if self.msix => {
-                let vector = self.queue_vectors.get(usize::from(queue)).copied().unwrap_or(NO_VECTOR);
-                self.trigger(vector);
+                let vector = self.called(queue).and_then(|queue| self.queue_vectors.get(usize::from(queue)).copied());
+                self.trigger(vector.unwrap_or(NO_VECTOR));
             }
             Told::Used(_) => self.isr |= 1,
             Told::NeedsReset(_) if self.legacy => {}
