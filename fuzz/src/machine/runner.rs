@@ -12,6 +12,7 @@ use devices::virtio::{
     Activation, F_RING_RESET, NeedsReset, QueueRunner, QueueState, Step, VirtioInterrupt, VirtioWorker,
     WorkerActivation, WorkerState,
 };
+use devices::wake::WakeCounter;
 
 use super::disk::Disk;
 use super::ends::End;
@@ -20,7 +21,6 @@ use crate::finding;
 use crate::lone::Lone;
 use crate::oracle::transport::Told;
 use crate::oracle::{Device, Oracles, net, resources};
-use devices::wake::WakeCounter;
 
 /// Ring features the workers carry.
 pub const ALL_RINGS: u64 = F_RING_PACKED | F_IN_ORDER | F_RING_RESET;
