@@ -1,6 +1,6 @@
 //! Threads and where they run: a driver has one CPU, its device's worker and whatever that is compared with the other.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -69,6 +69,20 @@ pub fn become_realtime() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Has no CPU sleep while it is idle, from now on until the process ends (Linux, `Documentation/power/pm_qos_interface.rst`).
+/// Where the machine is a guest, how long a CPU that has slept takes to wake is its host's doing and moves by tens of
+/// microseconds, more than what is measured.
+///
+/// # Errors
+/// When the system does not permit it.
+pub fn keep_cpus_awake() -> io::Result<()> {
+    let mut latency = std::fs::File::options().write(true).open("/dev/cpu_dma_latency")?;
+    latency.write_all(&0_i32.to_ne_bytes())?;
+    // It holds for as long as the file is open.
+    std::mem::forget(latency);
+    Ok(())
 }
 
 /// CPU time of a thread of this process, nanoseconds.

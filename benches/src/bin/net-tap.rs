@@ -16,7 +16,7 @@ mod linux {
     use benches::figures::{Figure, median, spread};
     use benches::net::{Card, Load, Pair, Raw, Shape};
     use benches::null::Way;
-    use benches::threads::{become_realtime, eventfd_round_trip_us, on_worker_cpu};
+    use benches::threads::{become_realtime, eventfd_round_trip_us, keep_cpus_awake, on_worker_cpu};
     use clap::Parser;
 
     /// Least part of the plain loop's frames a second: of small packets, and of large segments.
@@ -36,7 +36,7 @@ mod linux {
         /// Frames there and back in a round
         #[arg(long, default_value_t = 2000)]
         round_trips: u64,
-        /// Run ahead of everything else on the machine (root)
+        /// Run ahead of everything else on the machine, whose CPUs do not sleep meanwhile (root)
         #[arg(long)]
         realtime: bool,
         /// How long the driver's CPU looks for what comes back before it sleeps, µs. By default it hardly ever sleeps, or the
@@ -167,6 +167,7 @@ mod linux {
         let pair = Pair::make()?;
         if options.realtime {
             become_realtime()?;
+            keep_cpus_awake()?;
         }
         println!(
             "| load | plain loop, 1000/s | zvmm, 1000/s | plain loop, Gb/s | zvmm, Gb/s | ratio |\n|---|---|---|---|---|---|"
