@@ -1,5 +1,6 @@
 //! Benches of the hot paths, and the floors they are measured against.
 
+#[path = "../../devices/tests/counting/mod.rs"]
 pub mod allocations;
 #[cfg(target_os = "linux")]
 pub mod calls;

@@ -1,8 +1,6 @@
 //! Once a queue runs, its worker allocates nothing: every request's memory is there from the start or comes back from
 //! an earlier one.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -19,34 +17,16 @@ use devices::virtio::testing::{Buf, DriverQueue, RecordingInterrupt, guest_ram};
 use devices::virtio::{VirtioDevice, VirtioWorker};
 use devices::wake::WakeCounter;
 
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; the counter needs no allocation of its own.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+mod counting;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: counting::Counting = counting::Counting;
 
 /// Steps the worker until it rests; the allocations that took.
-fn allocations_of(worker: &mut dyn VirtioWorker<GuestRam>, mem: &GuestRam) -> usize {
-    let before = ALLOCATIONS.get();
+fn allocations_of(worker: &mut dyn VirtioWorker<GuestRam>, mem: &GuestRam) -> u64 {
+    let before = counting::so_far();
     while worker.step(mem).again {}
-    ALLOCATIONS.get() - before
+    counting::so_far() - before
 }
 
 #[test]
@@ -63,7 +43,7 @@ fn a_queue_of_either_format_allocates_nothing_once_it_runs() {
                 driver.post_indirect(&[Buf::Read(vec![0; 16]), Buf::Write(512), Buf::Write(1)]);
             }
             driver.publish();
-            let before = ALLOCATIONS.get();
+            let before = counting::so_far();
             while let Some(chain) = queue.pop(&mem).unwrap() {
                 flying.push(chain);
             }
@@ -75,7 +55,7 @@ fn a_queue_of_either_format_allocates_nothing_once_it_runs() {
             }
             queue.publish(&mem).unwrap();
             queue.enable_kicks(&mem).unwrap();
-            let allocations = ALLOCATIONS.get() - before;
+            let allocations = counting::so_far() - before;
             assert_eq!(driver.used().len(), 60);
             assert!(round == 0 || allocations == 0, "{rings:#x}, round {round}: {allocations}");
         }
