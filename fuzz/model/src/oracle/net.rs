@@ -447,14 +447,10 @@ impl Net {
                 if !gather(ram, &chain.writable, 0, &mut header[..bytes]) {
                     finding!("spec", "a frame begins in a buffer of {} bytes", chain.writable_bytes);
                 }
+                let several = chain.shared || header[10..] != [1, 0];
                 // Frames before this one were lost.
                 while let Some((frame, may_drop)) = self.receivers[pair].taken.front() {
-                    let fits = u64::from(frame.len) + self.header_bytes();
-                    let several = chain.shared || header[10..] != [1, 0];
-                    let goes_on = self.mergeable() && several && len == chain.writable_bytes && len < fits;
-                    let due = self.admits(frame) && self.beyond_mtu(frame) <= 4;
-                    let matches = due && (len == fits || goes_on);
-                    if matches && (chain.shared || self.begins(ram, chain, frame, len)) || !*may_drop {
+                    if !*may_drop || self.may_begin(ram, chain, frame, len, several) {
                         break;
                     }
                     self.receivers[pair].taken.pop_front();
@@ -462,7 +458,13 @@ impl Net {
                 let Some((frame, may_drop)) = self.receivers[pair].taken.pop_front() else {
                     finding!("spec", "a frame is delivered that did not arrive")
                 };
-                if may_drop && (chain.shared || len < self.header_bytes() + 4) {
+                // One that was lost, and a later one, begin with the same bytes where these are few.
+                let mut others = self.receivers[pair].taken.iter().filter(|(other, _)| *other != frame);
+                if may_drop
+                    && (chain.shared
+                        || len < self.header_bytes() + 4
+                        || others.any(|(other, _)| self.may_begin(ram, chain, other, len, several)))
+                {
                     self.receivers[pair].lost = true;
                     return;
                 }
@@ -496,6 +498,15 @@ impl Net {
             None if done == total => {}
             left => self.receivers[pair].progress = Some((frame, done, left)),
         }
+    }
+
+    /// Whether a frame may be the one that begins with `len` bytes of a buffer, header included, and goes on in others where
+    /// it has `several`.
+    fn may_begin(&self, ram: &Ram, chain: &Flying, frame: &Frame, len: u64, several: bool) -> bool {
+        let fits = u64::from(frame.len) + self.header_bytes();
+        let goes_on = self.mergeable() && several && len == chain.writable_bytes && len < fits;
+        let due = self.admits(frame) && self.beyond_mtu(frame) <= 4;
+        due && (len == fits || goes_on) && (chain.shared || self.begins(ram, chain, frame, len))
     }
 
     /// Whether the first bytes in a buffer are those of `frame`.
