@@ -77,22 +77,18 @@ impl Machine {
     /// it is told of more, and does what it is told.
     fn restore_workers(&self, saved: &[WorkerState]) {
         let due = match &self.oracles.open().device {
-            Device::Net(net) if !net.card.lost => net.card.pairs,
-            _ => 0,
+            Device::Net(net) if !net.card.lost => Some(net.card.pairs),
+            _ => None,
         };
-        let (broken, follows) = {
+        let broken = {
             let mut end = self.end.inner.open();
-            // One that has failed over a reset is as it was.
-            let follows = end.pairs == due;
-            if follows {
-                end.pairs = 1;
-            }
-            (std::mem::take(&mut end.broken), follows)
+            end.pairs = 1;
+            std::mem::take(&mut end.broken)
         };
         self.vmm.runner.restore(saved);
         let mut end = self.end.inner.open();
         end.broken = broken;
-        if follows && end.pairs != due {
+        if let Some(due) = due.filter(|due| *due != end.pairs) {
             finding!("restore", "the link gives frames to {} pairs and not to {due} any more", end.pairs);
         }
     }
