@@ -16,6 +16,16 @@ pub fn spread(values: &[f64], digits: usize) -> String {
     format!("{:.digits$} ({least:.digits$}–{most:.digits$})", median(values))
 }
 
+/// `median (between which half of them lie)`: of many rounds, where the least and the most are what something else on the
+/// machine did to one of them.
+#[must_use]
+pub fn quartiles(values: &[f64], digits: usize) -> String {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let at = |quarters: usize| values.get(values.len() * quarters / 4).copied().unwrap_or(f64::NAN);
+    format!("{:.digits$} ({:.digits$}–{:.digits$})", at(2), at(1), at(3))
+}
+
 /// A figure with its limit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
@@ -63,5 +73,6 @@ mod tests {
     fn a_median_does_not_care_for_order_or_outliers() {
         assert_eq!(median(&[900.0, 2.0, 1.0]), 2.0);
         assert_eq!(spread(&[3.0, 1.0, 2.0], 1), "2.0 (1.0–3.0)");
+        assert_eq!(quartiles(&[3.0, 900.0, 2.0, 4.0, 0.0], 1), "3.0 (2.0–4.0)");
     }
 }

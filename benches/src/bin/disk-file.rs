@@ -17,7 +17,7 @@ mod linux {
     use std::time::Duration;
 
     use benches::disk::{self, Daemon, EngineShape, Load, Raw, Stack, Times};
-    use benches::figures::{Figure, median, spread};
+    use benches::figures::{Figure, median, quartiles};
     use benches::threads::{become_realtime, eventfd_round_trip_us, on_worker_cpu, own_cpu_ns, thread_cpu_ns};
     use clap::Parser;
     use devices_host::engine::Kind;
@@ -32,6 +32,14 @@ mod linux {
     /// More than the plain loop and a wake-up there and back, µs, one request at a time.
     const LATENCY_US: f64 = 5.0;
 
+    /// How long nobody runs after each run, of its time. By default (`sched_rt_runtime_us`) Linux has real-time threads
+    /// stand still for 50 ms of each second, and all of it would fall on one side; this is more.
+    const REST: f64 = 0.08;
+
+    /// How often all sides are set up anew. Where a side's memory lies in the machine's makes it a few hundredths faster or
+    /// slower for as long as it has it.
+    const SET_UPS: usize = 5;
+
     const ENGINES: [(&str, Kind); 2] = [("io_uring", Kind::IoUring), ("threads", Kind::Threads)];
     /// Of the sides: the loop, one for each engine, the daemon.
     const DAEMON: usize = 1 + ENGINES.len();
@@ -44,11 +52,12 @@ mod linux {
         /// Its size where it is made, MiB
         #[arg(long, default_value_t = 1024)]
         mib: u64,
-        /// Rounds; in each every side runs once
-        #[arg(long, default_value_t = 7)]
+        /// Rounds, some for each time that all sides are set up; in each every side runs once. Many short ones: what else
+        /// happens on the machine then falls on a few of them, or on all sides alike
+        #[arg(long, default_value_t = 105)]
         rounds: usize,
         /// Time of one run, ms
-        #[arg(long, default_value_t = 300)]
+        #[arg(long, default_value_t = 20)]
         ms: u64,
         /// Loads to run, by the beginning of a name such as `direct-rr32` or `cached-sr4`
         #[arg(long)]
@@ -133,50 +142,54 @@ mod linux {
         disk::set_cached(&options.file, !load.direct)?;
         let title = format!("{}{}", title(load), if sleeps { ", sleeping" } else { "" });
         let time = Duration::from_millis(options.ms);
-        let mut raw = Raw::new(disk::open(&options.file, load.direct)?, load)?;
         let halt_poll = Duration::from_micros(if sleeps { 0 } else { options.halt_poll_us });
         let poll = Duration::from_micros(options.poll_us);
         let shape = |kind, timed| EngineShape { kind, timed, halt_poll, poll };
         let start = |kind, timed| Stack::start(&options.file, load, shape(kind, timed));
-        let mut stacks = ENGINES.map(|(_, kind)| start(kind, false)).into_iter().collect::<io::Result<Vec<_>>>()?;
-        let mut daemon = start_daemon(options, load, halt_poll)?;
         let mut sides: [Side; DAEMON + 1] = Default::default();
         let mut round_trips_us = Vec::new();
-        for round in 0..=options.rounds {
-            // The first round is for what only happens once.
-            let time = if round == 0 { time / 4 } else { time };
-            for turn in 0..sides.len() {
-                let at = (round + turn) % sides.len();
-                let (times, cpu_ns) = match at {
-                    0 => on_worker_cpu(|| {
-                        let before = own_cpu_ns()?;
-                        Ok::<_, io::Error>((raw.run(time)?, own_cpu_ns()? - before))
-                    })??,
-                    DAEMON => {
-                        let Some(daemon) = &mut daemon else { continue };
-                        let before = daemon.cpu_ns()?;
-                        (daemon.run(time), daemon.cpu_ns()? - before)
+        let mut has_daemon = false;
+        for _ in 0..SET_UPS {
+            let mut raw = Raw::new(disk::open(&options.file, load.direct)?, load)?;
+            let mut stacks = ENGINES.map(|(_, kind)| start(kind, false)).into_iter().collect::<io::Result<Vec<_>>>()?;
+            let mut daemon = start_daemon(options, load, halt_poll)?;
+            has_daemon = daemon.is_some();
+            for round in 0..=options.rounds.div_ceil(SET_UPS) {
+                // The first round is for what only happens once.
+                let time = if round == 0 { time / 4 } else { time };
+                for turn in 0..sides.len() {
+                    let at = (round + turn) % sides.len();
+                    let (times, cpu_ns) = match at {
+                        0 => on_worker_cpu(|| {
+                            let before = own_cpu_ns()?;
+                            Ok::<_, io::Error>((raw.run(time)?, own_cpu_ns()? - before))
+                        })??,
+                        DAEMON => {
+                            let Some(daemon) = &mut daemon else { continue };
+                            let before = daemon.cpu_ns()?;
+                            (daemon.run(time), daemon.cpu_ns()? - before)
+                        }
+                        _ => {
+                            let stack = &mut stacks[at - 1];
+                            let before = thread_cpu_ns(stack.worker_thread)?;
+                            let times = stack.run(time);
+                            (times, thread_cpu_ns(stack.worker_thread)? - before)
+                        }
+                    };
+                    if round > 0 {
+                        sides[at].add(&times, cpu_ns);
                     }
-                    _ => {
-                        let stack = &mut stacks[at - 1];
-                        let before = thread_cpu_ns(stack.worker_thread)?;
-                        let times = stack.run(time);
-                        (times, thread_cpu_ns(stack.worker_thread)? - before)
-                    }
-                };
-                if round > 0 {
-                    sides[at].add(&times, cpu_ns);
+                    std::thread::sleep(time.mul_f64(REST));
+                }
+                if sleeps && round > 0 {
+                    round_trips_us.push(eventfd_round_trip_us(500)?);
                 }
             }
-            if sleeps && round > 0 {
-                round_trips_us.push(eventfd_round_trip_us(2000)?);
-            }
         }
-        drop(stacks);
         let [floor, ours @ .., theirs] = &sides;
         for ((engine, kind), side) in ENGINES.iter().zip(ours) {
             let mut timed = start(*kind, true)?;
-            timed.run(time);
+            timed.run(time * 10);
             let [submit_us, complete_us] = timed.worker_times_us();
             drop(timed);
             let ratios = side.ratios(floor);
@@ -184,10 +197,10 @@ mod linux {
                 "| {title} | {engine} | {:.1} | {:.1} | {} | {:.2} | {:.2} | {submit_us:.2} + {complete_us:.2} | {} |",
                 median(&floor.iops) / 1e3,
                 median(&side.iops) / 1e3,
-                spread(&ratios, 2),
+                quartiles(&ratios, 3),
                 median(&floor.cpu_us),
                 median(&side.cpu_us),
-                if daemon.is_some() { spread(&side.ratios(theirs), 2) } else { "–".to_owned() },
+                if has_daemon { quartiles(&side.ratios(theirs), 2) } else { "–".to_owned() },
             );
             if *kind != Kind::IoUring {
                 continue;
@@ -210,23 +223,23 @@ mod linux {
             most("worker's time to submit and to return a request, µs", submit_us + complete_us, WORKER_US);
             if sleeps {
                 let more = |round: usize| side.latency_us[round] - floor.latency_us[round] - round_trips_us[round];
-                let more: Vec<f64> = (0..options.rounds).map(more).collect();
+                let more: Vec<f64> = (0..round_trips_us.len()).map(more).collect();
                 println!(
                     "| {title} | {engine}: a request {} µs, of the plain loop {}, wake-up there and back {}, the rest {} |",
-                    spread(&side.latency_us, 1),
-                    spread(&floor.latency_us, 1),
-                    spread(&round_trips_us, 1),
-                    spread(&more, 1)
+                    quartiles(&side.latency_us, 1),
+                    quartiles(&floor.latency_us, 1),
+                    quartiles(&round_trips_us, 1),
+                    quartiles(&more, 1)
                 );
                 most("a request beyond the plain loop's and a wake-up there and back, µs", median(&more), LATENCY_US);
             }
         }
-        if daemon.is_some() {
+        if has_daemon {
             println!(
                 "| {title} | daemon | {:.1} | {:.1} | {} | {:.2} | {:.2} | – | 1 |",
                 median(&floor.iops) / 1e3,
                 median(&theirs.iops) / 1e3,
-                spread(&theirs.ratios(floor), 2),
+                quartiles(&theirs.ratios(floor), 2),
                 median(&floor.cpu_us),
                 median(&theirs.cpu_us),
             );
