@@ -201,7 +201,7 @@ impl Engine {
         op: Op,
         offset_bytes: u64,
         len_bytes: u64,
-        ranges: impl IntoIterator<Item = GuestRange>,
+        ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) {
         each!(&mut self.0, engine => engine.submit(token, op, offset_bytes, len_bytes, ranges));
     }

@@ -55,7 +55,7 @@ impl VectorBuffer {
     pub fn fill<'a>(
         &'a mut self,
         mem: &'a GuestMemoryMmap<()>,
-        ranges: impl IntoIterator<Item = GuestRange>,
+        ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) -> Result<Vectors<'a>, OutsideMemory> {
         self.vectors.clear();
         let len_bytes = self.extend(mem, ranges)?;
@@ -67,7 +67,7 @@ impl VectorBuffer {
     pub(crate) fn extend(
         &mut self,
         mem: &GuestMemoryMmap<()>,
-        ranges: impl IntoIterator<Item = GuestRange>,
+        ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) -> Result<usize, OutsideMemory> {
         let mut ranges = ranges.into_iter();
         // Most requests have one, and are to have it without a loop.
@@ -79,36 +79,31 @@ impl VectorBuffer {
         }
     }
 
-    /// Appends vectors for `range` and those that come after it; their length in bytes.
+    /// Appends vectors for `first` and the `others`; their length in bytes.
     #[inline(never)]
     fn push_all(
         &mut self,
         mem: &GuestMemoryMmap<()>,
-        mut range: GuestRange,
-        mut others: impl Iterator<Item = GuestRange>,
+        first: GuestRange,
+        others: impl Iterator<Item = GuestRange> + Clone,
     ) -> Result<usize, OutsideMemory> {
-        // The pages of a request are in one region mostly: it is looked up once, and each is a comparison then.
-        let region = mem.find_region(GuestAddress(range.address));
-        let home = region.and_then(|region| Some((region.start_addr().0, region.as_volatile_slice().ok()?)));
-        let near = |range: GuestRange| {
-            let (start, home) = home.as_ref()?;
-            // An address before the region wraps to an offset far behind it.
-            home.subslice(usize::try_from(range.address.wrapping_sub(*start)).ok()?, range.len as usize).ok()
-        };
-        let mut len_bytes = 0;
-        loop {
-            match near(range) {
-                Some(slice) if range.len > 0 => self.vectors.push(vector(&slice)),
-                _ => {
-                    self.push(mem, range)?;
-                }
+        let first_bytes = self.push(mem, first)?;
+        // The pages of a request are in one region mostly, which is looked up once: then they are appended without a question
+        // in between, and whether all were there is asked at the end.
+        if let Some(home) = Home::around(mem, first.address) {
+            let begin = self.vectors.len();
+            let (mut fit, mut len_bytes) = (true, first_bytes);
+            self.vectors.extend(others.clone().map(|range| {
+                fit &= home.has(range);
+                len_bytes += range.len as usize;
+                libc::iovec { iov_base: home.host_address(range.address), iov_len: range.len as usize }
+            }));
+            if fit {
+                return Ok(len_bytes);
             }
-            len_bytes += range.len as usize;
-            match others.next() {
-                None => return Ok(len_bytes),
-                Some(next) => range = next,
-            }
+            self.vectors.truncate(begin);
         }
+        others.map(|range| self.push(mem, range)).sum::<Result<usize, _>>().map(|len_bytes| first_bytes + len_bytes)
     }
 
     /// Appends what vectors a range takes; its length in bytes.
@@ -134,6 +129,36 @@ impl VectorBuffer {
             self.vectors.push(vector(&slice.map_err(|_| OutsideMemory(range))?));
         }
         Ok(())
+    }
+}
+
+/// A region of guest memory, and where the host has it.
+struct Home {
+    start: u64,
+    bytes: u64,
+    at: *mut u8,
+}
+
+impl Home {
+    fn around(mem: &GuestMemoryMmap<()>, address: u64) -> Option<Self> {
+        let region = mem.find_region(GuestAddress(address))?;
+        let slice = region.as_volatile_slice().ok()?;
+        Some(Self { start: region.start_addr().0, bytes: slice.len() as u64, at: slice.ptr_guard_mut().as_ptr() })
+    }
+
+    /// Whether a range is in it, and not empty.
+    #[inline(always)]
+    fn has(&self, range: GuestRange) -> bool {
+        // An address before the region wraps to an offset far behind it.
+        let begin = range.address.wrapping_sub(self.start);
+        let end = begin.wrapping_add(range.len.into());
+        begin < end && end <= self.bytes
+    }
+
+    /// Where the host has an address that is in it.
+    #[inline(always)]
+    fn host_address(&self, address: u64) -> *mut libc::c_void {
+        self.at.wrapping_add(address.wrapping_sub(self.start) as usize).cast()
     }
 }
 
@@ -393,7 +418,7 @@ impl VectorBuffer {
         file: BorrowedFd<'_>,
         mem: &GuestMemoryMmap<()>,
         header: &[u8],
-        ranges: impl IntoIterator<Item = GuestRange>,
+        ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) -> Result<usize, FrameError> {
         self.vectors.clear();
         // The pointer is only read through: `write` hands it to writev.
@@ -412,7 +437,7 @@ impl VectorBuffer {
         file: BorrowedFd<'_>,
         mem: &GuestMemoryMmap<()>,
         header: &mut [u8],
-        ranges: impl IntoIterator<Item = GuestRange>,
+        ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
         spill: &mut [u8],
     ) -> Result<usize, FrameError> {
         self.vectors.clear();
@@ -553,6 +578,34 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn many_ranges_become_what_each_becomes_alone(
+            ranges in prop::collection::vec(
+                (prop_oneof![12 => 0u64..0x1_f000, 2 => 0xff00u64..0x1_0010, 1 => 0x1_fff0u64..0x2_0010, 1 => any::<u64>()],
+                 prop_oneof![12 => 1u32..0x1000, 1 => Just(0), 1 => any::<u32>()])
+                    .prop_map(|(address, len)| range(address, len)),
+                0..12,
+            ),
+        ) {
+            let (mem, mut buffer) = (memory(), VectorBuffer::default());
+            let mut alone = || {
+                let mut vectors = Vec::new();
+                for &one in &ranges {
+                    buffer.vectors.clear();
+                    buffer.push(&mem, one)?;
+                    vectors.extend(buffer.vectors.iter().map(|vector| (vector.iov_base, vector.iov_len)));
+                }
+                Ok::<_, OutsideMemory>(vectors)
+            };
+            let alone = alone();
+            let together = buffer.fill(&mem, ranges.iter().copied());
+            let len_bytes = together.as_ref().map_or(0, Vectors::len_bytes);
+            let sum = ranges.iter().map(|range| range.len as usize).sum::<usize>();
+            prop_assert!(together.is_err() || len_bytes == sum);
+            let together = together.map(|it| it.vectors.iter().map(|vector| (vector.iov_base, vector.iov_len)).collect());
+            prop_assert_eq!(together, alone);
+        }
+
         #[test]
         fn moving_in_any_steps_reaches_every_byte_once(
             lens in prop::collection::vec(0u32..40, 1..20),

@@ -159,7 +159,7 @@ impl Pool {
         op: Op,
         offset_bytes: u64,
         len_bytes: u64,
-        ranges: impl IntoIterator<Item = GuestRange>,
+        ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) {
         let mut list = self.free.pop().unwrap_or_default();
         list.extend(ranges);

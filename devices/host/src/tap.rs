@@ -264,7 +264,7 @@ impl Tap {
         &mut self,
         mem: &GuestMemoryMmap<()>,
         header: &[u8],
-        frame: impl IntoIterator<Item = GuestRange>,
+        frame: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) -> Result<usize, FrameError> {
         self.buffer.write_frame(self.device.as_fd(), mem, header, frame)
     }
@@ -278,7 +278,7 @@ impl Tap {
         &mut self,
         mem: &GuestMemoryMmap<()>,
         header: &mut [u8; HEADER_BYTES],
-        into: impl IntoIterator<Item = GuestRange>,
+        into: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
         spill: &mut [u8],
     ) -> Result<usize, FrameError> {
         self.buffer.read_frame(self.device.as_fd(), mem, header, into, spill)

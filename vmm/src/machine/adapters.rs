@@ -109,7 +109,7 @@ impl Timed for Pm {
     }
 }
 
-pub(super) fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
+pub(super) fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + Clone + '_ {
     ranges.iter().map(|range| HostRange { address: range.addr, len: range.len })
 }
 

@@ -38,7 +38,7 @@ impl Ring {
         _op: Op,
         _offset_bytes: u64,
         _len_bytes: u64,
-        _ranges: impl IntoIterator<Item = GuestRange>,
+        _ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) {
         match *self {}
     }

@@ -134,7 +134,7 @@ impl Ring {
         op: Op,
         offset_bytes: u64,
         len_bytes: u64,
-        ranges: impl IntoIterator<Item = GuestRange>,
+        ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) {
         match op {
             Op::Read => self.read(token, offset_bytes, ranges),
@@ -144,7 +144,7 @@ impl Ring {
 
     /// Takes a read: apart, as most requests are, so that what is known of one does not have to be found out again.
     #[inline(always)]
-    fn read(&mut self, token: u64, offset_bytes: u64, ranges: impl IntoIterator<Item = GuestRange>) {
+    fn read(&mut self, token: u64, offset_bytes: u64, ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>) {
         self.in_flight += 1;
         let (number, slot) = self.slots.begin(token, Op::Read, offset_bytes);
         let filled = slot.vectors.extend(&self.mem, ranges);
@@ -170,7 +170,7 @@ impl Ring {
         op: Op,
         offset_bytes: u64,
         len_bytes: u64,
-        ranges: impl IntoIterator<Item = GuestRange>,
+        ranges: impl IntoIterator<Item = GuestRange, IntoIter: Clone>,
     ) {
         if matches!(op, Op::Discard | Op::WriteZeroes { .. }) {
             return self.eraser.submit(token, op, offset_bytes, len_bytes, ranges);

@@ -111,7 +111,7 @@ fn deliver(
     Ok(Received::Frame { len_bytes })
 }
 
-fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + '_ {
+fn host_ranges(ranges: &[GuestRange]) -> impl Iterator<Item = HostRange> + Clone + '_ {
     ranges.iter().map(|range| HostRange { address: range.addr, len: range.len })
 }
 
