@@ -56,6 +56,18 @@ impl Descriptor {
         Self { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
+    /// Flags and next index in one, as they lie in memory.
+    #[inline(always)]
+    pub(super) fn link(self) -> u32 {
+        Self::link_of(self.flags, self.next)
+    }
+
+    /// The [`link`](Self::link) of a descriptor with these.
+    #[inline(always)]
+    pub(super) fn link_of(flags: u16, next: u16) -> u32 {
+        u32::from(flags) | u32::from(next) << 16
+    }
+
     /// Encodes the descriptor as a table entry.
     pub fn to_bytes(self) -> [u8; 16] {
         let word = u128::from(self.addr)

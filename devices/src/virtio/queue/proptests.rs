@@ -280,3 +280,83 @@ proptest! {
         prop_assert_eq!(queue.in_flight(), 0);
     }
 }
+
+/// A table as drivers post it: buffers of one kind and then of the other, each followed by the next.
+fn long_table() -> impl Strategy<Value = Vec<Descriptor>> {
+    let lens = prop::collection::vec((0u64..RAM - 0x1000, 1u32..0x1000), 6..=32);
+    (lens, 0usize..32).prop_map(|(buffers, readable)| {
+        let count = buffers.len();
+        let describe = |(at, (addr, len)): (usize, (u64, u32))| {
+            let next = if at + 1 < count { Descriptor::NEXT } else { 0 };
+            let write = if at < readable { 0 } else { Descriptor::WRITE };
+            Descriptor { addr, len, flags: next | write, next: at as u16 + 1 }
+        };
+        buffers.into_iter().enumerate().map(describe).collect()
+    })
+}
+
+/// Something that is wrong with one of its descriptors, or rare.
+fn flaw() -> impl Strategy<Value = (usize, fn(&mut Descriptor))> {
+    let flaws: [fn(&mut Descriptor); 10] = [
+        |desc| desc.len = 0,
+        |desc| desc.addr = RAM - u64::from(desc.len),
+        |desc| desc.addr = RAM - u64::from(desc.len) + 1,
+        |desc| desc.addr = u64::MAX - 1,
+        |desc| desc.len = u32::MAX,
+        |desc| desc.flags ^= Descriptor::WRITE,
+        |desc| desc.flags ^= Descriptor::NEXT,
+        |desc| desc.flags ^= Descriptor::INDIRECT,
+        |desc| desc.next = desc.next.wrapping_sub(3),
+        |desc| desc.next = desc.next.wrapping_add(2),
+    ];
+    (0usize..32, prop::sample::select(flaws.to_vec()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_long_table_is_the_same_chain_however_its_descriptors_are_reached(
+        plain in long_table(),
+        mut flawed in long_table(),
+        flaws in prop::collection::vec(flaw(), 0..3),
+        size in prop::sample::select(vec![32u16, 64]),
+    ) {
+        for (at, flaw) in flaws {
+            let at = at % flawed.len();
+            flaw(&mut flawed[at]);
+        }
+        let mem = guest_ram(RAM as usize);
+        for (head, table) in [&plain, &flawed].into_iter().enumerate() {
+            let at = TABLES + 0x400 * head as u64;
+            for (n, desc) in table.iter().enumerate() {
+                mem.write_slice(&desc.to_bytes(), GuestAddress(at + 16 * n as u64)).unwrap();
+            }
+            let len = 16 * table.len() as u32;
+            let desc = Descriptor { addr: at, len, flags: Descriptor::INDIRECT, next: 0 };
+            mem.write_slice(&desc.to_bytes(), GuestAddress(DESC + 16 * head as u64)).unwrap();
+            mem.store_u16(AVAIL + 4 + 2 * head as u64, head as u16, Ordering::Relaxed).unwrap();
+        }
+        mem.store_u16(AVAIL + 2, 2, Ordering::Relaxed).unwrap();
+        let state =
+            QueueState { size, desc_table: DESC, avail_ring: AVAIL, used_ring: USED, next_avail: 0, next_used: 0 };
+        let new = || Queue::new(&mem, &state, F_INDIRECT_DESC, size).unwrap();
+        let mut pops = [new(), new()];
+        let fickle = Fickle { mem: mem.clone(), reads: RefCell::default() };
+        let near = Near::new(&mem, AVAIL);
+        for head in 0..2 {
+            let popped = [pops[0].pop(&fickle), pops[1].pop(&near)].map(|popped| {
+                popped.map(|chain| {
+                    let chain = chain.expect("it is available");
+                    let parts = (chain.readable().to_vec(), chain.writable().to_vec());
+                    let bytes = (chain.readable_bytes(), chain.writable_bytes());
+                    chain.abandon();
+                    (parts, bytes)
+                })
+            });
+            prop_assert!(head == 1 || popped[0].is_ok());
+            prop_assert_eq!(&popped[0], &popped[1]);
+        }
+        prop_assert!(fickle.reads.borrow().values().all(|&count| count == 1), "a descriptor was read twice");
+    }
+}

@@ -91,6 +91,9 @@ struct Table {
     first: u32,
 }
 
+/// Entries from which on descriptors that are alike are looked for in a table. A header, a buffer and a status are not.
+const LONG_TABLE: u16 = 6;
+
 /// What the descriptors come to at the end of a walk through a table, and the indirect descriptor that ends it, if one does.
 type Walked = (Sum, Option<Descriptor>);
 
@@ -401,7 +404,7 @@ impl Split {
         let table = Table { addr, entries: entries.into(), first: head.into() };
         let sum = self.parser.sum();
         let (sum, last) = match mem.table(addr, entries) {
-            Some(read) => self.walk(mem, table, read, Some(first), sum, body)?,
+            Some(read) => self.walk::<false, _>(mem, table, read, Some(first), sum, body)?,
             None => self.walk_anywhere(mem, table, Some(first), sum, body)?,
         };
         body.slots = u32::from(self.ring.size()).wrapping_sub(sum.room) as u16;
@@ -426,9 +429,38 @@ impl Split {
     ) -> Result<(), QueueError> {
         check_indirect(self.parser.indirect(), desc)?;
         let entries = self.parser.table_entries(desc.len)?;
+        match entries < LONG_TABLE {
+            true => self.walk_table::<false, _>(mem, desc, entries, sum, body),
+            false => self.walk_long_table(mem, desc, entries, sum, body),
+        }
+    }
+
+    /// As [`walk_table`](Self::walk_table), of one in which many descriptors are alike.
+    #[inline(never)]
+    fn walk_long_table<M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        desc: Descriptor,
+        entries: u16,
+        sum: Sum,
+        body: &mut Body,
+    ) -> Result<(), QueueError> {
+        self.walk_table::<true, _>(mem, desc, entries, sum, body)
+    }
+
+    /// Walks a table of so many entries, see [`walk_indirect`](Self::walk_indirect) and [`walk`](Self::walk).
+    #[inline(always)]
+    fn walk_table<const RUNS: bool, M: RingMem + ?Sized>(
+        &mut self,
+        mem: &M,
+        desc: Descriptor,
+        entries: u16,
+        sum: Sum,
+        body: &mut Body,
+    ) -> Result<(), QueueError> {
         let table = Table { addr: desc.addr, entries: entries.into(), first: 0 };
         let (sum, nested) = match mem.table(desc.addr, entries) {
-            Some(read) => self.walk(mem, table, read, None, sum, body)?,
+            Some(read) => self.walk::<RUNS, _>(mem, table, read, None, sum, body)?,
             None => {
                 self.parser.check_table(mem, desc.addr, desc.len)?;
                 self.walk_anywhere(mem, table, None, sum, body)?
@@ -455,13 +487,13 @@ impl Split {
             true => mem.read_descriptor(entry_of(table.addr, index)).ok(),
             false => None,
         };
-        self.walk(mem, table, read, first, sum, body)
+        self.walk::<false, _>(mem, table, read, first, sum, body)
     }
 
     /// Follows the descriptors of one table, each by `read`, which knows none outside the table; the first one may have been
-    /// read.
+    /// read. With `RUNS` those that are alike are taken together.
     #[inline(always)]
-    fn walk<M: RingMem + ?Sized>(
+    fn walk<const RUNS: bool, M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
         table: Table,
@@ -487,7 +519,13 @@ impl Split {
                 return self.walk_out_of_order(mem, table, read, (index, next), sum, body);
             }
             index = next;
-            desc = read(index).ok_or_else(|| table.error_at(index))?;
+            if !RUNS {
+                desc = read(index).ok_or_else(|| table.error_at(index))?;
+                continue;
+            }
+            let run = self.parser.add_run(&read, index, desc.flags, sum, body);
+            (index, sum) = (run.end, run.sum);
+            desc = run.desc.ok_or_else(|| table.error_at(index))?;
         }
     }
 

@@ -86,6 +86,42 @@ impl Parser {
         Ok(())
     }
 
+    /// Adds the descriptors of a table from `index` on that are like the one before, which has `flags` and was added last: each
+    /// followed by the next, and with its buffer in the same stretch of guest memory. They are what most of a long chain is,
+    /// and one comparison says of each that the rules of [`add`](Self::add) hold. Ends with one that is not so, or too many.
+    #[inline(never)]
+    pub(super) fn add_run(
+        &self,
+        read: &impl Fn(u16) -> Option<Descriptor>,
+        index: u16,
+        flags: u16,
+        mut sum: Sum,
+        body: &mut Body,
+    ) -> Run {
+        let last = body.ranges.last().map_or(0, |range| range.addr);
+        let [first, second] = self.stretches;
+        let (start, end) = if first.0 <= last && last <= first.1 { first } else { second };
+        // Of `NOWHERE`, none.
+        let bytes = end.wrapping_sub(start).wrapping_add(1);
+        let mut end = index;
+        let mut link = Descriptor::link_of(flags, index.wrapping_add(1));
+        loop {
+            let Some(desc) = read(end) else { return Run { end, desc: None, sum } };
+            let Descriptor { addr, len, .. } = desc;
+            // An address before the stretch wraps to an offset far behind it.
+            let (from, to) = (addr.wrapping_sub(start), addr.wrapping_sub(start).wrapping_add(len.into()));
+            let has_room = sum.room > 0 && body.ranges.len() < body.ranges.capacity();
+            if desc.link() != link || from >= to || to > bytes || !has_room || is_planted(Defect::DescriptorReadTwice) {
+                return Run { end, desc: Some(desc), sum };
+            }
+            sum.room = sum.room.wrapping_sub(1);
+            sum.bytes = sum.bytes.wrapping_add(u64::from(len));
+            body.ranges.push(GuestRange { addr, len });
+            end = end.wrapping_add(1);
+            link = link.wrapping_add(Descriptor::link_of(0, 1));
+        }
+    }
+
     /// What no descriptors come to.
     #[inline]
     pub(super) fn sum(&self) -> Sum {
@@ -153,6 +189,16 @@ impl Parser {
         self.stretches = [mem.stretch(addr).unwrap_or(NOWHERE), first];
         Ok(())
     }
+}
+
+/// Where [`Parser::add_run`] has stopped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    /// The first descriptor that was not added.
+    pub(super) end: u16,
+    /// What was read there; `None` where there is none.
+    pub(super) desc: Option<Descriptor>,
+    pub(super) sum: Sum,
 }
 
 /// What a direct descriptor says.
