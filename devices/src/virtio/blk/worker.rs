@@ -1,6 +1,7 @@
 //! virtio-blk's queue worker: chains to requests to the disk, completions back to the ring.
 
 mod kept;
+mod portion;
 
 use std::sync::Arc;
 
@@ -20,15 +21,7 @@ use crate::virtio::queue::{Chain, GuestRange, Near};
 use crate::virtio::worker::WorkerQueue;
 use crate::virtio::{QueueState, StateError, Step, VirtioWorker, WorkerActivation, WorkerState};
 use kept::Kept;
-
-/// The most chains a step takes, and the bytes after which it takes no more from a disk that answers at once (the host has
-/// the data in memory): that one answers them all before the driver is shown the first, and with all of a long queue in one
-/// step the driver sleeps while the worker works, and the worker while the driver does. One that takes its time is asked
-/// for as much as there is, which it may do as one.
-const ROUND_CHAINS: u16 = 16;
-const ROUND_BYTES: u64 = 128 << 10;
-/// How many times as many chains as were taken have to wait for a step to go beyond these bytes, and so many times at most.
-const DEEP: u16 = 4;
+use portion::Portion;
 
 /// Runs one queue of a [`BlkDevice`](super::BlkDevice) over a disk.
 ///
@@ -85,7 +78,7 @@ impl<B> BlkWorker<B> {
             stopping: false,
             cancelled: false,
             answers_at_once: true,
-            round_bytes: ROUND_BYTES,
+            round_bytes: portion::MOST_BYTES,
             ranges: Vec::new(),
             ended: Vec::new(),
             segments: Vec::new(),
@@ -130,10 +123,11 @@ impl<B> BlkWorker<B> {
         self.queue.disable_kicks(mem);
         self.backend.set_write_cache(!self.mode.durable(&self.shared));
         self.throttle.begin_step();
-        let (mut drained, mut wake_at_ns, mut bytes) = (false, None, 0u64);
+        let (mut drained, mut wake_at_ns) = (false, None);
         let most_bytes = if self.answers_at_once { self.round_bytes } else { u64::MAX };
-        for taken in 0..self.queue.size().min(ROUND_CHAINS) {
-            if bytes >= most_bytes && self.has_enough(mem, taken, bytes, most_bytes) {
+        let mut portion = Portion::of(most_bytes, self.queue.seen());
+        for taken in 0..self.queue.size().min(portion::MOST_CHAINS) {
+            if portion.is_enough(taken, &mut self.queue, mem) {
                 break;
             }
             if !self.backend.has_room() {
@@ -147,15 +141,14 @@ impl<B> BlkWorker<B> {
                 drained = true;
                 break;
             };
-            // A few times 4 GiB at most.
-            bytes = bytes.wrapping_add(chain.readable_bytes()).wrapping_add(chain.writable_bytes());
+            portion.add(chain.readable_bytes().wrapping_add(chain.writable_bytes()));
             self.begin(mem, chain);
         }
         self.recorder.committing();
         self.backend.commit();
         // A disk that answers at once saves the driver a wake-up.
         self.collect(mem, false);
-        if bytes > 0 {
+        if portion.bytes() > 0 {
             // As the next step is likely to find it, too.
             self.answers_at_once = self.backend.in_flight() == 0;
         }
@@ -174,20 +167,6 @@ impl<B> BlkWorker<B> {
             self.queue.disable_kicks(mem);
         }
         Step { again: !held_back && (drained || self.backend.has_room()), wake_at_ns, ..Step::default() }
-    }
-
-    /// Whether a step is to show what it has taken before it takes more: not where so much more waits that the driver is
-    /// behind anyway.
-    fn has_enough<M: GuestMemory>(&mut self, mem: &Near<'_, M>, taken: u16, bytes: u64, most_bytes: u64) -> bool {
-        let (deep, seen) = (taken.saturating_mul(DEEP), self.queue.seen());
-        if bytes >= most_bytes.saturating_mul(DEEP.into()) {
-            return true;
-        }
-        // What was seen is older with every step. A look costs the driver's CPU a cache line: only where it is promising.
-        if seen > taken && seen < deep {
-            self.queue.look(mem);
-        }
-        self.queue.seen() < deep
     }
 
     #[inline(always)]

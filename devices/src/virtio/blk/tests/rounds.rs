@@ -1,5 +1,8 @@
 //! How many requests a step takes.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::virtio::queue::F_INDIRECT_DESC;
 
@@ -57,26 +60,104 @@ fn a_worker_beside_its_driver_takes_as_much_as_it_was_told() {
     assert_eq!((rig.asked(), rig.asked()), (6, 2));
 }
 
-#[test]
-fn a_step_goes_on_where_the_driver_is_behind_anyway_and_not_for_ever() {
-    const SIZE: u16 = 16;
+/// A rig whose queue is longer, with a worker that takes so many bytes a step.
+fn long_rig<B: BlkBackend<GuestRam> + Send + 'static>(round_bytes: u64, backend: impl FnOnce(&mut Rig) -> B) -> Rig {
+    const SIZE: u16 = 32;
     let features = MODERN | F_INDIRECT_DESC;
     let mut rig = rig(BlkConfig::default(), MODERN);
     let config = BlkConfig { capacity_sectors: SECTORS as u64, queue_size: SIZE, ..BlkConfig::default() };
     rig.device = BlkDevice::new(config);
-    let worker = rig.device.worker(0, rig.disk.clone(), rig.counters.clone());
-    rig.worker = Box::new(worker.with_round_bytes(READ_BYTES.into()));
     rig.driver = DriverQueue::new(&rig.mem, 0x10_0000, SIZE, features);
+    let backend = backend(&mut rig);
+    let worker = rig.device.worker(0, backend, rig.counters.clone());
+    rig.worker = Box::new(worker.with_round_bytes(round_bytes));
     rig.worker.start(&rig.mem, 0, rig.driver.state(), &rig.interrupt.activation(features));
-    for (posted, first) in [(4, 1), (5, 2), (15, 4)] {
-        rig.post_reads(posted);
-        assert_eq!(rig.asked(), first, "of {posted}: four times as many wait, and four times the bytes at most");
+    rig
+}
+
+fn post_sectors(driver: &mut DriverQueue, count: usize) {
+    for _ in 0..count {
+        driver.post_indirect(&[header(0, 0), Buf::Write(512), Buf::Write(1)]);
+    }
+    driver.publish();
+}
+
+#[test]
+fn a_step_goes_on_where_the_driver_is_behind_anyway_and_not_for_ever() {
+    let mut rig = long_rig(512, |rig| rig.disk.clone());
+    for (posted, first) in [(2, 1), (3, 2), (15, 6), (31, 8)] {
+        post_sectors(&mut rig.driver, posted);
+        assert_eq!(rig.asked(), first, "of {posted}: twice as many wait, and eight times the bytes at most");
         while rig.asked() > 0 {}
         assert_eq!(rig.driver.used().len(), posted);
     }
-    // The driver keeps up: what it has posted since the worker looked counts as well.
-    rig.post_reads(15);
-    assert_eq!((rig.asked(), rig.driver.used().len()), (4, 4));
-    rig.post_reads(4);
-    assert_eq!(rig.asked(), 4);
+    // What the driver has posted since the worker looked counts as well.
+    post_sectors(&mut rig.driver, 31);
+    assert_eq!((rig.asked(), rig.driver.used().len()), (8, 8));
+    post_sectors(&mut rig.driver, 8);
+    assert_eq!(rig.asked(), 8);
+}
+
+/// A disk whose driver posts as many reads as it is told while a step takes its own.
+struct Meanwhile {
+    disk: MemoryDisk,
+    driver: Arc<Mutex<DriverQueue>>,
+    posts: Arc<AtomicUsize>,
+}
+
+impl BlkBackend<GuestRam> for Meanwhile {
+    fn has_room(&self) -> bool {
+        BlkBackend::<GuestRam>::has_room(&self.disk)
+    }
+
+    fn submit(&mut self, mem: &GuestRam, request: BlkRequest<'_>) -> Result<(), BlkError> {
+        post_sectors(&mut self.driver.lock().unwrap(), self.posts.swap(0, Ordering::Relaxed));
+        self.disk.submit(mem, request)
+    }
+
+    fn set_write_cache(&mut self, write_back: bool) {
+        BlkBackend::<GuestRam>::set_write_cache(&mut self.disk, write_back);
+    }
+
+    fn commit(&mut self) {
+        BlkBackend::<GuestRam>::commit(&mut self.disk);
+    }
+
+    fn poll(&mut self, mem: &GuestRam, done: &mut dyn FnMut(RequestToken, Result<(), BlkError>)) {
+        self.disk.poll(mem, done);
+    }
+
+    fn cancel_all(&mut self) {
+        BlkBackend::<GuestRam>::cancel_all(&mut self.disk);
+    }
+
+    fn in_flight(&self) -> usize {
+        BlkBackend::<GuestRam>::in_flight(&self.disk)
+    }
+}
+
+#[test]
+fn a_step_is_half_as_long_again_where_the_driver_answers_while_it_takes_what_waited() {
+    for (round_bytes, longer) in [(512, 1), (1024, 3)] {
+        let posts = Arc::<AtomicUsize>::default();
+        let mut driver = None;
+        let mut rig = long_rig(round_bytes, |rig| {
+            let shared = Arc::new(Mutex::new(DriverQueue::new(&rig.mem, 0x10_0000, 32, MODERN | F_INDIRECT_DESC)));
+            driver = Some(shared.clone());
+            Meanwhile { disk: rig.disk.clone(), driver: shared, posts: posts.clone() }
+        });
+        let driver = driver.unwrap();
+        let usual = round_bytes as usize / 512;
+        let waits = 2 * usual - 1;
+        post_sectors(&mut driver.lock().unwrap(), usual + waits);
+        assert_eq!(rig.asked(), usual, "nothing came while it took them");
+        posts.store(usual, Ordering::Relaxed);
+        assert_eq!(rig.asked(), longer, "what waited, and of what came meanwhile");
+        while rig.asked() > 0 {}
+        assert_eq!(driver.lock().unwrap().used().len(), 2 * usual + waits);
+        // What comes to a worker that had nothing says nothing of how quick its driver is.
+        post_sectors(&mut driver.lock().unwrap(), usual);
+        posts.store(usual, Ordering::Relaxed);
+        assert_eq!(rig.asked(), usual);
+    }
 }
