@@ -69,6 +69,7 @@ impl Stack {
         let disk_bytes = disk.size_bytes();
         let mem = allocate(&Driver::memory(load), &RamOptions::default()).map_err(io::Error::other)?;
         let config = BlkConfig { capacity_sectors: disk_bytes / SECTOR_BYTES, read_only: true, ..BlkConfig::default() };
+        let is_direct = disk.alignment().is_some();
         // As the machine starts a disk of one queue.
         let options = EngineOptions {
             threads: 8,
@@ -88,7 +89,7 @@ impl Stack {
             Timed { disk: EngineDisk(engine), clock: clock.clone(), timed: shape.timed, popping: None.into() };
         let poll_ns = shape.poll.as_nanos() as u64;
         let worker = BlkDevice::new(config).worker(0, backend, counters.clone());
-        let worker = Box::new(worker.with_round_bytes(disk_round_bytes(shape.kind, poll_ns)));
+        let worker = Box::new(worker.with_round_bytes(disk_round_bytes(shape.kind, poll_ns, is_direct)));
         let name = format!("worker-{}", next_number());
         let spec = WorkerSpec {
             name: name.clone(),

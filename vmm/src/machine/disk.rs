@@ -112,10 +112,12 @@ fn apart_bytes(one_cpu: bool) -> u64 {
 
 /// Bytes after which a step of a queue's worker takes no more requests, where the disk answers at once. io_uring costs a
 /// call a step, which a second request of the usual largest size shares; it is left out where the guest may have to wait for
-/// the worker's CPU, and where threads do the work: they do a single request in place.
-pub fn round_bytes(kind: Kind, poll_ns: u64) -> u64 {
+/// the worker's CPU, and where threads do the work: they do a single request in place. Past the page cache (`is_direct`) that
+/// would be one after the other, where the threads can wait for the disk side by side.
+pub fn round_bytes(kind: Kind, poll_ns: u64, is_direct: bool) -> u64 {
     match kind {
         Kind::IoUring if poll_ns > 0 => 256 << 10,
+        Kind::Threads if is_direct => u64::MAX,
         _ => 128 << 10,
     }
 }
@@ -201,8 +203,14 @@ mod tests {
     #[test]
     fn a_step_is_longer_only_where_it_spares_a_call_and_nobody_waits_for_the_cpu() {
         let bytes = [(Kind::IoUring, 50_000), (Kind::IoUring, 0), (Kind::Threads, 50_000)]
-            .map(|(kind, poll_ns)| round_bytes(kind, poll_ns));
+            .map(|(kind, poll_ns)| round_bytes(kind, poll_ns, false));
         assert_eq!(bytes, [256 << 10, 128 << 10, 128 << 10]);
+    }
+
+    #[test]
+    fn threads_that_wait_for_the_disk_are_given_all_there_is() {
+        assert_eq!([50_000, 0].map(|poll_ns| round_bytes(Kind::Threads, poll_ns, true)), [u64::MAX; 2]);
+        assert_eq!(round_bytes(Kind::IoUring, 50_000, true), 256 << 10);
     }
 
     #[test]

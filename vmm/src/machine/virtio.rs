@@ -183,6 +183,7 @@ impl Builder<'_> {
         let ram = Arc::new(self.vm.ram().clone());
         let options = disk::engine(config, queues);
         let poll_ns = disk::poll_ns(config);
+        let round_bytes = disk::round_bytes(options.kind, poll_ns, disk.alignment().is_some());
         let mut specs = Vec::new();
         let (mut counters, mut requests) = (Vec::new(), Vec::new());
         for queue in 0..queues {
@@ -199,7 +200,7 @@ impl Builder<'_> {
             let (clock, stats) = (Arc::new(HostClock), Arc::new(BlkStats::new(config.latency)));
             let worker = device.worker(queue, EngineDisk(engine), count.clone());
             let worker = worker.with_throttle(Throttle::new(limits, clock.clone())).with_stats(stats.clone(), clock);
-            let worker = Box::new(worker.with_round_bytes(disk::round_bytes(options.kind, poll_ns)));
+            let worker = Box::new(worker.with_round_bytes(round_bytes));
             requests.push(stats);
             specs.push(WorkerSpec { name, worker, wake, backend_fd: None, counters: vec![count.clone()], poll_ns });
             counters.push(count);

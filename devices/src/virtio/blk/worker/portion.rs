@@ -14,6 +14,8 @@ pub(super) const MOST_CHAINS: u16 = 16;
 pub(super) const MOST_BYTES: u64 = 128 << 10;
 /// How many times as many chains as were taken have to wait for a step to go beyond these bytes.
 const DEEP: u16 = 2;
+/// So many have to in any case: a driver that has no more under way would wait for all of them.
+const LEAST_DEEP: u16 = 4;
 /// And how many times these bytes it takes at most.
 const MOST_TIMES: u64 = 8;
 
@@ -61,7 +63,7 @@ impl Portion {
         }
         // Half as much more, where that is a chain.
         let may_be_longer = chains > 1 && bytes < most_bytes.saturating_add(most_bytes / 2);
-        let deep = chains.saturating_mul(DEEP);
+        let deep = chains.saturating_mul(DEEP).max(LEAST_DEEP);
         // What was seen is older with every step. A look costs the driver's CPU a cache line: only where it is promising.
         if queue.seen() < deep && (queue.seen() > chains || may_be_longer) {
             queue.look(mem);
