@@ -91,8 +91,9 @@ struct Table {
     first: u32,
 }
 
-/// Entries from which on descriptors that are alike are looked for in a table. A header, a buffer and a status are not.
-const LONG_TABLE: u16 = 6;
+/// Length of a table from which on descriptors that are alike are looked for in it: six. A header, a buffer and a status are
+/// not.
+const LONG_TABLE_BYTES: u32 = 6 * Descriptor::SIZE as u32;
 
 /// What the descriptors come to at the end of a walk through a table, and the indirect descriptor that ends it, if one does.
 type Walked = (Sum, Option<Descriptor>);
@@ -378,7 +379,11 @@ impl Split {
         let first = mem.read_descriptor(entry_of(self.ring.desc_table(), head))?;
         if first.flags & Descriptor::INDIRECT != 0 {
             body.slots = 1;
-            return self.walk_indirect(mem, first, self.parser.sum(), body);
+            let sum = self.parser.sum();
+            return match first.len < LONG_TABLE_BYTES {
+                true => self.walk_indirect::<false, _>(mem, first, sum, body),
+                false => self.walk_indirect::<true, _>(mem, first, sum, body),
+            };
         }
         if first.flags & Descriptor::NEXT == 0 {
             // One buffer alone, as network cards have them: there is nothing to walk.
@@ -412,15 +417,16 @@ impl Split {
             Some(indirect) => {
                 // It is in the ring as well.
                 body.slots = body.slots.saturating_add(1);
-                self.walk_indirect(mem, indirect, sum, body)
+                self.walk_indirect::<true, _>(mem, indirect, sum, body)
             }
             None => sum.close(body),
         }
     }
 
-    /// Walks the table that `desc` names, which ends the chain; the descriptors before it come to `sum`.
+    /// Walks the table that `desc` names, which ends the chain; the descriptors before it come to `sum`. For `RUNS` see
+    /// [`walk`](Self::walk).
     #[inline(never)]
-    fn walk_indirect<M: RingMem + ?Sized>(
+    fn walk_indirect<const RUNS: bool, M: RingMem + ?Sized>(
         &mut self,
         mem: &M,
         desc: Descriptor,
@@ -429,35 +435,6 @@ impl Split {
     ) -> Result<(), QueueError> {
         check_indirect(self.parser.indirect(), desc)?;
         let entries = self.parser.table_entries(desc.len)?;
-        match entries < LONG_TABLE {
-            true => self.walk_table::<false, _>(mem, desc, entries, sum, body),
-            false => self.walk_long_table(mem, desc, entries, sum, body),
-        }
-    }
-
-    /// As [`walk_table`](Self::walk_table), of one in which many descriptors are alike.
-    #[inline(never)]
-    fn walk_long_table<M: RingMem + ?Sized>(
-        &mut self,
-        mem: &M,
-        desc: Descriptor,
-        entries: u16,
-        sum: Sum,
-        body: &mut Body,
-    ) -> Result<(), QueueError> {
-        self.walk_table::<true, _>(mem, desc, entries, sum, body)
-    }
-
-    /// Walks a table of so many entries, see [`walk_indirect`](Self::walk_indirect) and [`walk`](Self::walk).
-    #[inline(always)]
-    fn walk_table<const RUNS: bool, M: RingMem + ?Sized>(
-        &mut self,
-        mem: &M,
-        desc: Descriptor,
-        entries: u16,
-        sum: Sum,
-        body: &mut Body,
-    ) -> Result<(), QueueError> {
         let table = Table { addr: desc.addr, entries: entries.into(), first: 0 };
         let (sum, nested) = match mem.table(desc.addr, entries) {
             Some(read) => self.walk::<RUNS, _>(mem, table, read, None, sum, body)?,
