@@ -134,7 +134,7 @@ pub fn wait_for_thread(name: &str) -> io::Result<i32> {
     }
 }
 
-/// A number that no other worker of this process has.
+/// A number that nobody else in this process has.
 pub fn next_number() -> u64 {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     NUMBER.fetch_add(1, Ordering::Relaxed)

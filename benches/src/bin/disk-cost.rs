@@ -51,8 +51,9 @@ mod linux {
                 queue.run(requests, depth, |queue| disk_cost_measured(&mut || queue.step()));
             }
             "raw" => {
-                let file = disk::open(&told.path, false).expect("the file opens");
-                let mut raw = Raw::new(file, &disk::counted_load(told)).expect("io_uring");
+                let load = disk::counted_load(told);
+                let file = disk::open(&told.path, &load).expect("the file opens");
+                let mut raw = Raw::new(file, &load).expect("io_uring");
                 disk_cost_measured(&mut || drop(raw.run_count(requests).expect("reads")));
             }
             _ => drop(disk::counted_stack(told).expect("a stack").run_count(requests)),

@@ -1,11 +1,11 @@
-//! Reads of a file through zvmm's whole path, without a VM, against a plain io_uring loop on the same file with the same
-//! flags: `cargo run --release -p benches --bin disk-file -- --realtime`.
+//! Reads and writes of a file through zvmm's whole path, without a VM, against a plain io_uring loop on the same file with
+//! the same flags: `cargo run --release -p benches --bin disk-file -- --realtime`.
 //!
 //! The stack is the machine's own (guest memory, worker in its thread, engine, real wake-ups); a thread on another CPU is
 //! the guest's driver. The loop has the worker's CPU. In every round each side runs once, in turn; a ratio is made of the
 //! two runs of one round, and the median of the rounds counts. `--check` fails where a limit is not kept.
 //!
-//! Where `qemu-storage-daemon` is installed it is one more side: the same driver reads through it, by vhost-user. No limit
+//! Where `qemu-storage-daemon` is installed it is one more side: the same driver has it work, by vhost-user. No limit
 //! is set by it.
 
 #[cfg(target_os = "linux")]
@@ -46,7 +46,7 @@ mod linux {
 
     #[derive(Parser)]
     struct Options {
-        /// The file to read; made where it is not there, kept for the next time
+        /// The file; made where it is not there, kept for the next time
         #[arg(long, default_value = "target/bench-disk.img")]
         file: PathBuf,
         /// Its size where it is made, MiB
@@ -109,17 +109,17 @@ mod linux {
 
     fn loads() -> Vec<Load> {
         let mut loads = Vec::new();
-        for direct in [false, true] {
-            let random =
-                [1, 32, 128].map(|depth| Load { depth, bytes: 4 << 10, piece_bytes: 4 << 10, random: true, direct });
-            loads.extend(random);
+        // Reads first: what was written is on its way to the disk for a while.
+        for (writes, direct) in [(false, false), (false, true), (true, true), (true, false)] {
+            let random = Load { depth: 1, bytes: 4 << 10, piece_bytes: 4 << 10, random: true, writes, direct };
+            loads.extend([1, 32, 128].map(|depth| Load { depth, ..random }));
             let sequential = [(4, 4 << 10), (4, 128 << 10), (32, 4 << 10), (32, 128 << 10)];
             loads.extend(sequential.map(|(depth, piece_bytes)| Load {
                 depth,
                 bytes: 128 << 10,
                 piece_bytes,
                 random: false,
-                direct,
+                ..random
             }));
         }
         loads
@@ -145,13 +145,14 @@ mod linux {
         let halt_poll = Duration::from_micros(if sleeps { 0 } else { options.halt_poll_us });
         let poll = Duration::from_micros(options.poll_us);
         let shape = |kind, timed| EngineShape { kind, timed, halt_poll, poll };
-        let start = |kind, timed| Stack::start(&options.file, load, shape(kind, timed));
         let mut sides: [Side; DAEMON + 1] = Default::default();
         let mut round_trips_us = Vec::new();
         let mut has_daemon = false;
         for _ in 0..SET_UPS {
-            let mut raw = Raw::new(disk::open(&options.file, load.direct)?, load)?;
-            let mut stacks = ENGINES.map(|(_, kind)| start(kind, false)).into_iter().collect::<io::Result<Vec<_>>>()?;
+            let mut raw = Raw::new(disk::open(&options.file, load)?, load)?;
+            let disk = disk::open_disk(&options.file, load)?;
+            let start = |(_, kind)| Stack::start(disk.clone(), load, shape(kind, false));
+            let mut stacks = ENGINES.map(start).into_iter().collect::<io::Result<Vec<_>>>()?;
             let mut daemon = start_daemon(options, load, halt_poll)?;
             has_daemon = daemon.is_some();
             for round in 0..=options.rounds.div_ceil(SET_UPS) {
@@ -188,7 +189,7 @@ mod linux {
         }
         let [floor, ours @ .., theirs] = &sides;
         for ((engine, kind), side) in ENGINES.iter().zip(ours) {
-            let mut timed = start(*kind, true)?;
+            let mut timed = Stack::start(disk::open_disk(&options.file, load)?, load, shape(*kind, true))?;
             timed.run(time * 10);
             let [submit_us, complete_us] = timed.worker_times_us();
             drop(timed);
@@ -210,6 +211,7 @@ mod linux {
             };
             let ratio = "requests a second, of the plain loop's";
             match (load.random, load.direct, load.depth) {
+                _ if load.writes => {}
                 (false, ..) => least(ratio, median(&ratios), SEQUENTIAL_RATIO),
                 _ if sleeps => {}
                 (true, true, _) => least(ratio, median(&ratios), DIRECT_RATIO),
@@ -254,9 +256,10 @@ mod linux {
         );
         for direct in [false, true] {
             disk::set_cached(&options.file, !direct)?;
-            let load = Load { depth: 32, bytes: 4 << 10, piece_bytes: 4 << 10, random: true, direct };
+            let load = Load { depth: 32, bytes: 4 << 10, piece_bytes: 4 << 10, random: true, writes: false, direct };
             for (engine, kind) in ENGINES {
-                let mut stack = Stack::start(&options.file, &load, EngineShape::sleeping(kind))?;
+                let disk = disk::open_disk(&options.file, &load)?;
+                let mut stack = Stack::start(disk, &load, EngineShape::sleeping(kind))?;
                 let (mut parked, mut call) = (Vec::new(), Vec::new());
                 for _ in 0..options.resets {
                     let times = stack.reset_under_load();

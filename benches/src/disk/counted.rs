@@ -5,7 +5,7 @@ use std::path::Path;
 
 use devices_host::engine::Kind;
 
-use super::{EngineShape, Load, Stack, prepare_file};
+use super::{EngineShape, Load, Stack, open_disk, prepare_file};
 use crate::counted::CountedRun;
 
 const FILE_BYTES: u64 = 16 << 20;
@@ -21,14 +21,15 @@ pub fn prepare_counted(path: &Path) -> io::Result<()> {
 /// What is read.
 #[must_use]
 pub fn counted_load(told: &CountedRun) -> Load {
-    Load { depth: told.depth, bytes: 4096, piece_bytes: 4096, random: true, direct: false }
+    Load { depth: told.depth, bytes: 4096, piece_bytes: 4096, random: true, writes: false, direct: false }
 }
 
 /// zvmm's own stack, with the engine that the side is named after.
 ///
 /// # Errors
-/// As [`Stack::start`]'s.
+/// As [`Stack::start`]'s, and where the file cannot be opened.
 pub fn counted_stack(told: &CountedRun) -> io::Result<Stack> {
     let kind = if told.side == "threads" { Kind::Threads } else { Kind::IoUring };
-    Stack::start(&told.path, &counted_load(told), EngineShape::sleeping(kind))
+    let load = counted_load(told);
+    Stack::start(open_disk(&told.path, &load)?, &load, EngineShape::sleeping(kind))
 }

@@ -36,9 +36,10 @@ impl Daemon {
     /// than it does by default.
     ///
     /// # Errors
-    /// `NotFound` where there is no such program; when it cannot serve the file, or reads something else than the file has.
+    /// `NotFound` where there is no such program; when it cannot serve the file, or a request moves something else than the file
+    /// has then.
     pub fn start(program: &Path, path: &Path, load: &Load, halt_poll: Duration) -> io::Result<Self> {
-        let mut process = on_worker_cpu(|| Process::start(program, path, load.direct))??;
+        let mut process = on_worker_cpu(|| Process::start(program, path, load))??;
         let mem = allocate(&Driver::memory(load), &RamOptions { shared: true, ..RamOptions::default() })
             .map_err(io::Error::other)?;
         let file = File::open(path)?;
@@ -47,14 +48,14 @@ impl Daemon {
         let front = Frontend::from_stream(process.connect()?, 1);
         serve(&front, &mem, &guest, &kick).map_err(io::Error::other)?;
         let mut daemon = Self { guest, _front: front, process };
-        let (mut read, mut wanted) = (vec![0; load.bytes], vec![0; load.bytes]);
-        let offset_bytes = daemon.guest.read_first(&mut read);
+        let (mut moved, mut on_disk) = (vec![0; load.bytes], vec![0; load.bytes]);
+        let offset_bytes = daemon.guest.move_first(&mut moved);
         make_blocking(&daemon.guest.interrupt())?;
-        file.read_exact_at(&mut wanted, offset_bytes)?;
-        if read == wanted { Ok(daemon) } else { Err(io::Error::other("the daemon read something else")) }
+        file.read_exact_at(&mut on_disk, offset_bytes)?;
+        if moved == on_disk { Ok(daemon) } else { Err(io::Error::other("the daemon moved something else")) }
     }
 
-    /// Reads for `time`.
+    /// Has requests done for `time`.
     pub fn run(&mut self, time: Duration) -> Times {
         self.guest.run(time)
     }
@@ -117,22 +118,23 @@ struct Process {
 }
 
 impl Process {
-    fn start(program: &Path, path: &Path, direct: bool) -> io::Result<Self> {
+    fn start(program: &Path, path: &Path, load: &Load) -> io::Result<Self> {
         let socket = std::env::temp_dir().join(format!("disk-file-{}.sock", std::process::id()));
         // A comma in a value is written twice.
         let value = |path: &Path| path.display().to_string().replace(',', ",,");
         // The file is locked by the stacks of the same run.
-        let direct = if direct { "on" } else { "off" };
+        let switch = |on| if on { "on" } else { "off" };
+        let (direct, read_only, writable) = (switch(load.direct), switch(!load.writes), switch(load.writes));
         let mut command = Command::new(program);
         command
             .args(["--object", "iothread,id=io0", "--blockdev"])
             .arg(format!(
-                "driver=file,node-name=disk0,filename={},read-only=on,locking=off,aio=io_uring,cache.direct={direct}",
+                "driver=file,node-name=disk0,filename={},read-only={read_only},locking=off,aio=io_uring,cache.direct={direct}",
                 value(path)
             ))
             .arg("--export")
             .arg(format!(
-                "type=vhost-user-blk,id=export0,node-name=disk0,iothread=io0,addr.type=unix,addr.path={}",
+                "type=vhost-user-blk,id=export0,node-name=disk0,writable={writable},iothread=io0,addr.type=unix,addr.path={}",
                 value(&socket)
             ))
             .stdin(Stdio::null());
@@ -191,14 +193,14 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_not_found() {
-        let load = Load { depth: 1, bytes: 4096, piece_bytes: 4096, random: true, direct: false };
+        let load = Load { depth: 1, bytes: 4096, piece_bytes: 4096, random: true, writes: false, direct: false };
         let error = Daemon::start(Path::new("/no/such/daemon"), Path::new("/dev/null"), &load, Duration::ZERO);
         assert_eq!(error.err().map(|error| error.kind()), Some(io::ErrorKind::NotFound));
     }
 
     #[test]
     fn a_program_that_serves_nothing_is_no_daemon() {
-        let load = Load { depth: 1, bytes: 4096, piece_bytes: 4096, random: true, direct: false };
+        let load = Load { depth: 1, bytes: 4096, piece_bytes: 4096, random: true, writes: false, direct: false };
         let error = Daemon::start(Path::new("true"), Path::new("/dev/null"), &load, Duration::ZERO).err();
         assert!(error.is_some_and(|error| error.to_string().starts_with("the daemon ended: exit status: 0")));
     }

@@ -10,7 +10,7 @@ use devices::virtio::QueueState;
 use devices::virtio::queue::{Descriptor, F_EVENT_IDX, F_INDIRECT_DESC};
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::Load;
+use super::{Load, written};
 use crate::ring::{DriverRing, SIZE, put};
 
 /// Where everything lies: rings and requests below 4 GiB, data above, in two regions as large guests have them.
@@ -41,25 +41,33 @@ impl Driver {
         [(0, (TABLES + tables).next_multiple_of(2 << 20)), (DATA, data.next_multiple_of(2 << 20))]
     }
 
-    /// Prepares the reads of `load`.
+    /// Prepares the requests of `load`.
     ///
     /// # Panics
     /// Where `mem` is not [`memory`](Self::memory).
     #[must_use]
     pub fn new(mem: GuestRam, load: &Load) -> Self {
-        let Load { depth, bytes, piece_bytes, .. } = *load;
+        let Load { depth, bytes, piece_bytes, writes, .. } = *load;
         assert!(depth <= usize::from(SIZE));
         let mut ring = DriverRing::new(mem.clone(), RING);
+        let (kind, moved) = match writes {
+            false => (TYPE_IN, Descriptor::WRITE),
+            true => (TYPE_OUT, 0),
+        };
+        if writes {
+            let data = written(depth * bytes);
+            mem.write_slice(&data, GuestAddress(DATA)).expect("data");
+        }
         for slot in 0..depth as u64 {
             let (header, status) = (HEADERS + 16 * slot, STATUS + slot);
-            // The header's first word is VIRTIO_BLK_T_IN (virtio 1.3 §5.2.6), which is zero, as fresh memory is.
+            mem.write_obj(kind, GuestAddress(header)).expect("a header");
             let pieces = pieces(load);
             let table = TABLES + slot * table_bytes(load);
             let link = |n: u64| (n + 1) as u16;
             put(&mem, table, Descriptor { addr: header, len: 16, flags: Descriptor::NEXT, next: link(0) });
             for piece in 0..pieces {
                 let addr = DATA + slot * bytes as u64 + piece * piece_bytes as u64;
-                let flags = Descriptor::NEXT | Descriptor::WRITE;
+                let flags = Descriptor::NEXT | moved;
                 let len = piece_bytes as u32;
                 put(&mem, table + 16 * (piece + 1), Descriptor { addr, len, flags, next: link(piece + 1) });
             }
@@ -103,7 +111,7 @@ impl Driver {
         });
     }
 
-    /// What request `slot` has read; `into` is as long as every request.
+    /// What request `slot` has read, or writes; `into` is as long as every request.
     ///
     /// # Panics
     /// When there is no such request.
@@ -112,6 +120,10 @@ impl Driver {
         self.mem.read_slice(into, GuestAddress(at)).expect("data");
     }
 }
+
+/// `VIRTIO_BLK_T_IN` and `VIRTIO_BLK_T_OUT`, a header's first word (virtio 1.3 §5.2.6).
+const TYPE_IN: u32 = 0;
+const TYPE_OUT: u32 = 1;
 
 /// `VIRTIO_BLK_F_FLUSH` (virtio 1.3 §5.2.3): without it every write is durable.
 const FLUSH: u64 = 1 << 9;

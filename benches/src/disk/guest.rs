@@ -1,4 +1,4 @@
-//! The guest's side: a driver's thread that reads, whoever serves its queue.
+//! The guest's side: a driver's thread, whoever serves its queue.
 
 use std::io;
 use std::sync::Arc;
@@ -72,19 +72,19 @@ impl Guest {
         self.interrupt.clone()
     }
 
-    /// Reads for `time`.
+    /// Has requests done for `time`.
     pub fn run(&mut self, time: Duration) -> Times {
         let end = Instant::now() + time;
         self.run_while(|_| Instant::now() < end)
     }
 
-    /// Reads until so many are done.
+    /// Has requests done until they are so many.
     pub fn run_count(&mut self, count: u64) -> Times {
         self.run_while(|done| done < count)
     }
 
-    /// Fills the queue once; what its first read brought goes to `into`, and from where it came is returned.
-    pub fn read_first(&mut self, into: &mut [u8]) -> u64 {
+    /// Fills the queue once; what its first request moved goes to `into`, and its place on the disk is returned.
+    pub fn move_first(&mut self, into: &mut [u8]) -> u64 {
         let offset_bytes = self.offsets.clone().take();
         self.run_count(1);
         self.driver.data(0, into);
@@ -131,7 +131,7 @@ impl Guest {
         times
     }
 
-    /// Fills the queue with reads that nobody waits for.
+    /// Fills the queue with requests that nobody waits for.
     pub fn fill(&mut self) {
         for slot in 0..self.depth as u16 {
             self.driver.post(slot, self.offsets.take());

@@ -12,7 +12,7 @@ pub use daemon::Daemon;
 pub use driver::Driver;
 pub use guest::Times;
 pub use raw::Raw;
-pub use stack::{EngineShape, Stack};
+pub use stack::{EngineShape, Stack, open_disk};
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -20,7 +20,9 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// What a load reads.
+use crate::threads::next_number;
+
+/// What a load does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
     /// Requests in flight.
@@ -29,23 +31,27 @@ pub struct Load {
     pub bytes: usize,
     /// Bytes of each of its buffers: a page, as a guest's memory is scattered, or as much as a request.
     pub piece_bytes: usize,
-    /// Where each request reads: anywhere, or behind the last one.
+    /// Where each request is for: anywhere, or behind the last one.
     pub random: bool,
+    /// Writes, not reads.
+    pub writes: bool,
     /// Past the host's page cache.
     pub direct: bool,
 }
 
 impl Load {
-    /// Its name in tables: `rr32` reads 4 KiB at random with 32 in flight, `sr4` 128 KiB in sequence with 4, into pages, and
-    /// `sr4-whole` into one buffer each.
+    /// Its name in tables: `rr32` reads 4 KiB at random with 32 in flight, `sw4` writes 128 KiB in sequence with 4, from pages,
+    /// and `sw4-whole` from one buffer each.
     #[must_use]
     pub fn name(&self) -> String {
         let whole = self.bytes > 4 << 10 && self.piece_bytes == self.bytes;
-        format!("{}{}{}", if self.random { "rr" } else { "sr" }, self.depth, if whole { "-whole" } else { "" })
+        let order = if self.random { "r" } else { "s" };
+        let what = if self.writes { "w" } else { "r" };
+        format!("{order}{what}{}{}", self.depth, if whole { "-whole" } else { "" })
     }
 }
 
-/// Offsets of reads, in the order of a [`Load`].
+/// Offsets of requests, in the order of a [`Load`].
 #[derive(Clone, Debug)]
 pub struct Offsets {
     blocks: u64,
@@ -98,20 +104,29 @@ pub fn prepare_file(path: &Path, len: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Opens a file for reading, past the page cache or not.
+/// What the requests of a load write, so many bytes: words that do not repeat, and others each time, so that what an earlier
+/// load left is not taken for it.
+fn written(bytes: usize) -> Vec<u8> {
+    let first = u64::from(std::process::id()) << 40 ^ next_number() << 32;
+    (0..bytes as u64 / 8).flat_map(|n| (first | n).to_le_bytes()).collect()
+}
+
+/// Opens a file as a load needs it.
 ///
 /// # Errors
 /// What the system says.
-pub fn open(path: &Path, direct: bool) -> io::Result<File> {
-    File::options().read(true).custom_flags(if direct { libc::O_DIRECT } else { 0 }).open(path)
+pub fn open(path: &Path, load: &Load) -> io::Result<File> {
+    let flags = if load.direct { libc::O_DIRECT } else { 0 };
+    File::options().read(true).write(load.writes).custom_flags(flags).open(path)
 }
 
-/// Puts all of a file into the page cache, or takes it out.
+/// Puts all of a file into the page cache, or takes it out; what was written to it is on the disk then.
 ///
 /// # Errors
 /// What the system says.
 pub fn set_cached(path: &Path, cached: bool) -> io::Result<()> {
-    let mut file = open(path, false)?;
+    let mut file = File::open(path)?;
+    file.sync_all()?;
     if cached {
         return io::copy(&mut file, &mut io::sink()).map(drop);
     }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use devices::GuestRam;
 use devices_host::ram::{RamOptions, allocate};
 use io_uring::{IoUring, opcode, types};
-use vm_memory::{GuestAddress, GuestMemoryBackend as _};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
 
-use super::{Load, Offsets, Times};
+use super::{Load, Offsets, Times, written};
 
 /// One thread that submits, waits and submits again, into memory of the same kind as a guest's.
 pub struct Raw {
@@ -18,13 +18,13 @@ pub struct Raw {
     offsets: Offsets,
     load: Load,
     _mem: GuestRam,
-    /// The buffers of the reads, by slot.
+    /// The buffers of the requests, by slot.
     pieces: Vec<libc::iovec>,
     _file: File,
 }
 
 impl Raw {
-    /// A loop over `file`, opened with the load's flags.
+    /// A loop over `file`, which was opened for the load.
     ///
     /// # Errors
     /// When there is no io_uring, or no memory.
@@ -33,6 +33,9 @@ impl Raw {
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         let bytes = ((load.depth * load.bytes) as u64).next_multiple_of(2 << 20);
         let mem = allocate(&[(0, bytes)], &RamOptions::default()).map_err(io::Error::other)?;
+        if load.writes {
+            mem.write_slice(&written(load.depth * load.bytes), GuestAddress(0)).map_err(io::Error::other)?;
+        }
         let at = mem.get_host_address(GuestAddress(0)).map_err(io::Error::other)?;
         let piece = |n: usize| libc::iovec {
             iov_base: at.wrapping_add(n * load.piece_bytes).cast(),
@@ -49,19 +52,19 @@ impl Raw {
         })
     }
 
-    /// Reads for `time`.
+    /// Has requests done for `time`.
     ///
     /// # Errors
-    /// When a read fails.
+    /// When one fails.
     pub fn run(&mut self, time: Duration) -> io::Result<Times> {
         let end = Instant::now() + time;
         self.run_while(|_| Instant::now() < end)
     }
 
-    /// Reads until so many are done.
+    /// Has requests done until they are so many.
     ///
     /// # Errors
-    /// When a read fails.
+    /// When one fails.
     pub fn run_count(&mut self, count: u64) -> io::Result<Times> {
         self.run_while(|done| done < count)
     }
@@ -76,7 +79,7 @@ impl Raw {
             let began = if single { Some(Instant::now()) } else { None };
             if more(times.requests) {
                 for slot in free.drain(..) {
-                    self.read(slot)?;
+                    self.begin(slot)?;
                     in_flight += 1;
                 }
             }
@@ -87,7 +90,7 @@ impl Raw {
             let completions = self.ring.completion();
             for entry in completions {
                 if entry.result() != self.load.bytes as i32 {
-                    return Err(io::Error::other(format!("a read ended with {}", entry.result())));
+                    return Err(io::Error::other(format!("a request ended with {}", entry.result())));
                 }
                 free.push(entry.user_data());
                 in_flight -= 1;
@@ -101,18 +104,19 @@ impl Raw {
         Ok(times)
     }
 
-    fn read(&mut self, slot: u64) -> io::Result<()> {
+    fn begin(&mut self, slot: u64) -> io::Result<()> {
         let count = self.load.bytes / self.load.piece_bytes;
         let offset = self.offsets.take();
-        let entry = match &self.pieces[slot as usize * count..][..count] {
-            [whole] => {
-                opcode::Read::new(types::Fixed(0), whole.iov_base.cast(), self.load.bytes as u32).offset(offset).build()
-            }
-            pieces => opcode::Readv::new(types::Fixed(0), pieces.as_ptr(), count as u32).offset(offset).build(),
+        let (file, len) = (types::Fixed(0), self.load.bytes as u32);
+        let entry = match (&self.pieces[slot as usize * count..][..count], self.load.writes) {
+            ([whole], false) => opcode::Read::new(file, whole.iov_base.cast(), len).offset(offset).build(),
+            ([whole], true) => opcode::Write::new(file, whole.iov_base.cast(), len).offset(offset).build(),
+            (pieces, false) => opcode::Readv::new(file, pieces.as_ptr(), count as u32).offset(offset).build(),
+            (pieces, true) => opcode::Writev::new(file, pieces.as_ptr(), count as u32).offset(offset).build(),
         };
         let entry = entry.user_data(slot);
         // SAFETY: the list of buffers lives as long as the ring, and what is in it is mapped for as long as `_mem`;
-        // `run_while` waits for every read it starts.
+        // `run_while` waits for every request it starts.
         unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)
     }
 }

@@ -58,17 +58,15 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts one on a file. The calling thread may run on the driver's CPU only from now on.
+    /// Starts one on a disk that was opened for the load. The calling thread may run on the driver's CPU only from now on.
     ///
     /// # Errors
-    /// When the file cannot be opened, or a thread or engine not started.
-    pub fn start(path: &Path, load: &Load, shape: EngineShape) -> io::Result<Self> {
-        let cache = if load.direct { Cache::Direct } else { Cache::Buffered };
-        let options = DiskOptions { read_only: true, cache, ..DiskOptions::default() };
-        let disk = Arc::new(Disk::open("disk0", path, options).map_err(io::Error::other)?);
+    /// When a thread or engine cannot be started, or there is no memory.
+    pub fn start(disk: Arc<Disk>, load: &Load, shape: EngineShape) -> io::Result<Self> {
         let disk_bytes = disk.size_bytes();
         let mem = allocate(&Driver::memory(load), &RamOptions::default()).map_err(io::Error::other)?;
-        let config = BlkConfig { capacity_sectors: disk_bytes / SECTOR_BYTES, read_only: true, ..BlkConfig::default() };
+        let config =
+            BlkConfig { capacity_sectors: disk_bytes / SECTOR_BYTES, read_only: !load.writes, ..BlkConfig::default() };
         let is_direct = disk.alignment().is_some();
         // As the machine starts a disk of one queue.
         let options = EngineOptions {
@@ -118,17 +116,17 @@ impl Stack {
         });
     }
 
-    /// Reads for `time`.
+    /// Has requests done for `time`.
     pub fn run(&mut self, time: Duration) -> Times {
         self.guest.run(time)
     }
 
-    /// Reads until so many are done.
+    /// Has requests done until they are so many.
     pub fn run_count(&mut self, count: u64) -> Times {
         self.guest.run_count(count)
     }
 
-    /// Fills the queue with reads, resets the device while they are under way, and starts it again. Returns how long the
+    /// Fills the queue, resets the device while its requests are under way, and starts it again. Returns how long the
     /// writing vCPU would be parked, and how long the call itself kept it, that is: any lock it holds.
     pub fn reset_under_load(&mut self) -> (Duration, Duration) {
         self.guest.fill();
@@ -171,6 +169,16 @@ impl Stack {
         let WorkerClock { submit_ns, submits, complete_ns, completes, .. } = &*self.clock;
         [mean([submit_ns, submits]), mean([complete_ns, completes])]
     }
+}
+
+/// Opens a file as a disk for stacks with such a load: several may have it, which lock it once.
+///
+/// # Errors
+/// When it cannot be opened, or locked.
+pub fn open_disk(path: &Path, load: &Load) -> io::Result<Arc<Disk>> {
+    let cache = if load.direct { Cache::Direct } else { Cache::Buffered };
+    let options = DiskOptions { read_only: !load.writes, cache, ..DiskOptions::default() };
+    Disk::open("disk0", path, options).map(Arc::new).map_err(io::Error::other)
 }
 
 impl Drop for Stack {
