@@ -12,10 +12,11 @@ mod linux {
     use std::process::ExitCode;
 
     use benches::counted::{CountedRun, main_counted};
-    use benches::disk::{self, Raw};
+    use benches::disk::{self, Driver, Raw};
     use benches::figures::Figure;
     use benches::instructions::{Counted, of_run};
     use benches::null::{Null as _, NullQueue};
+    use devices_host::ram::{RamOptions, allocate};
 
     /// Requests of the short run; the long one has twice as many.
     const REQUESTS: u64 = 4096;
@@ -53,7 +54,8 @@ mod linux {
             "raw" => {
                 let load = disk::counted_load(told);
                 let file = disk::open(&told.path, &load).expect("the file opens");
-                let mut raw = Raw::new(file, &load).expect("io_uring");
+                let mem = allocate(&Driver::memory(&load), &RamOptions::default()).expect("memory");
+                let mut raw = Raw::new(file, &load, mem).expect("io_uring");
                 disk_cost_measured(&mut || drop(raw.run_count(requests).expect("reads")));
             }
             _ => drop(disk::counted_stack(told).expect("a stack").run_count(requests)),

@@ -149,10 +149,11 @@ mod linux {
         let mut round_trips_us = Vec::new();
         let mut has_daemon = false;
         for _ in 0..SET_UPS {
-            let mut raw = Raw::new(disk::open(&options.file, load)?, load)?;
             let disk = disk::open_disk(&options.file, load)?;
             let start = |(_, kind)| Stack::start(disk.clone(), load, shape(kind, false));
             let mut stacks = ENGINES.map(start).into_iter().collect::<io::Result<Vec<_>>>()?;
+            // The memory of the side that the limits are for.
+            let mut raw = Raw::new(disk::open(&options.file, load)?, load, stacks[0].mem())?;
             let mut daemon = start_daemon(options, load, halt_poll)?;
             has_daemon = daemon.is_some();
             for round in 0..=options.rounds.div_ceil(SET_UPS) {

@@ -8,17 +8,20 @@ use std::sync::atomic::Ordering;
 use devices::GuestRam;
 use devices::virtio::QueueState;
 use devices::virtio::queue::{Descriptor, F_EVENT_IDX, F_INDIRECT_DESC};
-use vm_memory::{Bytes as _, GuestAddress};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryError};
 
 use super::{Load, written};
 use crate::ring::{DriverRing, SIZE, put};
 
 /// Where everything lies: rings and requests below 4 GiB, data above, in two regions as large guests have them.
 const RING: u64 = 0x1000;
-const HEADERS: u64 = 0x10000;
-const STATUS: u64 = 0x20000;
+const REQUESTS: u64 = 0x10000;
 const TABLES: u64 = 0x40000;
 const DATA: u64 = 1 << 32;
+
+/// Bytes that a request has at `REQUESTS`, for its header and its status byte: as with Linux, they share a cache line, and share
+/// it with no other request's (`struct virtblk_req`).
+const REQUEST_BYTES: u64 = 64;
 
 /// No status the device writes.
 const PENDING: u8 = 0xff;
@@ -41,6 +44,14 @@ impl Driver {
         [(0, (TABLES + tables).next_multiple_of(2 << 20)), (DATA, data.next_multiple_of(2 << 20))]
     }
 
+    /// Where the data of all requests lies in this process, those of a request behind those of the one before.
+    ///
+    /// # Errors
+    /// Where `mem` is not its [`memory`](Self::memory).
+    pub(super) fn host_data(mem: &GuestRam, load: &Load) -> Result<*mut u8, GuestMemoryError> {
+        Ok(mem.get_slice(GuestAddress(DATA), load.depth * load.bytes)?.ptr_guard_mut().as_ptr())
+    }
+
     /// Prepares the requests of `load`.
     ///
     /// # Panics
@@ -59,7 +70,7 @@ impl Driver {
             mem.write_slice(&data, GuestAddress(DATA)).expect("data");
         }
         for slot in 0..depth as u64 {
-            let (header, status) = (HEADERS + 16 * slot, STATUS + slot);
+            let (header, status) = (header(slot), status(slot));
             mem.write_obj(kind, GuestAddress(header)).expect("a header");
             let pieces = pieces(load);
             let table = TABLES + slot * table_bytes(load);
@@ -92,9 +103,9 @@ impl Driver {
 
     /// Posts request `slot` for a disk offset, to be seen when the ring is published.
     pub fn post(&mut self, slot: u16, offset_bytes: u64) {
-        let (slot64, sector) = (u64::from(slot), offset_bytes / 512);
-        self.mem.store(sector, GuestAddress(HEADERS + 16 * slot64 + 8), Ordering::Relaxed).expect("a header");
-        self.mem.store(PENDING, GuestAddress(STATUS + slot64), Ordering::Relaxed).expect("a status");
+        let (number, sector) = (u64::from(slot), offset_bytes / 512);
+        self.mem.store(sector, GuestAddress(header(number) + 8), Ordering::Relaxed).expect("a header");
+        self.mem.store(PENDING, GuestAddress(status(number)), Ordering::Relaxed).expect("a status");
         self.ring.post(slot);
     }
 
@@ -105,8 +116,9 @@ impl Driver {
     pub fn collect(&mut self, mut done: impl FnMut(u16)) {
         let Self { mem, ring } = self;
         ring.collect(|slot, _| {
-            let status: u8 = mem.load(GuestAddress(STATUS + u64::from(slot)), Ordering::Relaxed).expect("a status");
-            assert_eq!(status, 0, "request {slot} failed");
+            let at = GuestAddress(status(slot.into()));
+            let answer: u8 = mem.load(at, Ordering::Relaxed).expect("a status");
+            assert_eq!(answer, 0, "request {slot} failed");
             done(slot);
         });
     }
@@ -127,6 +139,14 @@ const TYPE_OUT: u32 = 1;
 
 /// `VIRTIO_BLK_F_FLUSH` (virtio 1.3 §5.2.3): without it every write is durable.
 const FLUSH: u64 = 1 << 9;
+
+fn header(slot: u64) -> u64 {
+    REQUESTS + REQUEST_BYTES * slot
+}
+
+fn status(slot: u64) -> u64 {
+    header(slot) + 16
+}
 
 /// Bytes of a request's indirect table.
 fn table_bytes(load: &Load) -> u64 {

@@ -53,6 +53,7 @@ pub struct Stack {
     interrupt: Arc<Interrupt>,
     counters: Arc<QueueCounters>,
     clock: Arc<WorkerClock>,
+    mem: GuestRam,
     /// The worker's thread.
     pub worker_thread: i32,
 }
@@ -100,9 +101,9 @@ impl Stack {
         let workers = DeviceWorkers::spawn(&mem, Rings::default(), vec![spec])?;
         bind_current(&[DRIVER_CPU])?;
         let worker_thread = wait_for_thread(&name)?;
-        let guest = Guest::new(mem, load, disk_bytes, wake, shape.halt_poll)?;
+        let guest = Guest::new(mem.clone(), load, disk_bytes, wake, shape.halt_poll)?;
         let interrupt = Arc::new(Interrupt { event: guest.interrupt(), clock: clock.clone() });
-        let stack = Self { workers, guest, interrupt, counters, clock, worker_thread };
+        let stack = Self { workers, guest, interrupt, counters, clock, mem, worker_thread };
         stack.activate();
         Ok(stack)
     }
@@ -145,6 +146,12 @@ impl Stack {
         self.guest.reset();
         self.activate();
         (parked, call)
+    }
+
+    /// The memory its driver has.
+    #[must_use]
+    pub fn mem(&self) -> GuestRam {
+        self.mem.clone()
     }
 
     /// The queue's counters.
