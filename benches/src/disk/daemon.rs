@@ -36,8 +36,8 @@ impl Daemon {
     /// than it does by default.
     ///
     /// # Errors
-    /// `NotFound` where there is no such program; when it cannot serve the file, or a request moves something else than the file
-    /// has then.
+    /// `NotFound` where there is no such program; when it cannot serve the file, or a request moves something else than the
+    /// file has then.
     pub fn start(program: &Path, path: &Path, load: &Load, halt_poll: Duration) -> io::Result<Self> {
         let mut process = on_worker_cpu(|| Process::start(program, path, load))??;
         let mem = allocate(&Driver::memory(load), &RamOptions { shared: true, ..RamOptions::default() })

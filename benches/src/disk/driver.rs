@@ -19,8 +19,8 @@ const REQUESTS: u64 = 0x10000;
 const TABLES: u64 = 0x40000;
 const DATA: u64 = 1 << 32;
 
-/// Bytes that a request has at `REQUESTS`, for its header and its status byte: as with Linux, they share a cache line, and share
-/// it with no other request's (`struct virtblk_req`).
+/// Bytes that a request has at `REQUESTS`, a cache line, for its header and its status byte. As with Linux they lie side by
+/// side, in memory of the request's own (`struct virtblk_req`).
 const REQUEST_BYTES: u64 = 64;
 
 /// No status the device writes.

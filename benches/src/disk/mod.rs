@@ -12,13 +12,16 @@ pub use daemon::Daemon;
 pub use driver::Driver;
 pub use guest::Times;
 pub use raw::Raw;
-pub use stack::{EngineShape, Stack, open_disk};
+pub use stack::{EngineShape, Stack};
 
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
+
+use devices_host::disk::{Cache, Disk, DiskOptions};
 
 use crate::threads::next_number;
 
@@ -118,6 +121,16 @@ fn written(bytes: usize) -> Vec<u8> {
 pub fn open(path: &Path, load: &Load) -> io::Result<File> {
     let flags = if load.direct { libc::O_DIRECT } else { 0 };
     File::options().read(true).write(load.writes).custom_flags(flags).open(path)
+}
+
+/// Opens a file as a disk for stacks with such a load: several may have it, which lock it once.
+///
+/// # Errors
+/// When it cannot be opened, or locked.
+pub fn open_disk(path: &Path, load: &Load) -> io::Result<Arc<Disk>> {
+    let cache = if load.direct { Cache::Direct } else { Cache::Buffered };
+    let options = DiskOptions { read_only: !load.writes, cache, ..DiskOptions::default() };
+    Disk::open("disk0", path, options).map(Arc::new).map_err(io::Error::other)
 }
 
 /// Puts all of a file into the page cache, or takes it out; what was written to it is on the disk then.

@@ -1,7 +1,6 @@
 //! zvmm's own way from a driver's ring to a file and back: queue worker in its thread, engine, real wake-ups.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use devices::virtio::counters::{QueueCounters, QueueCountersSnapshot};
 use devices::virtio::{Activation, NeedsReset, QueueRunner, VirtioInterrupt};
 use devices_host::Event;
 use devices_host::clock::monotonic_ns;
-use devices_host::disk::{Cache, Disk, DiskOptions};
+use devices_host::disk::Disk;
 use devices_host::engine::{Engine, EngineOptions, Kind};
 use devices_host::ram::{RamOptions, allocate};
 use devices_host::thread::bind_current;
@@ -176,16 +175,6 @@ impl Stack {
         let WorkerClock { submit_ns, submits, complete_ns, completes, .. } = &*self.clock;
         [mean([submit_ns, submits]), mean([complete_ns, completes])]
     }
-}
-
-/// Opens a file as a disk for stacks with such a load: several may have it, which lock it once.
-///
-/// # Errors
-/// When it cannot be opened, or locked.
-pub fn open_disk(path: &Path, load: &Load) -> io::Result<Arc<Disk>> {
-    let cache = if load.direct { Cache::Direct } else { Cache::Buffered };
-    let options = DiskOptions { read_only: !load.writes, cache, ..DiskOptions::default() };
-    Disk::open("disk0", path, options).map(Arc::new).map_err(io::Error::other)
 }
 
 impl Drop for Stack {
